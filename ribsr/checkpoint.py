@@ -1,0 +1,216 @@
+"""Reading and writing checkpoints: own files, the authors' `.pth`, safetensors. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ribsr import configs
+from ribsr.configs import CONFIGS, Config
+from ribsr.layers import RIBModel
+from ribsr.models import build
+
+FORMAT = 1
+"""Version of the own file format: {"ribsr": FORMAT, "config": …, "params": …}."""
+
+SCALES = (2, 3, 4)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded; the message names the file, what is wrong, and the choices."""
+
+
+def save(model: RIBModel, path: str | Path) -> None:
+    """Writes weights and configuration, atomically: safetensors if the name ends so, torch's format otherwise."""
+    path = Path(path)
+    params = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = configs.to_dict(model.config)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        if path.suffix == ".safetensors":
+            save_file(params, temporary, metadata={"ribsr": str(FORMAT), "config": json.dumps(config)})
+        else:
+            torch.save({"ribsr": FORMAT, "config": config, "params": params}, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load(path: str | Path, model: str | None = None, config: Config | str | Path | None = None) -> RIBModel:
+    """The model of a checkpoint, in float32 and eval mode, on the CPU.
+
+    path: an own file (configuration inside), the authors' `.pth` (`params_ema` before `params`), a bare state dict,
+        or `.safetensors`.
+    model: a name in CONFIGS, for files without a configuration; the scale is read off the weights.
+    config: instead of `model`, a configuration, own JSON or the authors' option YAML.
+
+    Raises CheckpointError: not a checkpoint, would execute code, no or a wrong configuration, missing or surplus keys,
+    wrong shapes. Window sizes cannot be read from weights (sst and sst+ have equal shapes), so nothing is guessed.
+    """
+    path = Path(path)
+    params, stored = _read(path)
+    chosen = _choose_config(path, params, stored, model, config)
+    with torch.device("meta"):
+        loaded = build(chosen)
+    _check_params(path, chosen, params, dict(loaded.state_dict()))
+    loaded.load_state_dict({key: value.float() for key, value in params.items()}, assign=True)
+    return loaded.eval().requires_grad_(True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
+    """Tensors and, in own files, the configuration."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            params = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+    if "ribsr" not in metadata:
+        return params, None
+    return params, _stored_config(path, json.loads(metadata["config"]))
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], Config | None]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path}: loading it would execute code (it holds more than tensors); refused. "
+                "Export its state dict alone, or convert it to safetensors where you trust it"
+            ) from None
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
+    stored = None
+    if "ribsr" in content:
+        if content["ribsr"] != FORMAT:
+            raise CheckpointError(f"{path}: own format {content['ribsr']}, this version reads {FORMAT}; update ribsr")
+        stored = _stored_config(path, content.get("config"))
+    params = next((content[key] for key in ("params_ema", "params") if content.get(key) is not None), content)
+    if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
+        raise CheckpointError(
+            f"{path}: no weights found; expected 'params_ema', 'params' or a state dict, "
+            f"got the keys {', '.join(map(str, list(content)[:4])) or '(none)'}"
+        )
+    return {str(key).removeprefix("module."): value for key, value in params.items()}, stored
+
+
+def _stored_config(path: Path, values: Any) -> Config:
+    try:
+        if not isinstance(values, Mapping):
+            raise configs.ConfigError(f"{path}: its configuration is missing")
+        return configs.from_dict(values, str(path))
+    except configs.ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _choose_config(
+    path: Path,
+    params: Mapping[str, Tensor],
+    stored: Config | None,
+    model: str | None,
+    config: Config | str | Path | None,
+) -> Config:
+    try:
+        if model is not None and config is not None:
+            raise CheckpointError(f"{path}: give a model name or a configuration, not both")
+        if isinstance(config, (str, Path)):
+            config = configs.read(config)
+        asked = config
+        if model is not None:
+            asked = configs.config(model)
+            asked = replace(asked, scale=_scale_of(path, asked, params))
+    except configs.ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if stored is not None and asked is not None and replace(asked, name=stored.name) != stored:
+        raise CheckpointError(
+            f"{path}: was made as {_title(stored)}, but {_title(asked)} was asked for; "
+            "leave out --model and --config for own checkpoints"
+        )
+    chosen = stored or asked
+    if chosen is None:
+        raise CheckpointError(
+            f"{path}: does not say which model it is, and window sizes cannot be read from weights; {_choices(params)}"
+        )
+    return chosen
+
+
+def _title(config: Config) -> str:
+    return f"{config.name} x{config.scale} (windows {','.join(map(str, config.windows))})"
+
+
+def _choices(params: Mapping[str, Tensor]) -> str:
+    """What to say to a user whose file does not name its model: the published ones that its shapes fit."""
+    shapes = {key: value.shape for key, value in params.items()}
+    fitting = [name for name in CONFIGS for scale in SCALES if shapes == _shapes(configs.config(name, scale))]
+    if not fitting:
+        return f"it fits none of {', '.join(CONFIGS)}; give its configuration with --config FILE (JSON or option YAML)"
+    named = " or ".join(f"--model {name}" for name in fitting)
+    return f"its weights fit {' and '.join(fitting)}: give {named} (or --config with the option YAML)"
+
+
+def _shapes(config: Config) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {key: value.shape for key, value in build(config).state_dict().items()}
+
+
+def _scale_of(path: Path, config: Config, params: Mapping[str, Tensor]) -> int:
+    """The upscaling factor that the upsampler's last width says."""
+    weight = params.get("upsampler.up_conv.weight")
+    if weight is None:
+        raise CheckpointError(f"{path}: missing key upsampler.up_conv.weight; not weights of {config.name}")
+    width = 3 if config.upsampler == "direct" else config.intermediate_dim
+    scale = next((s for s in SCALES if width * s * s == weight.shape[0]), None)
+    if scale is None:
+        raise CheckpointError(
+            f"{path}: upsampler.up_conv.weight has {weight.shape[0]} channels, which fits {config.name} at no scale "
+            f"({', '.join(f'x{s}: {width * s * s}' for s in SCALES)})"
+        )
+    return scale
+
+
+def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    title = _title(config)
+    if missing := [key for key in expected if key not in params]:
+        raise CheckpointError(f"{path}: {len(missing)} keys of {title} are missing, the first is {missing[0]}")
+    if surplus := [key for key in params if key not in expected]:
+        raise CheckpointError(f"{path}: {len(surplus)} keys do not belong to {title}, the first is {surplus[0]}")
+    wrong = [key for key in expected if params[key].shape != expected[key].shape]
+    if wrong:
+        shapes = [tuple(of[wrong[0]].shape) for of in (params, expected)]
+        hint = ""
+        if all(key.startswith("upsampler.up_conv") for key in wrong):
+            hint = "; the file was trained for another scale than the configuration says"
+        raise CheckpointError(f"{path}: {wrong[0]} is {shapes[0]}, {title} needs {shapes[1]}{hint}")
+    for key, value in params.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{path}: {key} is {value.dtype}, weights must be floating point")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinite values; the training run it is from diverged")

@@ -1,0 +1,254 @@
+"""Configurations: the eight published models in one table, own JSON and the authors' option files. No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Upsampler = Literal["direct", "pixelshuffle"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message says which field and what it may be."""
+
+
+@dataclass(frozen=True)
+class SSTConfig:
+    """An SST network: `blocks` blocks, each with one attention layer per entry of `windows`.
+
+    name: what the model is called in files and messages.
+    scale: upscaling factor.
+    dim: channels C; every entry of `heads` divides it.
+    heads, windows, ranks: per layer of a block: attention heads, side of the square window, width R of the RIB.
+    expansion: hidden width of the feed-forward part over `dim`.
+    upsampler: `direct` (one convolution to 3·scale² channels) or `pixelshuffle` (through `intermediate_dim` channels).
+    """
+
+    name: str
+    dim: int
+    heads: tuple[int, ...]
+    windows: tuple[int, ...]
+    ranks: tuple[int, ...]
+    blocks: int
+    expansion: float
+    upsampler: Upsampler
+    intermediate_dim: int = 64
+    rib_hidden_dim: int = 32
+    rib_freqs: int = 10
+    scale: int = 2
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if not len(self.windows) == len(self.heads) == len(self.ranks) > 0:
+            raise ConfigError(
+                f"{self.name}: windows, heads and ranks must have one entry per layer and the same length, "
+                f"got {len(self.windows)}, {len(self.heads)} and {len(self.ranks)}"
+            )
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """Cyclic shift of each layer: half a window on odd layers, and only where all windows are equal."""
+        equal = len(set(self.windows)) == 1
+        return tuple(window // 2 if equal and i % 2 else 0 for i, window in enumerate(self.windows))
+
+
+@dataclass(frozen=True)
+class ESCRIBConfig:
+    """An ESC-RIB network: `blocks` blocks of one attention layer and `conv_blocks` large-kernel layers.
+
+    pdim: channels that the shared `kernel_size` x `kernel_size` filter bank works on; the others pass it by.
+    The other fields are those of `SSTConfig`; heads, windows and ranks have one entry.
+    """
+
+    name: str
+    dim: int
+    pdim: int
+    kernel_size: int
+    heads: tuple[int, ...]
+    windows: tuple[int, ...]
+    ranks: tuple[int, ...]
+    blocks: int
+    conv_blocks: int
+    expansion: float
+    upsampler: Upsampler = "direct"
+    intermediate_dim: int = 64
+    rib_hidden_dim: int = 32
+    rib_freqs: int = 10
+    scale: int = 2
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if not len(self.windows) == len(self.heads) == len(self.ranks) == 1:
+            raise ConfigError(f"{self.name}: ESC-RIB has one attention layer a block: one window, heads and rank")
+        if not 1 < self.pdim <= self.dim or self.kernel_size % 2 == 0:
+            raise ConfigError(f"{self.name}: pdim must be 2 to dim ({self.dim}) and kernel_size odd")
+
+
+Config = SSTConfig | ESCRIBConfig
+
+
+def _check_common(config: Config) -> None:
+    positive = (config.dim, config.blocks, config.intermediate_dim, config.rib_hidden_dim, config.scale)
+    if min(*positive, *config.windows, *config.heads, *config.ranks) < 1 or config.rib_freqs < 0:
+        raise ConfigError(f"{config.name}: every size must be a positive whole number")
+    for heads in config.heads:
+        if config.dim % heads:
+            raise ConfigError(f"{config.name}: {heads} heads do not divide {config.dim} channels")
+    if config.upsampler not in ("direct", "pixelshuffle"):
+        raise ConfigError(f"{config.name}: upsampler must be direct or pixelshuffle, got {config.upsampler!r}")
+    if math.floor(config.dim * config.expansion) < 1:
+        raise ConfigError(f"{config.name}: expansion {config.expansion} leaves no hidden channel")
+
+
+def _sst(
+    name: str, dim: int, heads: int, windows: str, ranks: tuple[int, int], blocks: int, expansion: float, middle: int
+) -> SSTConfig:
+    sides = tuple(int(side) for side in windows.split(","))
+    return SSTConfig(
+        name=name,
+        dim=dim,
+        heads=(heads,) * 6,
+        windows=sides,
+        ranks=(ranks[0],) * 3 + (ranks[1],) * 3,
+        blocks=blocks,
+        expansion=expansion,
+        upsampler="pixelshuffle" if middle else "direct",
+        intermediate_dim=middle or 64,
+    )
+
+
+_TABLE: tuple[Config, ...] = (
+    #    name         dim  heads windows             ranks     blocks exp   middle channels of the upsampler
+    _sst("sst-light", 48, 3, "8,16,32,16,32,64", (16, 24), 5, 1.5, 0),
+    _sst("sst-light+", 48, 3, "16,32,48,32,48,96", (16, 24), 5, 1.5, 0),
+    _sst("sst", 180, 6, "16,32,64,16,32,64", (18, 34), 6, 1.25, 64),
+    _sst("sst+", 180, 6, "16,32,48,32,48,96", (18, 34), 6, 1.25, 64),
+    _sst("sst-l", 192, 6, "16,32,64,16,32,64", (16, 32), 8, 2, 96),
+    _sst("sst-l+", 192, 6, "16,32,48,32,48,96", (16, 32), 8, 2, 96),
+    _sst("sst-xl+", 224, 7, "16,32,48,32,48,96", (16, 32), 10, 2, 96),
+    ESCRIBConfig(
+        name="esc-rib",
+        dim=64,
+        pdim=16,
+        kernel_size=13,
+        heads=(4,),
+        windows=(64,),
+        ranks=(16,),
+        blocks=5,
+        conv_blocks=5,
+        expansion=1.25,
+    ),
+)
+
+CONFIGS: Mapping[str, Config] = {entry.name: entry for entry in _TABLE}
+"""The published models by name, at scale 2; `config(name, scale)` gives the others."""
+
+
+def config(name: str, scale: int = 2) -> Config:
+    """The published configuration `name` at `scale`; ConfigError names the choices when there is none."""
+    if name not in CONFIGS:
+        raise ConfigError(f"no model is called {name!r}; choose one of {', '.join(CONFIGS)}")
+    return replace(CONFIGS[name], scale=scale)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as JSON-ready values; `from_dict` reads it back."""
+    return {"architecture": "sst" if isinstance(config, SSTConfig) else "esc-rib", **asdict(config)}
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """Reads `to_dict`'s form. `source` names the file in errors."""
+    values = dict(values)
+    kind = {"sst": SSTConfig, "esc-rib": ESCRIBConfig}.get(values.pop("architecture", ""))
+    if kind is None:
+        raise ConfigError(f"{source}: 'architecture' must be sst or esc-rib")
+    known = {field.name for field in fields(kind)}
+    if surplus := sorted(set(values) - known):
+        raise ConfigError(f"{source}: unknown field {surplus[0]!r}; known: {', '.join(sorted(known))}")
+    for name in ("heads", "windows", "ranks"):
+        if name in values:
+            values[name] = tuple(values[name])
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{source}: {str(error).replace('__init__() ', '')}") from None
+
+
+# The authors' option names → ours. What maps to None must have the one value that the published models use.
+_AUTHORS = {
+    "dim": "dim",
+    "pdim": "pdim",
+    "kernel_size": "kernel_size",
+    "window_sizes": "windows",
+    "window_size": "windows",
+    "num_heads": "heads",
+    "ranks": "ranks",
+    "rank": "ranks",
+    "n_blocks": "blocks",
+    "conv_blocks": "conv_blocks",
+    "exp_ratio": "expansion",
+    "upsampler_type": "upsampler",
+    "intermediate_dim": "intermediate_dim",
+    "rib_hidden_dim": "rib_hidden_dim",
+    "rib_n_freqs": "rib_freqs",
+    "upscaling_factor": "scale",
+}
+_AUTHORS_FIXED = {"attn_type": "RIB", "gate_type": "DWC", "use_ln": False}
+
+
+def from_authors(options: Mapping[str, Any], source: str) -> Config:
+    """Reads the `network_g` section of the authors' option files (or a dict with their field names).
+
+    options: their constructor's arguments and `type` (SST or ESCRIB). source: names the file in errors.
+    """
+    options = dict(options)
+    kind = options.pop("type", None)
+    if kind not in ("SST", "ESCRIB"):
+        raise ConfigError(f"{source}: network_g type is {kind!r}; SST and ESCRIB are supported")
+    for name, value in _AUTHORS_FIXED.items():
+        if options.pop(name, value) != value:
+            raise ConfigError(f"{source}: {name} must be {value!r}: no other kind is supported")
+    if surplus := sorted(set(options) - set(_AUTHORS)):
+        raise ConfigError(f"{source}: unknown option {surplus[0]!r} in network_g")
+    values = {_AUTHORS[name]: value for name, value in options.items()}
+    values["upsampler"] = str(values.get("upsampler", "pixelshuffle_direct")).replace("pixelshuffle_direct", "direct")
+    values.setdefault("rib_hidden_dim", 64)  # their constructors' default, not the published models'
+    for name in ("heads", "windows", "ranks"):
+        if isinstance(values.get(name), int):
+            values[name] = [values[name]]
+    parsed = from_dict({"architecture": "sst" if kind == "SST" else "esc-rib", "name": "custom", **values}, source)
+    return next((known for known in _published(parsed.scale) if replace(known, name="custom") == parsed), parsed)
+
+
+def _published(scale: int) -> list[Config]:
+    return [replace(entry, scale=scale) for entry in _TABLE]
+
+
+def read(path: str | Path) -> Config:
+    """Reads a configuration file: own JSON (`to_dict`'s form) or the authors' option YAML.
+
+    Raises ConfigError for a file that is neither, OSError for one that cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix == ".json":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: holds no configuration (a JSON object is expected)")
+        return from_dict(values, str(path))
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    network = values.get("network_g") if isinstance(values, dict) else None
+    if not isinstance(network, dict):
+        raise ConfigError(f"{path}: has no network_g section; give the authors' option file or own JSON (.json)")
+    return from_authors(network, str(path))
