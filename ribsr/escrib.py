@@ -33,24 +33,26 @@ class LargeKernel(nn.Module):
         )
         for parameter in self.dwc_proj[-1].parameters():
             nn.init.zeros_(parameter)
+        taps = torch.eye(9, device="cpu").view(9, 1, 3, 3).repeat(pdim, 1, 1, 1)
+        self.register_buffer("taps", taps, persistent=False)
+        self.register_buffer("ones", torch.ones(pdim, 9, 1, 1, device="cpu"), persistent=False)
+        self.taps: Tensor
+        self.ones: Tensor
 
     def forward(self, x: Tensor, bank: Tensor) -> Tensor:
         """x [B, C, H, W], bank [pdim, pdim, K, K] → [B, C, H, W]."""
-        head, rest = x[:, : self.pdim], x[:, self.pdim :]
-        kernel = self.dwc_proj(head).view(-1, self.pdim, 9, 1, 1)
-        out = F.conv2d(head, bank, padding=bank.shape[-1] // 2) + _depthwise_per_picture(head, kernel)
+        head, rest = x.split([self.pdim, x.shape[1] - self.pdim], dim=1)
+        out = F.conv2d(head, bank, padding=bank.shape[-1] // 2) + self._dynamic(head)
         return torch.cat([out, rest], dim=1)
 
+    def _dynamic(self, x: Tensor) -> Tensor:
+        """Depthwise 3x3 with a kernel per picture, [B, pdim, H, W] → the same.
 
-def _depthwise_per_picture(x: Tensor, kernel: Tensor) -> Tensor:
-    """Depthwise 3x3 with a kernel per picture: x [B, C, H, W], kernel [B, C, 9, 1, 1].
-
-    Nine shifted multiply-adds: a convolution of B·C groups cannot be exported with a dynamic batch.
-    """
-    padded = F.pad(x, (1, 1, 1, 1))
-    ends = (-2, -1, None)
-    taps = [padded[:, :, i : ends[i], j : ends[j]] * kernel[:, :, 3 * i + j] for i in range(3) for j in range(3)]
-    return sum(taps[1:], taps[0])
+        A convolution of B·pdim groups cannot be exported with a dynamic batch, so fixed one-hot kernels shift x to
+        its nine neighbours, the picture's kernel [B, 9·pdim, 1, 1] weighs them, and a fixed convolution adds them up.
+        """
+        neighbours = F.conv2d(x, self.taps, padding=1, groups=self.pdim)
+        return F.conv2d(neighbours * self.dwc_proj(x), self.ones, groups=self.pdim)
 
 
 class LargeKernelLayer(nn.Module):

@@ -1,0 +1,151 @@
+"""What every runtime's engine offers, and the checks they share."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from engines.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from typing_extensions import Self
+
+Shape = tuple[int | None, int | None, int | None, int | None]
+"""An input's [B, 3, H, W]; None where any size is allowed."""
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an open engine is and where it runs, found out after opening rather than assumed.
+
+    path: the file it was opened from.
+    runtime, runtime_version: `pytorch`, `onnxruntime` or `tensorrt`, and which release of it.
+    device: what runs it really, e.g. `CPUExecutionProvider` or `cuda:0 NVIDIA H100`.
+    precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
+    model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.
+    attention: the form of the attention: the lowering of a file, or PyTorch's backend.
+    version: the release of this toolkit that made the file.
+    checkpoint_sha256: of the checkpoint that the weights come from.
+    shape: the input shapes that it takes; None where any size is allowed.
+    notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
+    """
+
+    path: str
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+    model: str
+    scale: int
+    windows: tuple[tuple[int, int], ...]
+    attention: str
+    version: str
+    checkpoint_sha256: str
+    shape: Shape = (None, 3, None, None)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Times an engine on one input: `once()` runs the network once and returns milliseconds.
+
+    clock: what measures, and what it includes.
+    peak_memory: bytes that the engine's allocator has held on the GPU at most since the timer was made; None if the
+        runtime does not say.
+    """
+
+    clock: str
+    once: Callable[[], float]
+    peak_memory: Callable[[], int | None] = lambda: None
+
+
+class Engine(ABC):
+    """An open model: pictures in, larger pictures out. A context manager.
+
+    `run` keeps no state on the object, so threads may share an engine.
+    """
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """What it is and where it runs."""
+
+    @abstractmethod
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """RGB in [0, 1]: float32 [B, 3, H, W] → float32 [B, 3, sH, sW], neither clipped nor rounded.
+
+        Raises EngineError for a wrong dtype or shape, when memory runs out, and when the engine is closed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the model. Closing twice is fine; `run` afterwards is an EngineError."""
+
+    def timer(self, x: np.ndarray) -> Timer:
+        """A timer of this engine on x [B, 3, H, W]. On a GPU inputs and outputs stay there between calls."""
+        return Timer("host clock around run()", host_clock(lambda: self.run(x)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def host_clock(run: Callable[[], object]) -> Callable[[], float]:
+    """A function that calls `run`, which must return only when the work is done, and returns milliseconds."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+
+    return once
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`; an EngineError that lists them otherwise."""
+    if value not in choices:
+        raise EngineError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+    return value
+
+
+def check_input(x: Any, path: str, shape: Shape) -> None:
+    """Raises EngineError unless x is a float32 array [B, 3, H, W] of sizes ≥ 1 that `shape` allows."""
+    import numpy as np
+
+    if not isinstance(x, np.ndarray):
+        raise EngineError(f"{path}: the input must be a numpy array, got {type(x).__name__}")
+    if x.dtype != np.float32:
+        raise EngineError(f"{path}: the input must be float32 in [0, 1], got {x.dtype}; convert and scale it")
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise EngineError(f"{path}: the input must be [B, 3, H, W], got {list(x.shape)}")
+    if min(x.shape) < 1:
+        raise EngineError(f"{path}: every size of the input must be at least 1, got {list(x.shape)}")
+    if any(want not in (None, got) for want, got in zip(shape, x.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise EngineError(
+            f"{path}: takes inputs of shape [{wanted}] only, got {list(x.shape)}; "
+            "give that size, or export without --static"
+        )
+
+
+def out_of_memory(path: str, x: np.ndarray) -> EngineError:
+    """The error for an input too large for the memory there is."""
+    b, _, h, w = x.shape
+    pictures = f"{b} pictures" if b > 1 else "a picture"
+    return EngineError(f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into parts")
+
+
+def closed(path: str) -> EngineError:
+    """The error for running a closed engine."""
+    return EngineError(f"{path}: the engine is closed; open it again")

@@ -1,0 +1,71 @@
+"""What all commands of the toolkit share: one-line errors, `-v`, and the options of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A click command with `-v/--verbose`; any exception becomes one line `Error: …` and exit code 1.
+
+    With `-v` the exception goes through, so that Python prints its traceback (the exit code is 1 then, too).
+    Usage errors keep click's form and exit code 2.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        option = click.Option(["-v", "--verbose"], is_flag=True, help="Show a traceback when something fails.")
+        self.params.append(option)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        verbose = ctx.params.pop("verbose")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if verbose:
+                raise
+            raise click.ClickException(message(error)) from error
+
+
+def message(error: Exception) -> str:
+    """One line for the user. Types that the toolkit raises on purpose speak for themselves; others are named."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; give smaller pictures"
+    if isinstance(error, (OSError, RuntimeError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (run again with -v for a traceback)"
+
+
+def engine_options(command: F) -> F:
+    """Adds the options that `engines.open_engine` takes, under its names."""
+    options = [
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where to run; cuda fails rather than fall back to the CPU.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the runtime decides if not given."),
+        click.option("--attention", help="PyTorch attention backend of checkpoints: auto, reference, sdpa, flash, …"),
+        click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+."),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False),
+            help="Instead of --model: own JSON, or the authors' option YAML.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,117 @@
+"""Reading an ONNX file's metadata without an ONNX package: how a file is told to be this toolkit's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from engines.errors import EngineError
+
+PREFIX = "ribsr."
+_METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
+_GRAPH = 7  # ModelProto.graph
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What `export` wrote into a file about itself; the fields are those of `engines.base.Description`."""
+
+    model: str
+    scale: int
+    windows: tuple[tuple[int, int], ...]
+    precision: str
+    attention: str
+    version: str
+    checkpoint_sha256: str
+
+
+def read_stamp(path: str | Path) -> Stamp:
+    """The stamp of an ONNX file.
+
+    Raises EngineError: the file is missing, no ONNX file, cut short, made by another tool, or its stamp is damaged.
+    """
+    values = {key[len(PREFIX) :]: value for key, value in read_properties(path).items() if key.startswith(PREFIX)}
+    if not values:
+        raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
+    try:
+        return Stamp(
+            model=values["model"],
+            scale=int(values["scale"]),
+            windows=tuple((int(wh), int(ww)) for wh, ww in json.loads(values["windows"])),
+            precision=values["precision"],
+            attention=values["attention"],
+            version=values["version"],
+            checkpoint_sha256=values["checkpoint_sha256"],
+        )
+    except KeyError as error:
+        raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
+    except (ValueError, TypeError):
+        raise EngineError(f"{path}: its metadata is damaged (scale or windows); export it again") from None
+
+
+def read_properties(path: str | Path) -> dict[str, str]:
+    """All of an ONNX file's metadata_props. Skips over the graph, so it takes no time on a large file."""
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file")
+    properties, graph = {}, False
+    with open(path, "rb") as file:
+        try:
+            for field, data in _fields(file, os.fstat(file.fileno()).st_size, keep=_METADATA_PROPS):
+                graph = graph or field == _GRAPH
+                if data is not None:
+                    key, value = _entry(data)
+                    properties[key] = value
+        except (ValueError, EOFError):
+            raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
+    if not graph:
+        raise EngineError(f"{path}: not an ONNX file (it holds no graph)")
+    return properties
+
+
+def _fields(file: BinaryIO, end: int, keep: int) -> Iterator[tuple[int, bytes | None]]:
+    """Fields of the protobuf message up to `end`: number, and the bytes of those numbered `keep`."""
+    while file.tell() < end:
+        tag = _varint(file)
+        number, wire = tag >> 3, tag & 7
+        if wire not in (0, 1, 2, 5) or number == 0:
+            raise ValueError("not a protobuf message")
+        if wire == 0:
+            _varint(file)
+            yield number, None
+            continue
+        size = _varint(file) if wire == 2 else {1: 8, 5: 4}[wire]
+        if file.tell() + size > end:
+            raise EOFError
+        if wire == 2 and number == keep:
+            yield number, file.read(size)
+        else:
+            file.seek(size, os.SEEK_CUR)
+            yield number, None
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError("a varint of more than ten bytes")
+
+
+def _entry(data: bytes) -> tuple[str, str]:
+    import io
+
+    parts = {}
+    for wanted in (1, 2):
+        for field, value in _fields(io.BytesIO(data), len(data), keep=wanted):
+            if field == wanted:
+                parts[wanted] = (value or b"").decode("utf-8")
+    return parts.get(1, ""), parts.get(2, "")

@@ -1,0 +1,235 @@
+"""ONNX Runtime as an engine, on the CPU or through its CUDA provider. It never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines import base
+from engines.base import Description, Engine, Timer
+from engines.errors import EngineError, first_line
+from engines.metadata import Stamp, read_stamp
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "MultiHeadAttention", "Attention"})
+"""Operators that take nearly all of the time. Shape arithmetic belongs on the CPU whatever the device."""
+
+
+class ORTEngine(Engine):
+    """An .onnx file of this toolkit run by ONNX Runtime; `engines.open_engine` says what the arguments mean."""
+
+    def __init__(self, path: str | Path, *, device: str = "auto", threads: int | None = None):
+        base.check_choice("device", device, base.DEVICES)
+        self._path = str(path)
+        stamp = read_stamp(path)
+        if stamp.attention == "plugin":
+            raise EngineError(
+                f"{path}: is in plugin form, which only TensorRT runs: build a plan with python -m export.trt, "
+                "or export again with --attention mha for ONNX Runtime"
+            )
+        ort = _import_runtime()
+        session, notes = _open(ort, self._path, device, threads)
+        self._session: onnxruntime.InferenceSession | None = session
+        self._description = _describe(ort, self._path, session, stamp, notes)
+
+    def describe(self) -> Description:
+        return self._description
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        base.check_input(x, self._path, self._description.shape)
+        return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+
+    def _guarded(self, x: np.ndarray, use: Callable[[onnxruntime.InferenceSession], Any]) -> Any:
+        """use(session), with the runtime's own exceptions as EngineErrors."""
+        session = self._session
+        if session is None:
+            raise base.closed(self._path)
+        try:
+            return use(session)
+        except MemoryError:
+            raise base.out_of_memory(self._path, x) from None
+        except _runtime_errors() as error:
+            if _is_out_of_memory(error):
+                raise base.out_of_memory(self._path, x) from None
+            raise EngineError(f"{self._path}: ONNX Runtime failed on {list(x.shape)} ({first_line(error)})") from error
+
+    def timer(self, x: np.ndarray) -> Timer:
+        if not self._description.device.startswith(CUDA):
+            return super().timer(x)
+        import onnxruntime as ort
+
+        base.check_input(x, self._path, self._description.shape)
+
+        def bind(session: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("input", ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
+            binding.bind_output("output", "cuda", 0)
+            return binding
+
+        binding = self._guarded(x, bind)
+        once = base.host_clock(lambda: self._guarded(x, lambda session: session.run_with_iobinding(binding)))
+        return Timer("host clock around a synchronous run, pictures on the GPU", once)
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _import_runtime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise EngineError(
+            "running an .onnx file needs ONNX Runtime, which is not installed: pip install 'ribsr[ort]' (CPU) "
+            "or 'ribsr[ort-gpu]'"
+        ) from None
+    return onnxruntime
+
+
+def _session_options(ort: Any, threads: int | None) -> Any:
+    """The one place where sessions are configured."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _open(ort: Any, path: str, device: str, threads: int | None) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """A session on the device asked for, and notes for the user: the GPU is used, or it is said why not."""
+    if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
+        return _create(ort, path, [CPU], threads), []
+    if CUDA not in ort.get_available_providers():
+        raise EngineError(
+            f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
+            "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
+        )
+    complaint = _preload(ort)
+    try:
+        session = _create(ort, path, [CUDA, CPU], threads)
+        if CUDA not in session.get_providers():
+            raise _NotOnCUDA(_why_no_cuda(complaint))
+        return session, _check_placement(path, session)
+    except _NotOnCUDA as error:
+        if device == "cuda":
+            raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
+        return _create(ort, path, [CPU], threads), [f"{path}: runs on the CPU, since {error}"]
+
+
+def _preload(ort: Any) -> str:
+    """Loads the CUDA and cuDNN libraries of NVIDIA's wheels, which then need no LD_LIBRARY_PATH.
+
+    Returns ONNX Runtime's first complaint, which it prints, or nothing.
+    """
+    if not hasattr(ort, "preload_dlls"):  # ONNX Runtime before 1.21
+        return ""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        ort.preload_dlls()
+    lines = printed.getvalue().strip().splitlines()
+    return lines[0] if lines else ""
+
+
+class _NotOnCUDA(Exception):
+    """Why the CUDA provider does not run the model."""
+
+
+def _create(ort: Any, path: str, providers: list[str], threads: int | None) -> onnxruntime.InferenceSession:
+    try:
+        return ort.InferenceSession(path, _session_options(ort, threads), providers=providers, enable_fallback=0)
+    except (*_runtime_errors(), ValueError, RuntimeError) as error:
+        if CUDA in providers:
+            raise _NotOnCUDA(f"ONNX Runtime failed there ({first_line(error)})") from None
+        raise EngineError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)}); if the file is damaged, "
+            "export it again"
+        ) from error
+
+
+def _check_placement(path: str, session: onnxruntime.InferenceSession) -> list[str]:
+    """Raises _NotOnCUDA unless the GPU does the heavy work; notes operators that stay on the CPU all the same."""
+    try:
+        subgraphs = session.get_provider_graph_assignment_info()
+    except (AttributeError, *_runtime_errors()):  # before ONNX Runtime 1.24, or a build that does not record it
+        return []
+    placed = [(graph.ep_name, node.op_type) for graph in subgraphs for node in graph.get_nodes()]
+    heavy = [(provider, op) for provider, op in placed if op in HEAVY]
+    on_cpu = sorted({op for provider, op in heavy if provider != CUDA})
+    if heavy and not any(provider == CUDA for provider, _ in heavy):
+        raise _NotOnCUDA(f"its CUDA provider takes none of the model's {', '.join(on_cpu)} nodes")
+    return [f"{path}: {op} nodes run on the CPU, since the CUDA provider does not take them" for op in on_cpu]
+
+
+def _why_no_cuda(complaint: str) -> str:
+    """Why ONNX Runtime dropped its CUDA provider. It tells only its log, so what usually stops it is tried here.
+
+    complaint: what it said when it loaded the CUDA libraries.
+    """
+    from onnxruntime import capi
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1)"
+    if code := driver.cuInit(0):
+        return f"the NVIDIA driver finds no usable GPU (cuInit gives {code})"
+    if complaint:
+        return f"the libraries of its CUDA provider do not load ({complaint})"
+    folder = Path(capi.__path__[0])
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return f"its CUDA provider does not load ({first_line(error)}); install the CUDA and cuDNN release it needs"
+    return "ONNX Runtime dropped its CUDA provider and gives no reason"
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions: they have no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+
+    found = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return tuple(found)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return any(sign in text for sign in ("bad_alloc", "Failed to allocate memory", "out of memory", "BFCArena"))
+
+
+def _describe(
+    ort: Any, path: str, session: onnxruntime.InferenceSession, stamp: Stamp, notes: list[str]
+) -> Description:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    names = ([entry.name for entry in inputs], [entry.name for entry in outputs])
+    if names != (["input"], ["output"]) or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+        raise EngineError(f"{path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
+    b, _, h, w = (size if isinstance(size, int) else None for size in inputs[0].shape)
+    return Description(
+        path=path,
+        runtime="onnxruntime",
+        runtime_version=ort.__version__,
+        device=session.get_providers()[0],
+        precision=stamp.precision,
+        model=stamp.model,
+        scale=stamp.scale,
+        windows=stamp.windows,
+        attention=stamp.attention,
+        version=stamp.version,
+        checkpoint_sha256=stamp.checkpoint_sha256,
+        shape=(b, 3, h, w),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,151 @@
+"""PyTorch as an engine: the reference that exported files are measured against. The only module here with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines import base
+from engines.base import Description, Engine, Timer
+from engines.errors import EngineError, first_line
+from engines.files import sha256
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise EngineError("checkpoints need PyTorch, which is not installed: pip install 'ribsr[export]'") from None
+
+import ribsr
+
+if TYPE_CHECKING:
+    from ribsr.layers import RIBModel
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class PyTorchEngine(Engine):
+    """A checkpoint run by PyTorch; `engines.open_engine` says what the arguments mean.
+
+    float32 is float32: TF32 is switched off, for the process, when an engine opens on a GPU. `threads` sets PyTorch's
+    threads for the process too.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "fp32",
+        attention: str = "auto",
+        model: str | None = None,
+        config: str | Path | None = None,
+    ):
+        base.check_choice("precision", precision, base.PRECISIONS)
+        self._path = str(path)
+        self._dtype = _DTYPES[precision]
+        self._device = _choose_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if self._device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            loaded = ribsr.load(path, model=model, config=config)
+        except (ribsr.CheckpointError, OSError) as error:
+            raise EngineError(first_line(error)) from error
+        try:
+            ribsr.set_attention(loaded, attention)
+        except ValueError as error:
+            raise EngineError(first_line(error)) from error
+        # The RIB stays in float32: its module refuses to be cast to half precision.
+        self._model: RIBModel | None = loaded.requires_grad_(False).to(self._device, self._dtype)
+        self._description = self._describe(loaded, precision, attention)
+
+    def _describe(self, model: RIBModel, precision: str, attention: str) -> Description:
+        from ribsr.attention import choose_backend
+
+        device = "cpu"
+        if self._device.type == "cuda":
+            device = f"cuda:{self._device.index} {torch.cuda.get_device_name(self._device)}"
+        config = model.config
+        return Description(
+            path=self._path,
+            runtime="pytorch",
+            runtime_version=torch.__version__,
+            device=device,
+            precision=precision,
+            model=config.name,
+            scale=config.scale,
+            windows=tuple((side, side) for side in config.windows),
+            attention=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
+            version=ribsr.__version__,
+            checkpoint_sha256=sha256(self._path),
+        )
+
+    def describe(self) -> Description:
+        return self._description
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        base.check_input(x, self._path, self._description.shape)
+        return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
+
+    def _place(self, x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype)
+
+    def _forward(self, model: RIBModel, x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    def _guarded(self, x: np.ndarray, use: Callable[[RIBModel], Any]) -> Any:
+        """use(model), with an exhausted memory as an EngineError."""
+        model = self._model
+        if model is None:
+            raise base.closed(self._path)
+        try:
+            return use(model)
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            raise base.out_of_memory(self._path, x) from None
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # what PyTorch's CPU allocator raises has no type of its own
+                raise base.out_of_memory(self._path, x) from None
+            raise EngineError(f"{self._path}: PyTorch failed on {list(x.shape)} ({first_line(error)})") from error
+
+    def timer(self, x: np.ndarray) -> Timer:
+        if self._device.type != "cuda":
+            return super().timer(x)
+        base.check_input(x, self._path, self._description.shape)
+        placed = self._guarded(x, lambda _: self._place(x))
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+        def once() -> float:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self._guarded(x, lambda model: self._forward(model, placed))
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end)
+
+        return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(self._device))
+
+    def close(self) -> None:
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _choose_device(device: str) -> torch.device:
+    base.check_choice("device", device, base.DEVICES)
+    if device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if device == "cuda":
+        reason = "finds no usable GPU" if torch.version.cuda else "is a build without CUDA"
+        raise EngineError(f"device cuda was asked for, but PyTorch {torch.__version__} {reason}; use --device cpu")
+    return torch.device("cpu")

@@ -1,0 +1,51 @@
+"""Real photographs that come with the toolkit, for parity, calibration and timing; licences in samples/LICENSES.md."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAMES = ("astronaut", "coffee", "chelsea")
+
+SIZES = {"astronaut": (128, 128), "coffee": (131, 97), "chelsea": (5, 7)}
+"""(H, W) of each in `load`: a multiple of most windows, odd sides, and smaller than any window."""
+
+
+def load() -> list[tuple[str, np.ndarray]]:
+    """The samples as (name, RGB float32 [1, 3, H, W] in [0, 1]), at three sizes that are hard in different ways."""
+    return [(f"{name} {w}x{h}", sample(name, h, w)) for name, (h, w) in SIZES.items()]
+
+
+def at(height: int, width: int) -> list[tuple[str, np.ndarray]]:
+    """All samples at one size, as `load` gives them: for models of a fixed input shape."""
+    return [(f"{name} {width}x{height}", sample(name, height, width)) for name in NAMES]
+
+
+def sample(name: str, height: int, width: int) -> np.ndarray:
+    """One sample, cut to [1, 3, height, width] from its middle, or continued by mirroring where it is smaller."""
+    import numpy as np
+
+    pixels = _read(name)
+    for axis, size in ((2, height), (3, width)):
+        pixels = np.take(pixels, _indices(pixels.shape[axis], size), axis=axis)
+    return np.ascontiguousarray(pixels)
+
+
+def _indices(have: int, want: int) -> np.ndarray:
+    import numpy as np
+
+    i = np.arange(want) + max(0, (have - want) // 2)
+    return have - 1 - np.abs(have - 1 - i % (2 * have - 2))
+
+
+@cache
+def _read(name: str) -> np.ndarray:
+    from engines.pictures import read_picture
+
+    pixels = read_picture(Path(__file__).with_suffix("") / f"{name}.png").pixels
+    pixels.setflags(write=False)
+    return pixels

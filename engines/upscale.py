@@ -1,0 +1,60 @@
+"""`python -m engines.upscale MODEL IN.png OUT.png`: one picture, enlarged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from engines.cli import Command, engine_options
+
+
+@click.command(cls=Command)
+@click.argument("model_file", metavar="MODEL")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@engine_options
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
+)
+def main(model_file: str, source: str, target: str, **options: Any) -> None:
+    """Enlarges the picture IN with MODEL (.onnx, or a checkpoint for PyTorch) and writes OUT.
+
+    The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL.
+    """
+    import time
+
+    from engines import open_engine
+    from engines.pictures import Picture, check_output, read_picture, write_picture
+
+    check_output(target)
+    _check_not_overwritten(target, model_file, source)
+    picture = read_picture(source)
+    with open_engine(model_file, **options) as engine:
+        description = engine.describe()
+        for note in description.notes:
+            click.echo(f"Note: {note}", err=True)
+        start = time.perf_counter()
+        enlarged = Picture(engine.run(picture.pixels), picture.icc_profile)
+        seconds = time.perf_counter() - start
+    write_picture(target, enlarged)
+    click.echo(f"{source} {picture.size} → {target} {enlarged.size}")
+    click.echo(
+        f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
+        f"{description.runtime_version} on {description.device}, {seconds:.2f} s"
+    )
+
+
+def _check_not_overwritten(target: str, model_file: str, source: str) -> None:
+    """Raises EngineError when OUT would replace what it is made from, under whatever name."""
+    from pathlib import Path
+
+    from engines.errors import EngineError
+
+    for name, path in (("IN", source), ("MODEL", model_file)):
+        if Path(target).exists() and Path(path).exists() and Path(target).samefile(path):
+            raise EngineError(f"{target}: OUT is the same file as {name}; give another name")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m engines.upscale")

@@ -1,0 +1,1 @@
+"""From a checkpoint to files for a runtime: `python -m export.onnx`."""

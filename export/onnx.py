@@ -1,0 +1,256 @@
+"""`python -m export.onnx --ckpt x2.pt` writes x2.onnx: the canonical graph, which ONNX Runtime runs as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engines.cli import Command
+from engines.files import atomic, sha256
+from engines.metadata import PREFIX, Stamp
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from export.fold import FoldedLayer
+    from export.lower import Form, Scores
+    from export.precision import Report
+    from ribsr.layers import RIBModel
+
+GIB = 2**30
+
+TOLERANCE = 1e-4
+"""Largest error that a float32 file may have on the check pictures: the rule of tools/parity.py."""
+
+CHECK_SIZES = ((40, 56), (33, 17))
+"""(H, W) of the pictures that a new file is checked with: no multiple of a window, and quick at any window."""
+
+
+class ExportError(ValueError):
+    """An export that cannot be made as asked, or whose file does not compute what the checkpoint does."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen about an export; the command line's options of the same names."""
+
+    form: Form = "canonical"
+    half: bool = False
+    opset: int | None = None
+    static: tuple[int, int] | None = None
+    rib_tolerance: float = 0.0
+    score_limit: float = 4.0
+    verify: bool = True
+
+
+def export_onnx(
+    checkpoint: Path,
+    output: Path,
+    options: Options,
+    model: str | None = None,
+    config: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the ONNX file of a checkpoint, atomically: nothing is left under `output` unless all of it succeeded.
+
+    model, config: which network an authors' checkpoint holds (see `ribsr.load`). say: is told of each step.
+    Raises ExportError, ribsr.CheckpointError (both ValueErrors), and OSError for a file that cannot be written.
+    """
+    import onnx
+
+    import ribsr
+    from export import lower, precision
+    from export.canonical import trace
+    from export.fold import fold
+
+    if not output.parent.is_dir():
+        raise ExportError(f"{output}: there is no folder {output.parent}")
+    network = ribsr.load(checkpoint, model=model, config=config)
+    say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
+    folded, layers = fold(network, options.rib_tolerance)
+    for line in describe_folding(layers):
+        say(line)
+    bare = trace(folded, options.opset or (23 if options.form == "attention" else 17))
+    if options.static:
+        lower.fix_shape(bare, *options.static, network.config.scale)
+    if options.half:
+        calibration = check_pictures(options.static)
+        magnitudes = precision.measure(lower.lower(bare, "canonical"), calibration)
+        bare, report = precision.to_half(bare, magnitudes)
+        for line in describe_precision(report):
+            say(line)
+    if options.form == "matmul":
+        _check_scores(lower.largest_scores(bare, *(options.static or (192, 192))), options, say)
+    lowered = lower.lower(bare, options.form)
+    stamp(lowered, network, options, sha256(checkpoint))
+    onnx.checker.check_model(lowered)
+    with atomic(output) as temporary:
+        onnx.save_model(lowered, temporary)
+        say(_verify(temporary, network, options))
+    nodes = len(lowered.graph.node)
+    size = output.stat().st_size / 2**20
+    say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+
+
+def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoint_sha256: str) -> None:
+    """Writes into `model` what it says about itself: the fields of `engines.metadata.Stamp`, and the RIB tolerance."""
+    import ribsr
+
+    config = network.config
+    written = Stamp(
+        model=config.name,
+        scale=config.scale,
+        windows=tuple((side, side) for side in config.windows),
+        precision="fp16" if options.half else "fp32",
+        attention=options.form,
+        version=ribsr.__version__,
+        checkpoint_sha256=checkpoint_sha256,
+    )
+    del model.metadata_props[:]
+    for name, value in {**vars(written), "rib_tolerance": options.rib_tolerance}.items():
+        model.metadata_props.add(key=PREFIX + name, value=value if isinstance(value, str) else json.dumps(value))
+
+
+def check_pictures(static: tuple[int, int] | None) -> list[np.ndarray]:
+    """Real pictures [1, 3, H, W] for calibration and for the check after an export, at the file's size if it is fixed."""
+    from engines import samples
+
+    sizes = [static] if static else CHECK_SIZES
+    return [picture for size in sizes for _, picture in samples.at(*size)]
+
+
+def _verify(path: Path, network: RIBModel, options: Options) -> str:
+    """Runs the file beside the PyTorch model and returns what to tell the user.
+
+    Raises ExportError when the file computes something else.
+    """
+    if not options.verify:
+        return "not checked, as asked: tools/parity.py compares it with the checkpoint"
+    if options.form == "plugin":
+        return "checked as a graph; not run: only TensorRT with the plugin runs it"
+    import numpy as np
+    import torch
+
+    from engines.errors import EngineError
+    from engines.ort import ORTEngine
+
+    try:
+        engine = ORTEngine(path, device="cpu")
+    except EngineError as error:
+        if "not installed" not in str(error):
+            raise
+        return f"checked as a graph; not run: {error}"
+    errors = []
+    with engine, torch.inference_mode():
+        for picture in check_pictures(options.static):
+            difference = engine.run(picture) - network(torch.from_numpy(picture)).numpy()
+            if not np.isfinite(difference).all():
+                raise ExportError("the file gives NaN or infinite values on a sample picture; nothing was written")
+            errors.append(float(np.abs(difference).max()))
+    worst = max(errors)
+    if not options.half and worst > TOLERANCE:
+        raise ExportError(
+            f"the file differs from the checkpoint by {worst:.1e} on a sample picture (allowed: {TOLERANCE:.0e}); "
+            "nothing was written" + (": choose a smaller --rib-tolerance" if options.rib_tolerance else "")
+        )
+    return f"checked on {len(errors)} sample pictures in ONNX Runtime on the CPU: largest error {worst:.1e}"
+
+
+def _check_scores(scores: Scores, options: Options, say: Callable[[str], None]) -> None:
+    where = f"at {scores.width}x{scores.height}, window {scores.window[0]}x{scores.window[1]}"
+    say(f"largest score tensor {scores.bytes / GIB:.2f} GiB a picture ({where})")
+    if scores.bytes > options.score_limit * GIB:
+        raise ExportError(
+            f"the form 'matmul' would materialise {scores.bytes / GIB:.1f} GiB of attention scores {where}; the limit "
+            f"is {options.score_limit:g} GiB: use --attention mha (ONNX Runtime), attention (opset 23) or plugin "
+            "(TensorRT), a smaller --static, or --score-limit"
+        )
+
+
+def describe_folding(layers: list[FoldedLayer]) -> list[str]:
+    """One line on ranks; with a tolerance, one line per layer whose bias changed."""
+    before, after = sum(layer.rank for layer in layers), sum(layer.folded_rank for layer in layers)
+    lines = [f"folded {len(layers)} RIBs; sum of their ranks {before} → {after}"]
+    lines += [
+        f"  {layer.name}: rank {layer.rank} → {layer.folded_rank}, no logit changes by more than {layer.change:.1e}"
+        for layer in layers
+        if layer.change
+    ]
+    return lines
+
+
+def describe_precision(report: Report) -> list[str]:
+    """What float16 does to the graph: the largest activation, and what stays in float32."""
+    lines = [f"float16: largest activation on the sample pictures {report.largest:.4g} ({report.largest_tensor})"]
+    if report.float32_nodes:
+        lines.append(
+            f"  {len(report.float32_nodes)} of {len(report.float32_nodes) + report.half_nodes} nodes stay in float32 "
+            f"to be safe from overflow, the first is {report.float32_nodes[0]}"
+        )
+    return lines
+
+
+class _Size(click.ParamType):
+    """HxW, both at least 1."""
+
+    name = "HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        height, _, width = str(value).lower().partition("x")
+        if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
+            self.fail(f"{value!r} is not a size; give HxW, e.g. 360x640", param, ctx)
+        return int(height), int(width)
+
+
+@click.command(cls=Command)
+@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="Checkpoint: .pt, .pth or .safetensors.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default: CKPT's name here.")
+@click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+.")
+@click.option("--config", type=click.Path(), help="Instead of --model: own JSON, or the authors' option YAML.")
+@click.option(
+    "--attention",
+    "form",
+    type=click.Choice(["canonical", "mha", "attention", "matmul", "plugin"]),
+    default="canonical",
+    show_default=True,
+    help="Form of the attention: canonical runs in ONNX Runtime as it is and is what export.trt takes; the others are "
+    "flat files: mha (ONNX Runtime), attention (opset 23), matmul (basic operators), plugin (TensorRT).",
+)
+@click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
+@click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --attention attention.")
+@click.option("--static", type=_Size(), help="Fix batch 1 and this input size.")
+@click.option(
+    "--rib-tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Allow lower RIB ranks that change no attention logit by more than this.",
+)
+@click.option(
+    "--score-limit",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="Largest score tensor that --attention matmul may make (at 192x192 if the size is dynamic).",
+)
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file beside the checkpoint.")
+def main(ckpt: Path, output: Path | None, model: str | None, config: str | None, **options: object) -> None:
+    """Export a checkpoint to ONNX."""
+    chosen = Options(**options)  # pyright: ignore[reportArgumentType] (click gives the declared types)
+    if output is None:
+        suffixes = ["" if chosen.form == "canonical" else f".{chosen.form}", ".fp16" if chosen.half else ""]
+        output = Path(ckpt.stem + "".join(suffixes) + ".onnx")
+    export_onnx(ckpt, output, chosen, model, config, say=click.echo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Half precision as a property of the graph: every tensor is typed, and what would overflow stays in float32.
+
+Works on a canonical graph, before lowering, whose outer tensors are all floating point. Decided by running real
+pictures through the float32 model in ONNX Runtime, because fp16's loudest failure is a residual stream that outgrows
+it on real pictures: black or NaN output. LayerNorm's statistics are float32 by its definition (stash_type 1), the
+attention's softmax by the operator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+LIMIT = 65504 / 4
+"""Largest magnitude, on the calibration pictures, that a tensor may have to go into float16: a quarter of its range."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `to_half` decided: the largest activation seen and the tensor's name, and the nodes kept in float32."""
+
+    largest: float
+    largest_tensor: str
+    float32_nodes: tuple[str, ...]
+    half_nodes: int
+
+
+def measure(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> dict[str, float]:
+    """Largest magnitude of every activation of `model` over `pictures`, each [1, 3, H, W] float32 in [0, 1].
+
+    model: one that ONNX Runtime runs (the canonical form). Raises ModuleNotFoundError without ONNX Runtime.
+    """
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    graph = probe.graph
+    names = [name for node in graph.node for name in node.output]
+    for name in names:
+        graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/abs"]))
+        graph.node.append(onnx.helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0))
+        graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/max", onnx.TensorProto.FLOAT, []))
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(names, 0.0)
+    for picture in pictures:
+        values = session.run([f"{name}/max" for name in names], {"input": picture})
+        for name, value in zip(names, values, strict=True):
+            largest[name] = max(largest[name], float(value)) if np.isfinite(value) else np.inf
+    return largest
+
+
+def to_half(bare: onnx.ModelProto, magnitudes: dict[str, float]) -> tuple[onnx.ModelProto, Report]:
+    """A float16 version of a canonical graph without body, and what was kept in float32.
+
+    A node is float32 if a tensor it reads or writes, weights included, would exceed LIMIT, and float16 otherwise;
+    one Cast stands wherever a tensor changes type. Input and output stay float32.
+
+    magnitudes: what `measure` gave for the same graph. Raises ValueError if the float32 model itself is not finite.
+    """
+    if broken := [name for name, value in magnitudes.items() if not np.isfinite(value)]:
+        raise ValueError(f"the model gives NaN or infinite values in float32 already, first in {broken[0]}")
+    graph = gs.import_onnx(bare)
+    wide = {name for name, value in magnitudes.items() if value > LIMIT}
+    kept = [node for node in graph.nodes if _needs_float32(node, wide)]
+    single = {id(node) for node in kept}
+    copies: dict[tuple[int, type], gs.Tensor] = {}
+
+    def typed(tensor: gs.Tensor, dtype: type) -> gs.Tensor:
+        """`tensor` in `dtype`: itself, a converted constant, or the output of one shared Cast."""
+        if tensor.dtype == dtype or not _is_float(tensor):
+            return tensor
+        if (id(tensor), dtype) not in copies:
+            name = f"{tensor.name}/{np.dtype(dtype).name}"
+            if isinstance(tensor, gs.Constant):
+                copy = gs.Constant(name, tensor.values.astype(dtype))
+            else:
+                copy = gs.Variable(name, dtype=dtype)
+                graph.nodes.append(_cast(tensor, copy))
+            copies[id(tensor), dtype] = copy
+        return copies[id(tensor), dtype]
+
+    for node in list(graph.nodes):
+        dtype = np.float32 if id(node) in single else np.float16
+        node.inputs = [typed(tensor, dtype) for tensor in node.inputs]
+        for tensor in node.outputs:
+            tensor.dtype = dtype
+    _restore_output(graph)
+    graph.cleanup().toposort()
+    half = gs.export_onnx(graph)
+    half.ir_version, half.producer_name = bare.ir_version, bare.producer_name
+    del half.graph.value_info[:]
+    name = max(magnitudes, key=lambda key: magnitudes[key])
+    names = tuple(f"{node.op} → {node.outputs[0].name}" for node in kept)
+    return half, Report(magnitudes[name], name, names, len(magnitudes) - len(kept))
+
+
+def _needs_float32(node: gs.Node, wide: set[str]) -> bool:
+    tensors = [*node.inputs, *node.outputs]
+    constants = (tensor.values for tensor in tensors if isinstance(tensor, gs.Constant) and _is_float(tensor))
+    return any(tensor.name in wide for tensor in tensors) or any(np.abs(values).max() > LIMIT for values in constants)
+
+
+def _is_float(tensor: gs.Tensor) -> bool:
+    """Integer constants (indices, split sizes) keep their type; every activation of a canonical graph is a float."""
+    return not isinstance(tensor, gs.Constant) or np.issubdtype(tensor.values.dtype, np.floating)
+
+
+def _cast(source: gs.Tensor, target: gs.Variable) -> gs.Node:
+    to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target.dtype))
+    return gs.Node("Cast", name=f"{target.name}/cast", attrs={"to": int(to)}, inputs=[source], outputs=[target])
+
+
+def _restore_output(graph: gs.Graph) -> None:
+    """The graph's output under its own name and in float32."""
+    (output,) = graph.outputs
+    if output.dtype == np.float32:
+        return
+    final = gs.Variable(output.name, dtype=np.float32, shape=output.shape)
+    output.name = f"{output.name}/half"
+    graph.nodes.append(_cast(output, final))
+    graph.outputs = [final]

@@ -1,0 +1,79 @@
+/* ribsr::CyclicWindowAttention on NVIDIA GPUs: the C interface of the shared library.
+ *
+ * out = gate * softmax(scale * (q k^T + rib_q rib_k^T)) v, per window and head, where the map is reflect-padded right and
+ * bottom to multiples of the window and rolled by -shift first, and rolled back and cropped afterwards. Nothing of that
+ * is done as data movement. The library needs the CUDA driver and nothing else; every call is asynchronous on `stream`,
+ * allocates nothing and may be captured in a CUDA graph.
+ */
+#ifndef RIBSR_ATTENTION_H
+#define RIBSR_ATTENTION_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define RIBSR_API __attribute__((visibility("default")))
+#else
+#define RIBSR_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What ribsr_attention and ribsr_attention_path return; ribsr_error_message() says it in words. */
+enum {
+  RIBSR_OK = 0,
+  RIBSR_INVALID_ARGUMENT = 1, /* a parameter is outside what the operator allows */
+  RIBSR_UNSUPPORTED = 2,      /* the device, or the forced path, cannot run it */
+  RIBSR_CUDA_ERROR = 3        /* the CUDA runtime refused; the message carries its text */
+};
+
+enum { RIBSR_FLOAT16 = 1, RIBSR_BFLOAT16 = 2 };
+
+enum {
+  RIBSR_PATH_AUTO = 0,     /* the fastest that fits the device and the layout */
+  RIBSR_PATH_PORTABLE = 1, /* mma.sync, compute capability 8.0 and later, any layout */
+  RIBSR_PATH_HOPPER = 2    /* wgmma, compute capability 9.0, channels-last, D in {16, 32}, R in {16, 24, 32} */
+};
+
+/* A [batch, channel, height, width] map in device memory; strides in elements.
+ * NHWC with a pixel stride of P channels: channel 1, column P, row W P. NCHW: column 1, row W, channel H W.
+ * The vectorised loads need channel stride 1, every other stride a multiple of 8 and data aligned to 16 bytes. */
+typedef struct {
+  void *data;
+  int64_t batch_stride, channel_stride, row_stride, column_stride;
+} RibsrMap;
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrAttentionParams), so that a caller built against another version is refused */
+  int32_t dtype;        /* of all five arrays */
+  int32_t path;
+  int32_t batch, height, width;
+  int32_t heads, head_width, rank; /* head_width and rank: 1 to 64 */
+  int32_t window_height, window_width; /* 2 to 128 */
+  int32_t shift_y, shift_x;            /* the map is rolled by minus this */
+  float scale;                         /* above 0; multiplies the float32 scores */
+  RibsrMap qkv;      /* 3 * heads * head_width channels, ordered (q|k|v, head, head_width) */
+  RibsrMap gate;     /* heads * head_width channels */
+  RibsrMap out;      /* heads * head_width channels */
+  const void *rib_q; /* [heads, window_height * window_width, rank], contiguous */
+  const void *rib_k;
+} RibsrAttentionParams;
+
+/* Enqueue the operator on `stream` (a cudaStream_t) of the current device. */
+RIBSR_API int32_t ribsr_attention(const RibsrAttentionParams *params, void *stream);
+
+/* Write to `path` which path ribsr_attention would take on the current device. */
+RIBSR_API int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path);
+
+/* The calling thread's last error, one line; empty when there was none. */
+RIBSR_API const char *ribsr_error_message(void);
+
+/* The interface's version: changes when the structures or meanings above change. */
+RIBSR_API int32_t ribsr_interface_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,158 @@
+// The C interface: checks, path choice, launch.
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "../include/ribsr_attention.h"
+#include "kernels.h"
+
+namespace {
+
+using ribsr::Map;
+using ribsr::Shape;
+
+thread_local char message[512];
+
+int32_t fail(int32_t code, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(message, sizeof(message), format, arguments);
+  va_end(arguments);
+  return code;
+}
+
+#define RIBSR_CHECK(condition, ...)                                           \
+  do {                                                                        \
+    if (!(condition)) return fail(RIBSR_INVALID_ARGUMENT, __VA_ARGS__);       \
+  } while (0)
+
+Map map_of(const RibsrMap &map) {
+  return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
+}
+
+bool vectorised(const RibsrMap &map) {
+  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 && map.column_stride % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
+}
+
+int round_up(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
+  RIBSR_CHECK(params != nullptr, "params is null");
+  RIBSR_CHECK(params->struct_size == sizeof(RibsrAttentionParams),
+              "struct_size is %u, this library expects %zu: rebuild the caller against its header", params->struct_size,
+              sizeof(RibsrAttentionParams));
+  const RibsrAttentionParams &p = *params;
+  RIBSR_CHECK(p.dtype == RIBSR_FLOAT16 || p.dtype == RIBSR_BFLOAT16, "dtype %d is neither float16 (1) nor bfloat16 (2)",
+              p.dtype);
+  RIBSR_CHECK(p.path >= RIBSR_PATH_AUTO && p.path <= RIBSR_PATH_HOPPER, "path %d is unknown: use 0, 1 or 2", p.path);
+  RIBSR_CHECK(p.batch > 0 && p.height > 0 && p.width > 0, "batch, height, width are %d, %d, %d: all must be positive",
+              p.batch, p.height, p.width);
+  RIBSR_CHECK(p.height <= (1 << 20) && p.width <= (1 << 20), "height, width are %d, %d: at most 2^20", p.height, p.width);
+  RIBSR_CHECK(p.heads > 0 && p.head_width > 0 && p.head_width <= 64 && p.rank > 0 && p.rank <= 64,
+              "heads, head_width, rank are %d, %d, %d: heads must be positive, the others 1 to 64", p.heads, p.head_width,
+              p.rank);
+  RIBSR_CHECK(p.window_height >= 2 && p.window_height <= 128 && p.window_width >= 2 && p.window_width <= 128,
+              "the window is %d x %d: each side must be 2 to 128", p.window_height, p.window_width);
+  RIBSR_CHECK(p.scale > 0.0f, "scale is %g: it must be positive", static_cast<double>(p.scale));
+  RIBSR_CHECK(p.qkv.data && p.gate.data && p.out.data && p.rib_q && p.rib_k, "an array is null");
+
+  Shape &s = *shape;
+  s.heads = p.heads;
+  s.head_width = p.head_width;
+  s.rank = p.rank;
+  s.height = p.height;
+  s.width = p.width;
+  s.window_height = p.window_height;
+  s.window_width = p.window_width;
+  s.padded_height = round_up(p.height, p.window_height);
+  s.padded_width = round_up(p.width, p.window_width);
+  s.tokens = p.window_height * p.window_width;
+  s.windows_y = s.padded_height / p.window_height;
+  s.windows_x = s.padded_width / p.window_width;
+  s.shift_y = (p.shift_y % s.padded_height + s.padded_height) % s.padded_height;
+  s.shift_x = (p.shift_x % s.padded_width + s.padded_width) % s.padded_width;
+  s.row_magic = static_cast<unsigned>((1ull << 32) / p.window_width + 1);  // exact for n < 2^14 and widths to 2^7
+  const long long units = 1ll * p.batch * s.windows_y * s.windows_x * p.heads;
+  RIBSR_CHECK(units * ((s.tokens + 63) / 64) < (1ll << 31), "the map is too large: %lld windows times heads", units);
+  s.units = static_cast<int>(units);
+  s.query_blocks = s.items = 0;  // each launcher's own
+  s.exponent_scale = p.scale * 1.4426950408889634f;
+  s.qkv = map_of(p.qkv);
+  s.gate = map_of(p.gate);
+  s.out = map_of(p.out);
+  s.rib_q = static_cast<const uint16_t *>(p.rib_q);
+  s.rib_k = static_cast<const uint16_t *>(p.rib_k);
+  s.vectorised = vectorised(p.qkv) && vectorised(p.gate) && vectorised(p.out) && p.head_width % 8 == 0;
+  return RIBSR_OK;
+}
+
+// The Hopper kernel's loads address an image in units of 16 bytes with 32 bits.
+bool hopper_takes(const Shape &s) {
+  const bool widths = (s.head_width == 16 || s.head_width == 32) && (s.rank == 16 || s.rank == 24 || s.rank == 32);
+  const bool factors = reinterpret_cast<uintptr_t>(s.rib_q) % 16 == 0 && reinterpret_cast<uintptr_t>(s.rib_k) % 16 == 0;
+  const bool strides = s.qkv.row > 0 && s.qkv.column > 0 && s.qkv.row < (1ll << 31) && s.qkv.column < (1ll << 31) &&
+                       (s.height - 1) * (s.qkv.row / 8) + (s.width - 1) * (s.qkv.column / 8) < 0xffffffffll;
+  return s.vectorised && widths && factors && strides;
+}
+
+int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *path, int *multiprocessors) {
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "no usable CUDA device: %s", cudaGetErrorString(error));
+  if (major < 8) {
+    return fail(RIBSR_UNSUPPORTED, "device %d has compute capability %d.%d: 8.0 or later is needed", device, major, minor);
+  }
+  const bool hopper = major == 9 && minor == 0 && hopper_takes(shape);
+  if (params.path == RIBSR_PATH_HOPPER && !hopper) {
+    return fail(RIBSR_UNSUPPORTED,
+                "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels-last maps aligned "
+                "to 8 channels, head width 16 or 32 (here %d) and rank 16, 24 or 32 (here %d)",
+                major, minor, shape.head_width, shape.rank);
+  }
+  *path = params.path != RIBSR_PATH_AUTO ? params.path : hopper ? RIBSR_PATH_HOPPER : RIBSR_PATH_PORTABLE;
+  return RIBSR_OK;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t ribsr_attention(const RibsrAttentionParams *params, void *stream) {
+  message[0] = '\0';
+  Shape shape;
+  int32_t path = 0;
+  int multiprocessors = 0;
+  int32_t code = describe(params, &shape);
+  if (code == RIBSR_OK) code = choose(*params, shape, &path, &multiprocessors);
+  if (code != RIBSR_OK) return code;
+  const auto on = static_cast<cudaStream_t>(stream);
+  const bool fp16 = params->dtype == RIBSR_FLOAT16;
+  cudaError_t error;
+  if (path == RIBSR_PATH_HOPPER) {
+    error = fp16 ? ribsr::launch_hopper_fp16(shape, multiprocessors, on)
+                 : ribsr::launch_hopper_bf16(shape, multiprocessors, on);
+  } else {
+    error = fp16 ? ribsr::launch_portable_fp16(shape, on) : ribsr::launch_portable_bf16(shape, on);
+  }
+  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "launch failed: %s", cudaGetErrorString(error));
+  return RIBSR_OK;
+}
+
+int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path) {
+  message[0] = '\0';
+  Shape shape;
+  int multiprocessors = 0;
+  const int32_t code = describe(params, &shape);
+  if (code != RIBSR_OK) return code;
+  RIBSR_CHECK(path != nullptr, "path is null");
+  return choose(*params, shape, path, &multiprocessors);
+}
+
+const char *ribsr_error_message(void) { return message; }
+
+int32_t ribsr_interface_version(void) { return 1; }
+
+}  // extern "C"

@@ -1,0 +1,240 @@
+// What both kernels share: window arithmetic, the softmax on a tile of scores in registers, the gated store.
+//
+// Register fragments are those of mma.m16n8k16 and wgmma alike: in a tile of 16 rows, a thread of quad g = lane / 4 and
+// place p = lane % 4 holds, for each 8 columns j, d[4j], d[4j+1] = row g, columns 8j + 2p, 8j + 2p + 1, and d[4j+2],
+// d[4j+3] = row g + 8, the same columns.
+#pragma once
+
+#include "device.cuh"
+#include "shape.h"
+
+namespace ribsr {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// ---- windows --------------------------------------------------------------------------------------------------------
+
+// Where a (window, head) lies. Rows and columns are those of the padded map after undoing the roll.
+struct Unit {
+  int batch, head, row, column;
+};
+
+__device__ __forceinline__ Unit locate(const Shape &shape, int unit) {
+  const int window = unit / shape.heads;
+  const int line = window / shape.windows_x;
+  const int batch = line / shape.windows_y;
+  return {batch, unit - window * shape.heads, (line - batch * shape.windows_y) * shape.window_height + shape.shift_y,
+          (window - line * shape.windows_x) * shape.window_width + shape.shift_x};
+}
+
+// Reflection without repeating the edge, as often as needed.
+__device__ __forceinline__ int reflect(int i, int size) {
+  const int period = max(2 * (size - 1), 1);
+  i %= period;
+  return size - 1 - abs(size - 1 - i);
+}
+
+struct Pixel {
+  int y, x;
+};
+
+// The position of token n in the padded map.
+__device__ __forceinline__ Pixel padded_pixel(const Shape &shape, const Unit &unit, int n) {
+  const int row = __umulhi(n, shape.row_magic);
+  int y = unit.row + row, x = unit.column + n - row * shape.window_width;
+  if (y >= shape.padded_height) y -= shape.padded_height;
+  if (x >= shape.padded_width) x -= shape.padded_width;
+  return {y, x};
+}
+
+// The pixel of the picture that token n shows.
+__device__ __forceinline__ Pixel source_pixel(const Shape &shape, const Unit &unit, int n) {
+  Pixel p = padded_pixel(shape, unit, n);
+  if (p.y >= shape.height) p.y = reflect(p.y, shape.height);
+  if (p.x >= shape.width) p.x = reflect(p.x, shape.width);
+  return p;
+}
+
+__device__ __forceinline__ long long element(const Map &map, int batch, int channel, const Pixel &p) {
+  return batch * map.batch + channel * map.channel + p.y * map.row + p.x * map.column;
+}
+
+// ---- softmax --------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// Running statistics of a thread's two rows. The reference point of a row only moves when its maximum has grown by more
+// than kSlack powers of two: probabilities stay below 2^kSlack, and the accumulator is rarely rescaled.
+constexpr float kSlack = 8.0f;
+
+struct Rows {
+  float reference[2];  // maximum of the raw scores when it last moved
+  float offset[2];     // reference * exponent_scale
+  float sum[2];        // of this thread's columns
+};
+
+__device__ __forceinline__ void reset(Rows &rows) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    rows.reference[i] = -INFINITY;
+    rows.offset[i] = -INFINITY;
+    rows.sum[i] = 0.0f;
+  }
+}
+
+// Keys from `valid` on take no part.
+template <int Keys>
+__device__ __forceinline__ void mask(float (&scores)[Keys / 2], int valid) {
+  const int place = 2 * (threadIdx.x & 3);
+#pragma unroll
+  for (int i = 0; i < Keys / 2; ++i) {
+    if (8 * (i / 4) + place + (i & 1) >= valid) scores[i] = -INFINITY;
+  }
+}
+
+// Take the tile's maxima into account; rescale the accumulator where a reference moves.
+template <int Keys, int Outputs>
+__device__ __forceinline__ void track_maximum(const float (&scores)[Keys / 2], float (&output)[Outputs], Rows &rows,
+                                              float scale) {
+  float top[2][2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) top[i >> 1][i & 1] = fmaxf(scores[i], scores[i + 4]);
+#pragma unroll
+  for (int i = 8; i < Keys / 2; ++i) top[(i >> 1) & 1][i & 1] = fmaxf(top[(i >> 1) & 1][i & 1], scores[i]);
+  const float first = quad_max(fmaxf(top[0][0], top[0][1]));
+  const float second = quad_max(fmaxf(top[1][0], top[1][1]));
+  const bool move = (first - rows.reference[0]) * scale > kSlack || (second - rows.reference[1]) * scale > kSlack;
+  if (__any_sync(kAllLanes, move)) {
+    const float maximum[2] = {fmaxf(first, rows.reference[0]), fmaxf(second, rows.reference[1])};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float factor = exp2_special((rows.reference[i] - maximum[i]) * scale);
+      rows.reference[i] = maximum[i];
+      rows.offset[i] = maximum[i] * scale;
+      rows.sum[i] *= factor;
+#pragma unroll
+      for (int j = 0; j < Outputs / 4; ++j) {
+        output[4 * j + 2 * i] *= factor;
+        output[4 * j + 2 * i + 1] *= factor;
+      }
+    }
+  }
+}
+
+// Probabilities of 16 keys (8 scores per thread) as an A operand. Of each 8 exponentials, `Polynomial` go to the FMA units.
+template <bool BF16, int Polynomial, bool Sum>
+__device__ __forceinline__ void exponentials(const float *scores, uint32_t (&operand)[4], Rows &rows, float scale) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = i & 1;
+    const float a = fmaf(scores[2 * i], scale, -rows.offset[row]);
+    const float b = fmaf(scores[2 * i + 1], scale, -rows.offset[row]);
+    const float p = exp2_special(a);
+    const float q = i < Polynomial ? exp2_polynomial(b) : exp2_special(b);
+    if constexpr (Sum) rows.sum[row] += p + q;
+    operand[i] = pack<BF16>(p, q);
+  }
+}
+
+// ---- the gated store ------------------------------------------------------------------------------------------------
+
+// Among the four lanes of a quad: lane p's v[i] becomes lane i's v[p]. Its own inverse.
+__device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
+  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? v[i] : v[i + 1], 1);
+    (odd ? v[i] : v[i + 1]) = other;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t other = __shfl_xor_sync(kAllLanes, upper ? v[i] : v[i + 2], 2);
+    (upper ? v[i] : v[i + 2]) = other;
+  }
+}
+
+// Where a thread's 16-byte pieces of a 16-row tile go. Piece t of lane place p is the (4t + p)-th of the tile's 2 rows
+// (g and g + 8) times D / 8 channel groups.
+template <int D>
+struct Pieces {
+  static constexpr int kCount = D / 16;
+  long long gate[kCount], out[kCount];  // in elements; out < 0: nothing to store
+};
+
+template <int D>
+__device__ __forceinline__ void locate_pieces(Pieces<D> &pieces, const Shape &shape, const Unit &unit, int first_row) {
+  constexpr int kGroups = D / 8;
+#pragma unroll
+  for (int t = 0; t < D / 16; ++t) {
+    const int piece = 4 * t + (threadIdx.x & 3);
+    const int n = first_row + ((threadIdx.x & 31) >> 2) + 8 * (piece / kGroups);
+    const int channel = 8 * (piece % kGroups);
+    const Pixel p = padded_pixel(shape, unit, n);
+    const bool inside =
+        n < shape.tokens && p.y < shape.height && p.x < shape.width && channel < shape.head_width;
+    pieces.gate[t] = element(shape.gate, unit.batch, unit.head * shape.head_width + channel, p);
+    pieces.out[t] = inside ? element(shape.out, unit.batch, unit.head * shape.head_width + channel, p) : -1;
+  }
+}
+
+template <int D>
+__device__ __forceinline__ void load_gate(uint4 (&gate)[D / 16], const Pieces<D> &pieces, const Shape &shape) {
+#pragma unroll
+  for (int t = 0; t < D / 16; ++t) {
+    gate[t] = make_uint4(0, 0, 0, 0);
+    if (pieces.out[t] >= 0) gate[t] = __ldg(reinterpret_cast<const uint4 *>(shape.gate.data + pieces.gate[t]));
+  }
+}
+
+// output[4j..] / sum * gate for the two rows, in 16-byte stores.
+template <int D, bool BF16>
+__device__ __forceinline__ void store_vectorised(const float *output, const float (&inverse)[2], uint4 (&gate)[D / 16],
+                                                 const Pieces<D> &pieces, const Shape &shape) {
+  constexpr int kGroups = D / 8;
+#pragma unroll
+  for (int t = 0; t < D / 16; ++t) {
+    uint32_t v[4] = {gate[t].x, gate[t].y, gate[t].z, gate[t].w};
+    transpose_quad(v);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = (4 * t + i) / kGroups, j = (4 * t + i) % kGroups;
+      const float2 g = unpack<BF16>(v[i]);
+      v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half] * g.x, output[4 * j + 2 * half + 1] * inverse[half] * g.y);
+    }
+    transpose_quad(v);
+    if (pieces.out[t] >= 0) {
+      *reinterpret_cast<uint4 *>(shape.out.data + pieces.out[t]) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+// The same one element at a time, for any strides and widths.
+template <int D, bool BF16>
+__device__ __forceinline__ void store_elements(const float *output, const float (&inverse)[2], const Shape &shape,
+                                               const Unit &unit, int first_row) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int n = first_row + ((threadIdx.x & 31) >> 2) + 8 * half;
+    const Pixel p = padded_pixel(shape, unit, n);
+    if (n >= shape.tokens || p.y >= shape.height || p.x >= shape.width) continue;
+#pragma unroll
+    for (int i = 0; i < D / 4; ++i) {
+      const int channel = 8 * (i / 2) + 2 * (threadIdx.x & 3) + (i & 1);
+      if (channel >= shape.head_width) continue;
+      const int c = unit.head * shape.head_width + channel;
+      const float gate = unpack<BF16>(shape.gate.data[element(shape.gate, unit.batch, c, p)]).x;
+      const float value = output[4 * (i / 2) + 2 * half + (i & 1)] * inverse[half] * gate;
+      shape.out.data[element(shape.out, unit.batch, c, p)] = static_cast<uint16_t>(pack<BF16>(value, 0.0f));
+    }
+  }
+}
+
+}  // namespace ribsr

@@ -1,0 +1,226 @@
+// One thin function per PTX instruction the kernels use. Shared memory is named by its 32-bit address.
+#pragma once
+
+#include <stdint.h>
+
+namespace ribsr {
+
+__device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- copies ---------------------------------------------------------------------------------------------------------
+
+// 16 bytes from global to shared memory; zeros when not valid (the pointer must be a legal one all the same).
+__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int Pending>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// ---- numbers --------------------------------------------------------------------------------------------------------
+
+// Two floats to one register of two 16-bit floats, `low` in the lower half; round to nearest even.
+template <bool BF16>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t both;
+  if constexpr (BF16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  }
+  return both;
+}
+
+template <bool BF16>
+__device__ __forceinline__ float2 unpack(uint32_t both) {
+  float2 value;
+  if constexpr (BF16) {
+    value.x = __uint_as_float(both << 16);
+    value.y = __uint_as_float(both & 0xffff0000u);
+  } else {
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(value.x), "=f"(value.y)
+        : "r"(both));
+  }
+  return value;
+}
+
+__device__ __forceinline__ float exp2_special(float x) {  // special-function unit: 16 per clock and multiprocessor
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 2^x on the FMA units: x = n + f with |f| <= 1/2, a cubic for 2^f (relative error 1.0e-4), n added to the exponent.
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
+  x = fmaxf(x, -126.0f);
+  const float shifted = x + kRound;
+  const float f = x - (shifted - kRound);
+  float y = fmaf(f, 0.055008583f, 0.24221037f);
+  y = fmaf(y, f, 0.6932829f);
+  y = fmaf(y, f, 1.0f);
+  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
+}
+
+// ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row_address)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row_address)
+               : "memory");
+}
+
+// d[16 x 8] += a[16 x 16] b[16 x 8]
+template <bool BF16>
+__device__ __forceinline__ void multiply_add(float *d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (BF16) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a ----------------------------
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("{.reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0];}" ::"r"(barrier) : "memory");
+}
+
+// Until the phase of this parity has completed.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// Move registers between the warp groups of a block.
+template <int Count>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+}
+template <int Count>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+}
+
+// Makes this thread's writes to shared memory visible to the matrix units' own reads.
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int Pending>
+__device__ __forceinline__ void group_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// An unswizzled operand: 8x8 blocks of 128 contiguous bytes, `leading` and `stride` bytes apart (PTX ISA, matrix
+// descriptor; K-major: leading along k, stride along m or n; MN-major: the other way round).
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
+         static_cast<uint64_t>(stride >> 4) << 32;
+}
+
+#define RIBSR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define RIBSR_F16(d, i) RIBSR_F4(d, i), RIBSR_F4(d, i + 4), RIBSR_F4(d, i + 8), RIBSR_F4(d, i + 12)
+#define RIBSR_D8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define RIBSR_D12 RIBSR_D8 ",%8,%9,%10,%11"
+#define RIBSR_D16 RIBSR_D12 ",%12,%13,%14,%15"
+#define RIBSR_D20 RIBSR_D16 ",%16,%17,%18,%19"
+#define RIBSR_D32 RIBSR_D20 ",%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define RIBSR_D48 RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define RIBSR_D64 RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+
+#define RIBSR_SS(TYPE, N, OUTPUTS, A, B, P, ...)                                                             \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %" P ", 0;\n"                                                  \
+               "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, %" A ", %" B  \
+               ", p, 1, 1, 0, 0;}"                                                                           \
+               : __VA_ARGS__                                                                                 \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+
+// d[64 x N] (+)= a[64 x 16] b[16 x N], both from shared memory, K-major. d: N/2 registers per thread.
+template <int N, bool BF16>
+__device__ __forceinline__ void group_multiply(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+  static_assert(N == 64 || N == 96 || N == 128, "unwritten shape");
+#define RIBSR_SS_ALL(TYPE)                                                                                      \
+  if constexpr (N == 64) {                                                                                      \
+    RIBSR_SS(TYPE, "64", RIBSR_D32, "32", "33", "34", RIBSR_F16(d, 0), RIBSR_F16(d, 16));                        \
+  } else if constexpr (N == 96) {                                                                               \
+    RIBSR_SS(TYPE, "96", RIBSR_D48, "48", "49", "50", RIBSR_F16(d, 0), RIBSR_F16(d, 16), RIBSR_F16(d, 32));      \
+  } else {                                                                                                      \
+    RIBSR_SS(TYPE, "128", RIBSR_D64, "64", "65", "66", RIBSR_F16(d, 0), RIBSR_F16(d, 16), RIBSR_F16(d, 32),      \
+             RIBSR_F16(d, 48));                                                                                 \
+  }
+  if constexpr (BF16) {
+    RIBSR_SS_ALL("bf16")
+  } else {
+    RIBSR_SS_ALL("f16")
+  }
+#undef RIBSR_SS_ALL
+}
+
+#define RIBSR_RS(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1 \
+               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 1;"                                                      \
+               : __VA_ARGS__                                                                                 \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+// d[64 x N] += a[64 x 16] b[16 x N], a in registers, b in shared memory, MN-major.
+template <int N, bool BF16>
+__device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(N == 16 || N == 24 || N == 32 || N == 40, "unwritten shape");
+#define RIBSR_RS_ALL(TYPE)                                                                                         \
+  if constexpr (N == 16) {                                                                                         \
+    RIBSR_RS(TYPE, "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));                     \
+  } else if constexpr (N == 24) {                                                                                  \
+    RIBSR_RS(TYPE, "24", RIBSR_D12, "12", "13", "14", "15", "16", RIBSR_F4(d, 0), RIBSR_F4(d, 4), RIBSR_F4(d, 8));  \
+  } else if constexpr (N == 32) {                                                                                  \
+    RIBSR_RS(TYPE, "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));                                \
+  } else {                                                                                                         \
+    RIBSR_RS(TYPE, "40", RIBSR_D20, "20", "21", "22", "23", "24", RIBSR_F16(d, 0), RIBSR_F4(d, 16));               \
+  }
+  if constexpr (BF16) {
+    RIBSR_RS_ALL("bf16")
+  } else {
+    RIBSR_RS_ALL("f16")
+  }
+#undef RIBSR_RS_ALL
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+}  // namespace ribsr

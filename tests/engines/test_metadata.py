@@ -1,0 +1,62 @@
+"""Telling this toolkit's files from others without an ONNX package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fakes
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines import EngineError
+from engines.metadata import Stamp, read_properties, read_stamp
+
+
+def test_a_stamp_is_read_back(tmp_path: Path) -> None:
+    path = fakes.write_onnx(tmp_path / "a.onnx", scale=3, attention="matmul", sha256="ab" * 32)
+    assert read_stamp(path) == Stamp("tiny", 3, ((4, 4), (8, 8)), "fp32", "matmul", "0.1.0", "ab" * 32)
+
+
+def test_properties_equal_those_that_onnx_reads(tmp_path: Path) -> None:
+    import onnx
+
+    path = fakes.write_onnx(tmp_path / "a.onnx", stamp={"other": "ünïcode " * 100, "empty": ""})
+    expected = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert read_properties(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stamped": False}, r"made by another tool; make one with python -m export\.onnx"),
+        ({"stamp": {"ribsr.windows": "(absent)"}}, r"metadata lacks ribsr\.windows; export it again"),
+        ({"stamp": {"ribsr.scale": "two"}}, "metadata is damaged"),
+        ({"stamp": {"ribsr.windows": "[8, 16]"}}, "metadata is damaged"),
+    ],
+)
+def test_foreign_and_damaged_stamps(tmp_path: Path, changes: dict, message: str) -> None:
+    path = fakes.write_onnx(tmp_path / "a.onnx", **changes)
+    with pytest.raises(EngineError, match=message):
+        read_stamp(path)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, onnx_file: Path) -> None:
+    whole, path = onnx_file.read_bytes(), tmp_path / "cut.onnx"
+    for length in (*range(0, 40), *range(40, len(whole), 97), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(EngineError, match=r"not an ONNX file|made by another tool|metadata lacks"):
+            read_stamp(path)
+
+
+@given(st.binary(max_size=200))
+def test_any_other_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("noise") / "noise.onnx"
+    path.write_bytes(content)
+    with pytest.raises(EngineError):
+        read_stamp(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"a\.onnx: no such file"):
+        read_stamp(tmp_path / "a.onnx")

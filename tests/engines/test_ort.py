@@ -1,0 +1,211 @@
+"""The ONNX Runtime engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import fakes
+import numpy as np
+import pytest
+
+from engines import Description, EngineError, open_engine
+from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _NotOnCUDA
+
+ort = pytest.importorskip("onnxruntime")
+on_cpu_wheel = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="needs ONNX Runtime's CPU wheel")
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    """What the fake network computes, by ONNX's own reference implementation."""
+    import tempfile
+
+    from onnx.reference import ReferenceEvaluator
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = fakes.write_onnx(Path(folder) / "a.onnx")
+        (y,) = ReferenceEvaluator(str(path)).run(None, {"input": x})
+    return np.asarray(y)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 3, 5, 7), (2, 3, 16, 8), (3, 3, 9, 31)])
+def test_any_batch_and_size_runs(onnx_file: Path, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).random(shape, dtype=np.float32)
+    with open_engine(onnx_file) as engine:
+        y = engine.run(x)
+    assert y.dtype == np.float32
+    assert y.shape == (shape[0], 3, 2 * shape[2], 2 * shape[3])
+    np.testing.assert_allclose(y, expected(x), atol=1e-5)
+
+
+def test_arrays_that_are_not_contiguous_run_too(onnx_file: Path) -> None:
+    x = fakes.picture(8, 10)
+    with open_engine(onnx_file) as engine:
+        np.testing.assert_array_equal(engine.run(x[:, :, ::-1, ::2]), engine.run(x[:, :, ::-1, ::2].copy()))
+
+
+@on_cpu_wheel
+def test_the_description_says_what_runs_where(onnx_file: Path) -> None:
+    with open_engine(onnx_file) as engine:
+        assert engine.describe() == Description(
+            path=str(onnx_file),
+            runtime="onnxruntime",
+            runtime_version=ort.__version__,
+            device=CPU,
+            precision="fp32",
+            model="tiny",
+            scale=2,
+            windows=((4, 4), (8, 8)),
+            attention="mha",
+            version="0.1.0",
+            checkpoint_sha256=fakes.SHA,
+        )
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (fakes.picture().astype(np.float64), r"must be float32 in \[0, 1\], got float64"),
+        ((fakes.picture() * 255).astype(np.uint8), r"must be float32 in \[0, 1\], got uint8"),
+        (fakes.picture()[0], r"must be \[B, 3, H, W\], got \[3, 9, 11\]"),
+        (fakes.picture().transpose(0, 2, 3, 1), r"must be \[B, 3, H, W\], got \[1, 9, 11, 3\]"),
+        (fakes.picture()[:, :, :0], r"every size of the input must be at least 1, got \[1, 3, 0, 11\]"),
+        ([[0.5]], "must be a numpy array, got list"),
+    ],
+)
+def test_wrong_inputs_are_refused(onnx_file: Path, checkpoint: Path, x: np.ndarray, message: str) -> None:
+    for path in (onnx_file, checkpoint):
+        with open_engine(path) as engine, pytest.raises(EngineError, match=message):
+            engine.run(x)
+
+
+def test_a_file_of_fixed_shape_names_it(tmp_path: Path) -> None:
+    path = fakes.write_onnx(tmp_path / "static.onnx", shape=("b", 3, 8, 12))
+    with open_engine(path) as engine:
+        assert engine.describe().shape == (None, 3, 8, 12)
+        assert engine.run(fakes.picture(8, 12)).shape == (1, 3, 16, 24)
+        with pytest.raises(EngineError, match=r"inputs of shape \[any, 3, 8, 12\] only, got \[1, 3, 12, 8\]"):
+            engine.run(fakes.picture(12, 8))
+
+
+def test_threads_share_an_engine(onnx_file: Path) -> None:
+    pictures = [fakes.picture(5 + i % 7, 40 - i, seed=i) for i in range(24)]
+    with open_engine(onnx_file) as engine:
+        serial = [engine.run(x) for x in pictures]
+        with ThreadPoolExecutor(6) as pool:
+            parallel = list(pool.map(engine.run, pictures))
+    for one, other in zip(serial, parallel, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_closed_engine_says_so(onnx_file: Path) -> None:
+    engine = open_engine(onnx_file)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="the engine is closed; open it again"):
+        engine.run(fakes.picture())
+
+
+def test_plugin_files_are_for_tensorrt(tmp_path: Path) -> None:
+    path = fakes.write_onnx(tmp_path / "a.onnx", attention="plugin")
+    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --attention mha"):
+        open_engine(path)
+
+
+def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
+    import onnx
+
+    path = fakes.write_onnx(tmp_path / "a.onnx")
+    model = onnx.load(str(path))
+    model.graph.node[1].op_type = "Convolve"
+    onnx.save(model, str(path))
+    with pytest.raises(EngineError, match=r"a\.onnx: ONNX Runtime .* cannot load it .*Convolve.*export it again") as info:
+        open_engine(path)
+    assert "\n" not in str(info.value)
+
+
+def test_a_stamped_file_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    path = fakes.write_onnx(tmp_path / "a.onnx")
+    model = onnx.load(str(path))
+    model.graph.node[0].input[0] = model.graph.input[0].name = "picture"
+    model.graph.node[1].input[0] = "x"
+    onnx.save(model, str(path))
+    with pytest.raises(EngineError, match="inputs and outputs are not; export it again"):
+        open_engine(path)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def run(*_: object) -> None:
+        raise error
+
+    return run
+
+
+def test_what_fails_inside_the_runtime_is_one_line(onnx_file: Path) -> None:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+
+    engine = ORTEngine(onnx_file)
+    for error, message in (
+        (state.RuntimeException("x\nFailed to allocate memory for requested buffer"), "out of memory on a picture of 11x9"),
+        (state.Fail("std::bad_alloc"), "out of memory on a picture of 11x9"),
+        (MemoryError(), "out of memory on a picture of 11x9"),
+        (state.Fail("[ONNXRuntimeError] node 5\nmore"), r"ONNX Runtime failed on \[1, 3, 9, 11\] \(\[ONNXRuntimeError\]"),
+    ):
+        engine._session = SimpleNamespace(run=raising(error))  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(EngineError, match=message) as info:
+            engine.run(fakes.picture())
+        assert "\n" not in str(info.value)
+
+
+@on_cpu_wheel
+def test_cuda_on_the_cpu_wheel_is_an_error_and_auto_is_not(onnx_file: Path) -> None:
+    with pytest.raises(EngineError, match=r"device cuda was asked for, but this ONNX Runtime .* has no CUDA provider"):
+        open_engine(onnx_file, device="cuda")
+    with open_engine(onnx_file, device="auto") as engine:
+        assert engine.describe().device == CPU
+        assert engine.describe().notes == ()
+
+
+@on_cpu_wheel
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_cuda_provider_that_drops_out_is_never_silent(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    with pytest.raises(EngineError, match="device cuda was asked for, but .+; or use --device cpu"):
+        open_engine(onnx_file, device="cuda")
+    with open_engine(onnx_file, device="auto") as engine:
+        assert engine.describe().device == CPU
+        assert len(engine.describe().notes) == 1
+        assert "runs on the CPU, since" in engine.describe().notes[0]
+
+
+def session(*placed: tuple[str, str]) -> SimpleNamespace:
+    """A session whose nodes (provider, operator) were placed so."""
+
+    def graph(provider: str, op: str) -> SimpleNamespace:
+        return SimpleNamespace(ep_name=provider, get_nodes=lambda: [SimpleNamespace(op_type=op)])
+
+    return SimpleNamespace(get_provider_graph_assignment_info=lambda: [graph(*entry) for entry in placed])
+
+
+def test_heavy_nodes_must_be_on_the_gpu() -> None:
+    on_gpu = session((CUDA, "Conv"), (CUDA, "MatMul"), (CPU, "Shape"))
+    assert _check_placement("x2.onnx", on_gpu) == []  # pyright: ignore[reportArgumentType]
+    some = session((CUDA, "Conv"), (CPU, "MultiHeadAttention"))
+    assert _check_placement("x2.onnx", some) == [  # pyright: ignore[reportArgumentType]
+        "x2.onnx: MultiHeadAttention nodes run on the CPU, since the CUDA provider does not take them"
+    ]
+    with pytest.raises(_NotOnCUDA, match="takes none of the model's Conv, MatMul nodes"):
+        _check_placement("x2.onnx", session((CPU, "Conv"), (CPU, "MatMul")))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_timer_runs_the_network(onnx_file: Path) -> None:
+    with open_engine(onnx_file, threads=1) as engine:
+        timer = engine.timer(fakes.picture())
+        assert timer.once() > 0
+        assert "clock" in timer.clock or "events" in timer.clock
+    with pytest.raises(EngineError, match="closed"):
+        timer.once()

@@ -1,0 +1,116 @@
+"""The PyTorch engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import ribsr  # noqa: E402
+from engines import EngineError, open_engine  # noqa: E402
+from engines.files import sha256  # noqa: E402
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+
+
+def test_it_computes_what_the_model_computes(checkpoint: Path) -> None:
+    x = fakes.picture(11, 9)
+    with torch.inference_mode():
+        expected = ribsr.load(checkpoint)(torch.from_numpy(x)).numpy()
+    with open_engine(checkpoint, device="cpu") as engine:
+        np.testing.assert_array_equal(engine.run(x), expected)
+
+
+def test_it_agrees_with_the_onnx_file(checkpoint: Path, onnx_file: Path) -> None:
+    x = fakes.picture(13, 17)
+    with open_engine(checkpoint) as one, open_engine(onnx_file) as other:
+        np.testing.assert_allclose(one.run(x), other.run(x), atol=1e-5)
+
+
+@no_gpu
+def test_the_description_says_what_runs_where(checkpoint: Path) -> None:
+    with open_engine(checkpoint, precision="bf16", attention="reference") as engine:
+        described = engine.describe()
+    assert (described.runtime, described.device, described.precision) == ("pytorch", "cpu", "bf16")
+    assert (described.model, described.scale, described.windows) == ("tiny", 2, ((4, 4), (8, 8)))
+    assert described.attention == "reference"
+    assert described.checkpoint_sha256 == sha256(checkpoint)
+    with open_engine(checkpoint) as engine:
+        assert engine.describe().attention == "sdpa", "auto names the backend that it chose"
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 5e-3), ("bf16", 5e-2)])
+def test_half_precision_is_close_but_not_equal(checkpoint: Path, precision: str, tolerance: float) -> None:
+    x = fakes.picture(16, 16)
+    with open_engine(checkpoint) as full, open_engine(checkpoint, precision=precision) as half:
+        y = half.run(x)
+        assert y.dtype == np.float32
+        assert 0 < np.abs(y - full.run(x)).max() < tolerance
+
+
+def test_the_rib_stays_in_float32_in_half_copies(checkpoint: Path) -> None:
+    with open_engine(checkpoint, precision="bf16") as engine:
+        parameters = dict(engine._model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    kept = {name.rsplit(".", 1)[-1] for name, value in parameters.items() if value.dtype == torch.float32}
+    assert kept == {"to_hidden", "hidden_b", "to_q", "to_k"}
+
+
+def test_threads_share_an_engine(checkpoint: Path) -> None:
+    pictures = [fakes.picture(3 + i % 9, 20 - i, seed=i) for i in range(12)]
+    with open_engine(checkpoint) as engine:
+        serial = [engine.run(x) for x in pictures]
+        with ThreadPoolExecutor(4) as pool:
+            parallel = list(pool.map(engine.run, pictures))
+    for one, other in zip(serial, parallel, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_closed_engine_says_so(checkpoint: Path) -> None:
+    with open_engine(checkpoint) as engine:
+        pass
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.run(fakes.picture())
+
+
+def test_bad_checkpoints_and_options(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "noise.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(EngineError, match=r"noise\.pt: not a PyTorch checkpoint"):
+        open_engine(tmp_path / "noise.pt")
+    torch.save({"params": torch.load(checkpoint, weights_only=True)["params"]}, tmp_path / "bare.pth")
+    with pytest.raises(EngineError, match="does not say which model it is"):
+        open_engine(tmp_path / "bare.pth")
+    with pytest.raises(EngineError, match="no model is called 'sst-xs'"):
+        open_engine(tmp_path / "bare.pth", model="sst-xs")
+    with pytest.raises(EngineError, match=r"precision 'int8' is unknown; choose one of fp32, fp16, bf16"):
+        open_engine(checkpoint, precision="int8")
+    with pytest.raises(EngineError, match="no attention backend is called 'xformers'; choose one of auto, reference"):
+        open_engine(checkpoint, attention="xformers")
+
+
+@no_gpu
+def test_cuda_without_a_gpu_is_an_error(checkpoint: Path) -> None:
+    with pytest.raises(EngineError, match=r"device cuda was asked for, but PyTorch .*; use --device cpu"):
+        open_engine(checkpoint, device="cuda")
+
+
+def test_what_fails_inside_pytorch_is_one_line(checkpoint: Path) -> None:
+    def failing(message: str):
+        def forward(_: object) -> None:
+            raise RuntimeError(message)
+
+        return forward
+
+    with open_engine(checkpoint) as engine:
+        for message, expected in (
+            ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "out of memory on a picture of 11x9"),
+            ("shapes differ\nC++ trace", r"PyTorch failed on \[1, 3, 9, 11\] \(shapes differ\)"),
+        ):
+            engine._model = failing(message)  # pyright: ignore[reportAttributeAccessIssue]
+            with pytest.raises(EngineError, match=expected) as info:
+                engine.run(fakes.picture())
+            assert "\n" not in str(info.value)

@@ -1,0 +1,196 @@
+"""The CUDA kernels against the float64 reference. Needs a GPU and a built library (python -m plugins.build)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from plugins import library  # noqa: E402
+from plugins import torch as operator  # noqa: E402
+from ribsr import attention  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.skipif(not library.path().exists(), reason="needs the library: python -m plugins.build"),
+]
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+DTYPES = list(TOLERANCE)
+
+
+def on_hopper() -> bool:
+    return torch.cuda.get_device_capability() == (9, 0)
+
+
+def poisoned(b: int, c: int, h: int, w: int, dtype: torch.dtype, layout: str) -> torch.Tensor:
+    """A [b, c, h, w] view of NaN-filled memory: nchw, or nhwc with the pixel stride padded to a multiple of 8."""
+    if layout == "nchw":
+        return torch.full((b, c, h, w), torch.nan, dtype=dtype, device="cuda")
+    padded = -(-c // 8) * 8
+    return torch.full((b, h, w, padded), torch.nan, dtype=dtype, device="cuda")[..., :c].permute(0, 3, 1, 2)
+
+
+def check(
+    *,
+    window: tuple[int, int],
+    d: int,
+    r: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    heads: int = 2,
+    batch: int = 1,
+    shift: tuple[int, int] = (0, 0),
+    layout: str = "nhwc",
+    path: str = "auto",
+    factor: float = 1.0,
+    expected_path: str | None = None,
+) -> None:
+    """Run on fresh random inputs, q and rib_q multiplied by `factor`, and compare with the float64 reference."""
+    h, w = size
+    c = heads * d
+    qkv = poisoned(batch, 3 * c, h, w, dtype, layout)
+    gate = poisoned(batch, c, h, w, dtype, layout)
+    out = poisoned(batch, c, h, w, dtype, layout)
+    values = torch.randn(batch, 3 * c, h, w, device="cuda")
+    values[:, :c] *= factor
+    qkv.copy_(values)
+    gate.copy_(torch.rand(batch, c, h, w, device="cuda"))
+    tokens = window[0] * window[1]
+    rib_q = (torch.randn(heads, tokens, r, device="cuda") * factor).to(dtype)
+    rib_k = torch.randn(heads, tokens, r, device="cuda").to(dtype)
+    scale = d**-0.5
+
+    params = operator.parameters(out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path)
+    if expected_path is not None:
+        assert library.chosen_path(params) == expected_path
+    library.call(params, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+
+    expected = attention.reference(
+        qkv.double(), rib_q.double(), rib_k.double(), gate.double(), window=window, heads=heads, shift=shift, scale=scale
+    )
+    error = ((out.double() - expected).norm() / expected.norm()).item()
+    assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"  # NaN fails too
+    if layout == "nhwc" and c % 8:  # what lies between the pixels is not ours
+        assert out.as_strided((batch, h, w, -c % 8), out.permute(0, 2, 3, 1).stride(), c).isnan().all()
+
+
+SIZES = {8: (19, 45), 16: (33, 50), 32: (40, 70), 48: (50, 97), 64: (65, 30), 96: (100, 60)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["hopper", "portable"])
+@pytest.mark.parametrize(("d", "r"), list(itertools.product((16, 32), (16, 24, 32))))
+@pytest.mark.parametrize("window", SIZES)
+def test_tuned_widths(window: int, d: int, r: int, path: str, dtype: torch.dtype) -> None:
+    """Odd sizes (reflected once or more), and a shift of half a window on one axis."""
+    if path == "hopper" and not on_hopper():
+        pytest.skip("needs compute capability 9.0")
+    shift = (0, window // 2)
+    check(window=(window, window), d=d, r=r, size=SIZES[window], dtype=dtype, shift=shift, path=path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize(
+    ("window", "d", "r", "size"),
+    [
+        ((4, 4), 8, 8, (9, 5)),
+        ((7, 5), 30, 34, (15, 21)),
+        ((4, 128), 64, 64, (6, 130)),
+        ((128, 8), 24, 40, (17, 9)),
+        ((12, 20), 48, 18, (31, 64)),
+        ((16, 16), 12, 1, (16, 16)),
+        ((9, 9), 1, 5, (10, 8)),
+        ((8, 24), 16, 16, (1, 100)),
+        ((10, 13), 32, 32, (27, 1)),
+    ],
+)
+def test_general_widths(
+    window: tuple[int, int], d: int, r: int, size: tuple[int, int], layout: str, dtype: torch.dtype
+) -> None:
+    check(window=window, d=d, r=r, size=size, dtype=dtype, layout=layout, heads=3, batch=2, shift=(2, 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [(8, 8), (4, 8), (5, 7), (16, 16), (10, 24), (17, 16), (24, 24)])
+def test_windows_not_a_multiple_of_tiles(window: tuple[int, int], dtype: torch.dtype) -> None:
+    """Masked keys, idle rows, and a number of (window, head) pairs that does not divide by four."""
+    check(window=window, d=32, r=16, size=(26, 37), dtype=dtype, heads=3, batch=3, shift=(3, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", ["auto", "portable"])
+@pytest.mark.parametrize("factor", [30.0, 3000.0])
+@pytest.mark.parametrize("window", [8, 32])
+def test_large_scores(window: int, factor: float, path: str, dtype: torch.dtype) -> None:
+    """Scores beyond ±1e4: the scale must be applied to the float32 product, the maximum subtracted exactly."""
+    check(window=(window, window), d=32, r=16, size=(50, 50), dtype=dtype, factor=factor, path=path)
+
+
+def test_many_items_per_block() -> None:
+    """Far more work than the GPU has multiprocessors: blocks walk over many items, rings wrap many times."""
+    for window in (8, 16, 32):
+        check(window=(window, window), d=16, r=24, size=(250, 333), dtype=torch.float16, heads=3, batch=2, path="auto")
+
+
+@pytest.mark.skipif("not on_hopper()", reason="needs compute capability 9.0")
+def test_paths_chosen_by_layout() -> None:
+    common = {"window": (16, 16), "size": (20, 20), "dtype": torch.float16}
+    check(**common, d=32, r=24, expected_path="hopper")
+    check(**common, d=32, r=24, layout="nchw", expected_path="portable")
+    check(**common, d=32, r=40, expected_path="portable")
+    check(**common, d=30, r=16, expected_path="portable")
+
+
+def test_operator_in_a_graph() -> None:
+    """The PyTorch operator: layout of its output, backend function, CUDA graph replay on new inputs."""
+    generator = torch.Generator("cuda").manual_seed(1)
+
+    def inputs() -> list[torch.Tensor]:
+        maps = [torch.randn(2, c, 21, 30, device="cuda", generator=generator) for c in (96, 32)]
+        factors = [torch.randn(2, 256, 16, device="cuda", generator=generator) for _ in range(2)]
+        qkv, gate = (x.half().to(memory_format=torch.channels_last) for x in maps)
+        return [qkv, factors[0].half(), factors[1].half(), gate]
+
+    arguments = {"window": (16, 16), "heads": 2, "shift": (8, 8), "scale": 0.25}
+    static = inputs()
+    out = operator.kernel(*static, **arguments)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = operator.kernel(*static, **arguments)
+    for _ in range(2):
+        for x, new in zip(static, inputs(), strict=True):
+            x.copy_(new)
+        out.fill_(torch.nan)
+        graph.replay()
+        expected = attention.reference(*(x.double() for x in static), **arguments)
+        assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[torch.float16]
+
+
+def test_opcheck() -> None:
+    qkv = torch.randn(1, 96, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
+    gate = torch.randn(1, 32, 9, 11, device="cuda").half()
+    factors = [torch.randn(2, 64, 16, device="cuda").half() for _ in range(2)]
+    arguments = (qkv, *factors, gate, [8, 8], 2, [0, 0], 0.25)
+    torch.library.opcheck(
+        torch.ops.ribsr.cyclic_window_attention, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+def test_refusals_say_why() -> None:
+    x = torch.zeros(1, 96, 8, 8, device="cuda", dtype=torch.float16)
+    gate = torch.zeros(1, 32, 8, 8, device="cuda", dtype=torch.float16)
+    factors = [torch.zeros(2, 64, 16, device="cuda", dtype=torch.float16) for _ in range(2)]
+    with pytest.raises(TypeError, match="float32"):
+        operator.cyclic_window_attention(x.float(), *factors, gate, [8, 8], 2, [0, 0], 0.25)
+    with pytest.raises(library.LibraryError, match="scale is -1"):
+        operator.cyclic_window_attention(x, *factors, gate, [8, 8], 2, [0, 0], -1.0)
+    with pytest.raises(library.LibraryError, match="Hopper path"):
+        params = operator.parameters(gate, x, *factors, gate, [8, 8], 2, [0, 0], 0.25, "hopper")
+        library.call(params, 0)

@@ -1,0 +1,1 @@
+"""Programs for a person who wants to know: parity, latency. They use nothing but the Engine interface."""

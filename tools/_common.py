@@ -1,0 +1,187 @@
+"""What parity and latency share: naming models, opening them, describing the machine, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines import is_checkpoint, open_engine
+from engines.base import PRECISIONS, Description
+from engines.errors import EngineError
+from engines.files import atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from engines import Engine
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model as a user names it: a file, and for checkpoints optionally `@fp16` or `@bf16` behind it."""
+
+    path: str
+    precision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.precision}" if self.precision else self.path
+
+
+def model_name(text: str) -> ModelName:
+    """Splits `x2.pt@fp16`; a file that really has that name is taken as it is."""
+    match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
+    if match and not Path(text).exists():
+        return ModelName(match[1], match[2])
+    return ModelName(text)
+
+
+def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
+    """Opens a model with the options of `engines.cli.engine_options`; those for checkpoints go to checkpoints only."""
+    if not is_checkpoint(name.path):
+        options = {key: options[key] for key in ("device", "threads") if key in options}
+    return open_engine(name.path, precision=name.precision, **options)
+
+
+def where(description: Description | dict[str, Any]) -> str:
+    """Runtime, version and device, as the tables show them."""
+    values = description if isinstance(description, dict) else vars(description)
+    device = values["device"].replace("ExecutionProvider", "")
+    return f"{values['runtime']} {values['runtime_version']}, {device}"
+
+
+class Size(click.ParamType):
+    """`WIDTHxHEIGHT` in pixels → (width, height)."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", value)
+        if not match:
+            self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, e.g. 640x360", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the software that figures depend on."""
+    import importlib.metadata
+
+    versions = {"python": platform.python_version()}
+    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": gpu_query("name,driver_version"),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions,
+    }
+
+
+def environment_line(values: dict[str, Any]) -> str:
+    """`environment()` on one line."""
+    memory = f", {values['memory_bytes'] / 2**30:.0f} GiB" if values["memory_bytes"] else ""
+    gpus = "".join(f"; {gpu}" for gpu in values["gpus"])
+    versions = ", ".join(f"{name} {version}" for name, version in values["versions"].items())
+    return f"{values['cpu']}, {values['cores']} cores{memory}{gpus}; {values['system']}; {versions}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no such figures on this system
+        return None
+
+
+def gpu_query(fields: str) -> list[str]:
+    """nvidia-smi's answer, a line per visible GPU; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def console(stderr: bool = False) -> Console:
+    """A rich console. In files and pipes it does not wrap lines; brackets in file names are no markup."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, markup=False)
+    if not made.is_terminal:
+        made.width = 240
+    return made
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Shows on a terminal's stderr what takes so long."""
+    from rich.markup import escape
+
+    with console(stderr=True).status(escape(text)):
+        yield
+
+
+def table(*columns: str) -> Table:
+    """A table whose first column is left-aligned and foldable, the others as wide as they need."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    return made
+
+
+def write_json(target: str, values: Any) -> None:
+    """Writes JSON to a file (whole or not at all), or to stdout for `-`."""
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        click.echo(text, nl=False)
+        return
+    with atomic(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_results(path: str, tool: str) -> dict[str, Any]:
+    """A result file that `tool` wrote with --json. Raises EngineError if it is none."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise EngineError(f"{path}: not a JSON file; give files written by tools/{tool}.py --json") from None
+    if not isinstance(values, dict) or values.get("tool") != tool:
+        raise EngineError(f"{path}: was not written by tools/{tool}.py --json")
+    return values
