@@ -44,7 +44,8 @@ def message(error: Exception) -> str:
         return "out of memory; give smaller pictures"
     if isinstance(error, (OSError, RuntimeError, ValueError)) and text:
         return text
-    return f"{type(error).__name__}: {text} (run again with -v for a traceback)"
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{named} (run again with -v for a traceback)"
 
 
 def engine_options(command: F) -> F:

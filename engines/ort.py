@@ -117,11 +117,12 @@ def _open(ort: Any, path: str, device: str, threads: int | None) -> tuple[onnxru
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
             "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
         )
-    complaint = _preload(ort)
     try:
+        _check_driver()
+        complaint = _preload(ort)
         session = _create(ort, path, [CUDA, CPU], threads)
         if CUDA not in session.get_providers():
-            raise _NotOnCUDA(_why_no_cuda(complaint))
+            raise _NotOnCUDA(_why_dropped(complaint))
         return session, _check_placement(path, session)
     except _NotOnCUDA as error:
         if device == "cuda":
@@ -173,27 +174,27 @@ def _check_placement(path: str, session: onnxruntime.InferenceSession) -> list[s
     return [f"{path}: {op} nodes run on the CPU, since the CUDA provider does not take them" for op in on_cpu]
 
 
-def _why_no_cuda(complaint: str) -> str:
-    """Why ONNX Runtime dropped its CUDA provider. It tells only its log, so what usually stops it is tried here.
-
-    complaint: what it said when it loaded the CUDA libraries.
-    """
-    from onnxruntime import capi
-
+def _check_driver() -> None:
+    """Raises _NotOnCUDA where no driver or GPU is; ONNX Runtime would complain of its libraries first."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "there is no NVIDIA driver (libcuda.so.1)"
+        raise _NotOnCUDA("there is no NVIDIA driver here (libcuda.so.1)") from None
     if code := driver.cuInit(0):
-        return f"the NVIDIA driver finds no usable GPU (cuInit gives {code})"
+        raise _NotOnCUDA(f"the NVIDIA driver finds no usable GPU (cuInit gives {code})")
+
+
+def _why_dropped(complaint: str) -> str:
+    """Why ONNX Runtime dropped its CUDA provider: it tells its log only, so what usually stops it is tried here.
+
+    complaint: what it said when it loaded the CUDA libraries.
+    """
     if complaint:
-        return f"the libraries of its CUDA provider do not load ({complaint})"
-    folder = Path(capi.__path__[0])
+        return f"ONNX Runtime's CUDA provider lacks a library: {complaint}"
     try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
-        return f"its CUDA provider does not load ({first_line(error)}); install the CUDA and cuDNN release it needs"
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError:
+        return "ONNX Runtime's CUDA provider lacks cuDNN 9 (libcudnn.so.9): pip install nvidia-cudnn-cu13 or -cu12"
     return "ONNX Runtime dropped its CUDA provider and gives no reason"
 
 

@@ -70,30 +70,33 @@ _AXIS = """
   {axis}_window_1d = Reshape ({axis}_window, rest)
 """
 
-# Padding, roll and window partition are one Gather of whole pixels: pixel of token t of window (i, j), row-major.
+# Pixels move as whole channel vectors: padding, roll and window partition are one Gather each for q, k and v, which lie
+# side by side in every pixel. `pixel` is where token t of window (i, j) comes from. (The transposition has to be this
+# 4-D one: ONNX Runtime then merges it into the reordering that its blocked convolutions need anyway.)
 _SPLIT = """
   row_shape = Concat <axis = 0> (row_windows_1d, unit, row_window_1d, unit)
   column_shape = Concat <axis = 0> (column_windows_1d, unit, column_window_1d)
-  row_grid = Reshape (row_source, row_shape)
+  row_start = Mul (row_source, column_size)
+  row_grid = Reshape (row_start, row_shape)
   column_grid = Reshape (column_source, column_shape)
-  row_start = Mul (row_grid, column_size)
-  pixel_grid = Add (row_start, column_grid)
+  pixel_grid = Add (row_grid, column_grid)
   pixel = Reshape (pixel_grid, rest)
+  q_place = Mul (pixel, three)
+  k_place = Add (q_place, one)
+  v_place = Add (q_place, two)
   qkv_last = Transpose <perm = [0, 2, 3, 1]> (qkv)
-  minus_one = Neg (unit)
-  three_1d = Reshape (three, rest)
-  qkv_width = Mul (three_1d, channels_1d)
-  flat_shape = Concat <axis = 0> (keep, rest, qkv_width)
-  qkv_flat = Reshape (qkv_last, flat_shape)
-  qkv_windows = Gather <axis = 1> (qkv_flat, pixel)
-  token_shape = Concat <axis = 0> (rest, tokens, three_1d, heads_1d, width_1d)
-  qkv_tokens = Reshape (qkv_windows, token_shape)
-  q = Gather <axis = 2> (qkv_tokens, zero)
-  k = Gather <axis = 2> (qkv_tokens, one)
-  v = Gather <axis = 2> (qkv_tokens, two)
+  vectors_shape = Concat <axis = 0> (keep, rest, channels_1d)
+  vectors = Reshape (qkv_last, vectors_shape)
+  q_vectors = Gather <axis = 1> (vectors, q_place)
+  k_vectors = Gather <axis = 1> (vectors, k_place)
+  v_vectors = Gather <axis = 1> (vectors, v_place)
+  token_shape = Concat <axis = 0> (rest, tokens, heads_1d, width_1d)
+  q = Reshape (q_vectors, token_shape)
+  k = Reshape (k_vectors, token_shape)
+  v = Reshape (v_vectors, token_shape)
 """
 
-# The way back is the inverse Gather: token of pixel (y, x), which also crops.
+# The way back is the inverse Gather: `token` is where pixel (y, x) lies among the windows, and the crop is in it.
 _MERGE = """
   row_of_windows = Mul (column_windows, tokens)
   row_nth_start = Mul (row_nth, row_of_windows)
@@ -110,9 +113,13 @@ _MERGE = """
   merged_shape = Concat <axis = 0> (batch_1d, rest, channels_1d)
   attended_flat = Reshape (attended, merged_shape)
   pixels = Gather <axis = 1> (attended_flat, token)
-  pixels_first = Transpose <perm = [0, 2, 1]> (pixels)
-  picture = Reshape (pixels_first, size)
-  output = Mul (picture, gate)
+  row_size_1d = Reshape (row_size, rest)
+  column_size_1d = Reshape (column_size, rest)
+  picture_shape = Concat <axis = 0> (batch_1d, row_size_1d, column_size_1d, channels_1d)
+  picture = Reshape (pixels, picture_shape)
+  gate_last = Transpose <perm = [0, 2, 3, 1]> (gate)
+  gated = Mul (picture, gate_last)
+  output = Transpose <perm = [0, 3, 1, 2]> (gated)
 """
 
 # Content and position side by side: [B·windows, N, heads, D + R].

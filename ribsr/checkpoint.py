@@ -94,10 +94,10 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or path.read_bytes()[:1] == b"\x80":  # the latter is how every pickle starts
             raise CheckpointError(
-                f"{path}: loading it would execute code (it holds more than tensors); refused. "
-                "Export its state dict alone, or convert it to safetensors where you trust it"
+                f"{path}: holds more than tensors, so loading it would execute code; refused. "
+                "Save its state dict alone, or as safetensors, where you trust it"
             ) from None
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:

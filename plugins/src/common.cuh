@@ -71,13 +71,14 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
-// Running statistics of a thread's two rows. The reference point of a row only moves when its maximum has grown by more
-// than kSlack powers of two: probabilities stay below 2^kSlack, and the accumulator is rarely rescaled.
-constexpr float kSlack = 8.0f;
+// Running statistics of a thread's two rows. Probabilities are relative to a reference point that is the row's maximum
+// over the tiles seen when it last moved. It need not be the latest maximum: it moves only when a thread's probabilities
+// of one tile sum to more than kLimit, which keeps each of them within float16. So most tiles need no maximum, and the
+// accumulator is hardly ever rescaled.
+constexpr float kLimit = 32768.0f;
 
 struct Rows {
-  float reference[2];  // maximum of the raw scores when it last moved
-  float offset[2];     // reference * exponent_scale
+  float reference[2];  // times exponent_scale
   float sum[2];        // of this thread's columns
 };
 
@@ -85,7 +86,6 @@ __device__ __forceinline__ void reset(Rows &rows) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     rows.reference[i] = -INFINITY;
-    rows.offset[i] = -INFINITY;
     rows.sum[i] = 0.0f;
   }
 }
@@ -100,48 +100,43 @@ __device__ __forceinline__ void mask(float (&scores)[Keys / 2], int valid) {
   }
 }
 
-// Take the tile's maxima into account; rescale the accumulator where a reference moves.
+// Move the references up to this tile's maxima, and rescale the accumulator and the sums.
 template <int Keys, int Outputs>
-__device__ __forceinline__ void track_maximum(const float (&scores)[Keys / 2], float (&output)[Outputs], Rows &rows,
-                                              float scale) {
-  float top[2][2];
+__device__ __forceinline__ void move_reference(const float (&scores)[Keys / 2], float (&output)[Outputs], Rows &rows,
+                                               float scale) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) top[i >> 1][i & 1] = fmaxf(scores[i], scores[i + 4]);
+  for (int i = 0; i < 2; ++i) {
+    float top = fmaxf(scores[2 * i], scores[2 * i + 1]);
 #pragma unroll
-  for (int i = 8; i < Keys / 2; ++i) top[(i >> 1) & 1][i & 1] = fmaxf(top[(i >> 1) & 1][i & 1], scores[i]);
-  const float first = quad_max(fmaxf(top[0][0], top[0][1]));
-  const float second = quad_max(fmaxf(top[1][0], top[1][1]));
-  const bool move = (first - rows.reference[0]) * scale > kSlack || (second - rows.reference[1]) * scale > kSlack;
-  if (__any_sync(kAllLanes, move)) {
-    const float maximum[2] = {fmaxf(first, rows.reference[0]), fmaxf(second, rows.reference[1])};
+    for (int j = 1; j < Keys / 8; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * i], scores[4 * j + 2 * i + 1]));
+    const float reference = fmaxf(quad_max(top) * scale, rows.reference[i]);
+    const float factor = exp2_special(rows.reference[i] - reference);
+    rows.reference[i] = reference;
+    rows.sum[i] *= factor;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float factor = exp2_special((rows.reference[i] - maximum[i]) * scale);
-      rows.reference[i] = maximum[i];
-      rows.offset[i] = maximum[i] * scale;
-      rows.sum[i] *= factor;
-#pragma unroll
-      for (int j = 0; j < Outputs / 4; ++j) {
-        output[4 * j + 2 * i] *= factor;
-        output[4 * j + 2 * i + 1] *= factor;
-      }
+    for (int j = 0; j < Outputs / 4; ++j) {
+      output[4 * j + 2 * i] *= factor;
+      output[4 * j + 2 * i + 1] *= factor;
     }
   }
 }
 
-// Probabilities of 16 keys (8 scores per thread) as an A operand. Of each 8 exponentials, `Polynomial` go to the FMA units.
-template <bool BF16, int Polynomial, bool Sum>
-__device__ __forceinline__ void exponentials(const float *scores, uint32_t (&operand)[4], Rows &rows, float scale) {
+// Probabilities of a tile as A operands of 16 keys each, and the sums of this thread's share of them.
+template <int Keys, bool BF16>
+__device__ __forceinline__ void exponentials(const float (&scores)[Keys / 2], uint32_t (&operands)[Keys / 16][4],
+                                             float (&sum)[2], const Rows &rows, float scale) {
+  float sums[2][2] = {};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < Keys / 4; ++i) {
     const int row = i & 1;
-    const float a = fmaf(scores[2 * i], scale, -rows.offset[row]);
-    const float b = fmaf(scores[2 * i + 1], scale, -rows.offset[row]);
-    const float p = exp2_special(a);
-    const float q = i < Polynomial ? exp2_polynomial(b) : exp2_special(b);
-    if constexpr (Sum) rows.sum[row] += p + q;
-    operand[i] = pack<BF16>(p, q);
+    const float p = exp2_special(fmaf(scores[2 * i], scale, -rows.reference[row]));
+    const float q = exp2_special(fmaf(scores[2 * i + 1], scale, -rows.reference[row]));
+    sums[row][0] += p;
+    sums[row][1] += q;
+    operands[i / 4][i % 4] = pack<BF16>(p, q);
   }
+  sum[0] = sums[0][0] + sums[0][1];
+  sum[1] = sums[1][0] + sums[1][1];
 }
 
 // ---- the gated store ------------------------------------------------------------------------------------------------

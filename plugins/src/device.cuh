@@ -16,11 +16,25 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool v
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
 
+__device__ __forceinline__ void copy_async(uint32_t to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int Pending>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void prefetch(const void *address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 __device__ __forceinline__ void store_shared(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -59,18 +73,6 @@ __device__ __forceinline__ float exp2_special(float x) {  // special-function un
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// 2^x on the FMA units: x = n + f with |f| <= 1/2, a cubic for 2^f (relative error 1.0e-4), n added to the exponent.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
-  x = fmaxf(x, -126.0f);
-  const float shifted = x + kRound;
-  const float f = x - (shifted - kRound);
-  float y = fmaf(f, 0.055008583f, 0.24221037f);
-  y = fmaf(y, f, 0.6932829f);
-  y = fmaf(y, f, 1.0f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
 }
 
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
@@ -148,11 +150,14 @@ __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
-// An unswizzled operand: 8x8 blocks of 128 contiguous bytes, `leading` and `stride` bytes apart (PTX ISA, matrix
-// descriptor; K-major: leading along k, stride along m or n; MN-major: the other way round).
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
-         static_cast<uint64_t>(stride >> 4) << 32;
+// An unswizzled operand: 8x8 blocks of 128 contiguous bytes, `Leading` and `Stride` bytes apart (PTX ISA, matrix
+// descriptor; K-major: leading along k, stride along m or n; MN-major: the other way round). Addresses in units of 16
+// bytes, so that they can be stepped by adding.
+__device__ __forceinline__ uint32_t descriptor_address(uint32_t address) { return (address & 0x3ffff) >> 4; }
+
+template <int Leading, int Stride>
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
+  return static_cast<uint64_t>(Stride >> 4) << 32 | (address + (static_cast<uint32_t>(Leading >> 4) << 16));
 }
 
 #define RIBSR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])

@@ -5,6 +5,10 @@
 #include "kernels.h"
 #include "portable.cuh"
 
+#ifndef RIBSR_ONE_BELOW  // windows of at most this many tokens take one block of query rows per warp group
+#define RIBSR_ONE_BELOW 256
+#endif
+
 namespace ribsr {
 
 // Launch with `bytes` of dynamic shared memory, which above 48 KiB a kernel must be allowed first.
@@ -37,32 +41,36 @@ cudaError_t launch_portable(const Shape &shape, cudaStream_t stream) {
   return launch_portable_width<64, BF16>(shape, stream);
 }
 
-template <int D, int R, bool Shared, bool BF16>
+template <int D, int R, hopper::Sharing Mode, bool BF16>
 cudaError_t launch_hopper_as(Shape shape, int multiprocessors, cudaStream_t stream) {
-  constexpr int kItemRows = hopper::kConsumers * hopper::kRows;
-  shape.query_blocks = Shared ? (shape.tokens + kItemRows - 1) / kItemRows : 1;
-  shape.items = Shared ? shape.units * shape.query_blocks : (shape.units + hopper::kConsumers - 1) / hopper::kConsumers;
+  using L = hopper::Layout<D, R, Mode>;
+  shape.query_blocks = (shape.tokens + L::kItemRows - 1) / L::kItemRows;
+  shape.items = L::Shared ? shape.units * shape.query_blocks : (shape.units + hopper::kConsumers - 1) / hopper::kConsumers;
   const int blocks = shape.items < multiprocessors ? shape.items : multiprocessors;
-  return launch(hopper::attention<D, R, Shared, BF16>, blocks, hopper::kThreads, hopper::Layout<D, R, Shared>::kBytes,
-                shape, stream);
+  return launch(hopper::attention<D, R, Mode, BF16>, blocks, hopper::kThreads, L::kBytes, shape, stream);
 }
 
-template <int D, bool Shared, bool BF16>
+template <int D, int R, bool BF16>
+cudaError_t launch_hopper_mode(const Shape &shape, int multiprocessors, cudaStream_t stream) {
+  using hopper::Sharing;
+  if (shape.tokens <= hopper::kRows) return launch_hopper_as<D, R, Sharing::kNone, BF16>(shape, multiprocessors, stream);
+  if (shape.tokens <= RIBSR_ONE_BELOW) {
+    return launch_hopper_as<D, R, Sharing::kOne, BF16>(shape, multiprocessors, stream);
+  }
+  return launch_hopper_as<D, R, Sharing::kTwo, BF16>(shape, multiprocessors, stream);
+}
+
+template <int D, bool BF16>
 cudaError_t launch_hopper_rank(const Shape &shape, int multiprocessors, cudaStream_t stream) {
-  if (shape.rank == 16) return launch_hopper_as<D, 16, Shared, BF16>(shape, multiprocessors, stream);
-  if (shape.rank == 24) return launch_hopper_as<D, 24, Shared, BF16>(shape, multiprocessors, stream);
-  return launch_hopper_as<D, 32, Shared, BF16>(shape, multiprocessors, stream);
+  if (shape.rank == 16) return launch_hopper_mode<D, 16, BF16>(shape, multiprocessors, stream);
+  if (shape.rank == 24) return launch_hopper_mode<D, 24, BF16>(shape, multiprocessors, stream);
+  return launch_hopper_mode<D, 32, BF16>(shape, multiprocessors, stream);
 }
 
 template <bool BF16>
 cudaError_t launch_hopper(const Shape &shape, int multiprocessors, cudaStream_t stream) {
-  const bool shared = shape.tokens > hopper::kRows;
-  if (shape.head_width == 16) {
-    return shared ? launch_hopper_rank<16, true, BF16>(shape, multiprocessors, stream)
-                  : launch_hopper_rank<16, false, BF16>(shape, multiprocessors, stream);
-  }
-  return shared ? launch_hopper_rank<32, true, BF16>(shape, multiprocessors, stream)
-                : launch_hopper_rank<32, false, BF16>(shape, multiprocessors, stream);
+  return shape.head_width == 16 ? launch_hopper_rank<16, BF16>(shape, multiprocessors, stream)
+                                : launch_hopper_rank<32, BF16>(shape, multiprocessors, stream);
 }
 
 }  // namespace ribsr

@@ -127,17 +127,27 @@ __global__ void __launch_bounds__(kThreads) attention(const __grid_constant__ Sh
       }
     }
     if ((tile + 1) * kRows > shape.tokens) mask<kRows>(scores, shape.tokens - tile * kRows);
-    track_maximum<kRows>(scores, output, rows, shape.exponent_scale);
+    float sum[2];
+    uint32_t probabilities[kRows / 16][4];
+    bool redo = true;
+    if (tile > 0) {
+      exponentials<kRows, BF16>(scores, probabilities, sum, rows, shape.exponent_scale);
+      redo = __any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit));
+    }
+    if (redo) {
+      move_reference<kRows>(scores, output, rows, shape.exponent_scale);
+      exponentials<kRows, BF16>(scores, probabilities, sum, rows, shape.exponent_scale);
+    }
+    rows.sum[0] += sum[0];
+    rows.sum[1] += sum[1];
 #pragma unroll
     for (int k = 0; k < kRows / 16; ++k) {
-      uint32_t probabilities[4];
-      exponentials<BF16, 0, true>(scores + 8 * k, probabilities, rows, shape.exponent_scale);
 #pragma unroll
       for (int n = 0; n < D / 16; ++n) {
         uint32_t b[4];  // channels 16n .. 16n + 7: b[0], b[1]; the next eight: b[2], b[3]
         load_matrices_transposed(b, values + (2 * n + (lane >> 4)) * kGroupBytes + (16 * k + (lane & 15)) * 16);
-        multiply_add<BF16>(output + 8 * n, probabilities, b[0], b[1]);
-        multiply_add<BF16>(output + 8 * n + 4, probabilities, b[2], b[3]);
+        multiply_add<BF16>(output + 8 * n, probabilities[k], b[0], b[1]);
+        multiply_add<BF16>(output + 8 * n + 4, probabilities[k], b[2], b[3]);
       }
     }
     __syncthreads();

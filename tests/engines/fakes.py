@@ -64,7 +64,7 @@ def write_onnx(
         "fake",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, [None, 3, None, None])],
-        [numpy_helper.from_array(value.astype(dtype), name) for name, value in tensors.items()],
+        [numpy_helper.from_array(_cast(value, dtype), name) for name, value in tensors.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if stamped:
@@ -86,6 +86,11 @@ def write_onnx(
         model.metadata_props.extend(kept)
     onnx.save(model, str(path))
     return path
+
+
+def _cast(value: np.ndarray, dtype: type) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return value.astype(dtype)
 
 
 def write_checkpoint(path: Path, params: Mapping[str, np.ndarray] | None = None, *, scale: int = 2) -> Path:
@@ -120,10 +125,7 @@ def write_checkpoint(path: Path, params: Mapping[str, np.ndarray] | None = None,
 
 def poisoned(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights that overflow float16 to infinity, and so give NaN or infinite values there; fine in float32."""
-    made = {name: value.copy() for name, value in params.items()}
-    made["proj.bias"] += 6e4
-    made["up.weight"] *= 50
-    return made
+    return {**params, "proj.bias": params["proj.bias"] + np.float32(1e5)}
 
 
 def picture(height: int = 9, width: int = 11, seed: int = 0) -> np.ndarray:

@@ -121,7 +121,9 @@ def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
     model = onnx.load(str(path))
     model.graph.node[1].op_type = "Convolve"
     onnx.save(model, str(path))
-    with pytest.raises(EngineError, match=r"a\.onnx: ONNX Runtime .* cannot load it .*Convolve.*export it again") as info:
+    with pytest.raises(
+        EngineError, match=r"a\.onnx: ONNX Runtime .* cannot load it .*Convolve.*export it again"
+    ) as info:
         open_engine(path)
     assert "\n" not in str(info.value)
 
@@ -150,10 +152,16 @@ def test_what_fails_inside_the_runtime_is_one_line(onnx_file: Path) -> None:
 
     engine = ORTEngine(onnx_file)
     for error, message in (
-        (state.RuntimeException("x\nFailed to allocate memory for requested buffer"), "out of memory on a picture of 11x9"),
+        (
+            state.RuntimeException("x\nFailed to allocate memory for requested buffer"),
+            "out of memory on a picture of 11x9",
+        ),
         (state.Fail("std::bad_alloc"), "out of memory on a picture of 11x9"),
         (MemoryError(), "out of memory on a picture of 11x9"),
-        (state.Fail("[ONNXRuntimeError] node 5\nmore"), r"ONNX Runtime failed on \[1, 3, 9, 11\] \(\[ONNXRuntimeError\]"),
+        (
+            state.Fail("[ONNXRuntimeError] node 5\nmore"),
+            r"ONNX Runtime failed on \[1, 3, 9, 11\] \(\[ONNXRuntimeError\]",
+        ),
     ):
         engine._session = SimpleNamespace(run=raising(error))  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.raises(EngineError, match=message) as info:
@@ -174,12 +182,27 @@ def test_cuda_on_the_cpu_wheel_is_an_error_and_auto_is_not(onnx_file: Path) -> N
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_cuda_provider_that_drops_out_is_never_silent(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("engines.ort._check_driver", lambda: None)
     with pytest.raises(EngineError, match="device cuda was asked for, but .+; or use --device cpu"):
         open_engine(onnx_file, device="cuda")
     with open_engine(onnx_file, device="auto") as engine:
         assert engine.describe().device == CPU
         assert len(engine.describe().notes) == 1
         assert "runs on the CPU, since" in engine.describe().notes[0]
+
+
+@on_cpu_wheel
+def test_a_machine_without_a_gpu_is_told_so(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    with pytest.raises(EngineError, match="there is no NVIDIA driver here"):
+        open_engine(onnx_file, device="cuda")
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(cuInit=lambda _: 100))
+    with open_engine(onnx_file) as engine:
+        assert "finds no usable GPU (cuInit gives 100)" in engine.describe().notes[0]
 
 
 def session(*placed: tuple[str, str]) -> SimpleNamespace:

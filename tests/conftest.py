@@ -1,0 +1,55 @@
+"""What the folders of tests share: golden vectors made by the paper authors' own code, and small models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("escrib_x2", "sst_cyclic_x2", "sst_pixelshuffle_x3", "sst_pixelshuffle_x4", "sst_shifted_x2")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A small model as the authors' code ran it: their options, parameters, input and float32 output."""
+
+    name: str
+    options: dict[str, Any]
+    params: dict[str, np.ndarray]
+    x: np.ndarray
+    y: np.ndarray
+
+    def model(self) -> Any:
+        """Our model with their weights."""
+        import torch
+
+        import ribsr
+        from ribsr import configs
+
+        model = ribsr.build(configs.from_authors(self.options, self.name))
+        model.load_state_dict({key: torch.from_numpy(value) for key, value in self.params.items()})
+        return model.eval()
+
+
+def load_golden(name: str) -> Golden:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        options = json.loads(str(file["config"]))
+        options["type"] = options.pop("class")
+        params = {key.removeprefix("param:"): file[key] for key in file.files if key.startswith("param:")}
+        return Golden(name, options, params, file["x"], file["y"])
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def published() -> dict[str, Any]:
+    """The published checkpoints' options, key names and shapes."""
+    return json.loads((GOLDEN / "state_dicts.json").read_text())

@@ -1,0 +1,127 @@
+"""`python -m engines.upscale` as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from engines import open_engine
+from engines.pictures import read_picture, to_bytes
+from engines.upscale import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    values = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_picture_is_enlarged(onnx_file: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    command = [sys.executable, "-m", "engines.upscale", onnx_file, picture, out]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{picture} 13x9 → {out} 26x18" in result.stdout
+    assert "tiny x2 fp32, onnxruntime" in result.stdout
+    assert "ExecutionProvider, " in result.stdout
+    assert result.stderr == ""
+    with open_engine(onnx_file) as engine:
+        expected = to_bytes(engine.run(read_picture(picture).pixels))[0].transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
+
+
+def test_checkpoints_take_options(checkpoint: Path, picture: Path, tmp_path: Path) -> None:
+    result = run(
+        checkpoint, picture, tmp_path / "o.png", "--precision", "bf16", "--device", "cpu", "--attention", "reference"
+    )
+    assert result.exit_code == 0, result.output
+    assert "tiny x2 bf16, pytorch" in result.stdout
+
+
+def test_an_existing_output_is_replaced(onnx_file: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    out.write_bytes(b"old")
+    assert run(onnx_file, picture, out).exit_code == 0
+    assert Image.open(out).size == (26, 18)
+
+
+def test_the_input_and_the_model_are_never_replaced(picture: Path, tmp_path: Path) -> None:
+    before = picture.read_bytes()
+    model = fakes.write_onnx(tmp_path / "model.png.onnx")
+    (tmp_path / "link.png").symlink_to(picture)
+    for out in (picture, tmp_path / "x" / ".." / "in.png", tmp_path / "link.png"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        result = run(model, picture, out)
+        assert result.exit_code == 1
+        assert "OUT is the same file as IN; give another name" in result.stderr
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "target", "message"),
+    [
+        ("{model}", "missing.png", "o.png", "missing.png: no such file"),
+        ("{model}", "{picture}", "o.xyz", "cannot write pictures of this kind"),
+        ("{model}", "{picture}", "nowhere/o.png", "there is no folder nowhere"),
+        ("missing.onnx", "{picture}", "o.png", "missing.onnx: no such file"),
+        ("model.bin", "{picture}", "o.png", "unknown kind of model file"),
+    ],
+)
+def test_errors_are_one_line(
+    onnx_file: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    source: str,
+    target: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = {"model": onnx_file, "picture": picture}
+    result = run(*(text.format(**known) for text in (model, source, target)))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_verbose_shows_a_traceback(onnx_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "engines.upscale", onnx_file, "missing.png", tmp_path / "o.png"]
+    for flags, traceback in (([], False), (["-v"], True)):
+        result = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert ("Traceback" in result.stderr) is traceback
+        assert "missing.png: no such file" in result.stderr
+
+
+def test_nan_is_never_written(picture: Path, tmp_path: Path) -> None:
+    params = fakes.poisoned(fakes.weights())
+    for precision, code in (("fp32", 0), ("fp16", 1)):
+        model = fakes.write_onnx(tmp_path / f"{precision}.onnx", params, precision=precision)
+        out = tmp_path / f"{precision}.png"
+        result = run(model, picture, out)
+        assert result.exit_code == code, result.output
+        assert out.exists() is (code == 0)
+    assert "not written, since the engine produced" in result.stderr
+    assert "use bf16 or fp32" in result.stderr
+
+
+def test_the_colour_profile_is_kept(onnx_file: Path, picture: Path, tmp_path: Path) -> None:
+    Image.open(picture).save(picture, icc_profile=b"a profile")
+    assert run(onnx_file, picture, tmp_path / "o.png").exit_code == 0
+    assert Image.open(tmp_path / "o.png").info["icc_profile"] == b"a profile"

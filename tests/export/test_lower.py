@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.export.conftest import run, traced
+
+from export import lower
+from export.cyclic_window import DOMAIN, NAME
+
+OPSET_FORMS = [(17, "canonical"), (17, "mha"), (17, "matmul"), (20, "canonical"), (23, "attention")]
+
+
+@pytest.mark.parametrize(("opset", "form"), OPSET_FORMS)
+def test_golden_vectors_in_every_form(name, opset, form):
+    golden, bare = traced(name, opset)
+    model = lower.lower(bare, form)
+    onnx.checker.check_model(model)
+    assert np.abs(run(model, golden.x) - golden.y).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("opset", "form"), OPSET_FORMS)
+@pytest.mark.parametrize("name", ["escrib_x2", "sst_shifted_x2"])
+def test_batch_height_and_width_are_dynamic(name, opset, form):
+    golden, bare = traced(name, opset)
+    model, reference = lower.lower(bare, form), golden.model()
+    generator = np.random.default_rng(0)
+    for shape in [(1, 3, 1, 1), (3, 3, 5, 37), (2, 3, 16, 16), (1, 3, 33, 2)]:
+        x = generator.random(shape, dtype=np.float32)
+        with torch.inference_mode():
+            expected = reference(torch.from_numpy(x)).numpy()
+        assert np.abs(run(model, x) - expected).max() <= 1e-5, shape
+
+
+def test_canonical_graph_has_one_node_a_layer_and_no_shape_arithmetic(name):
+    golden, bare = traced(name, 17)
+    ops = [node.op_type for node in bare.graph.node]
+    layers = sum(key.endswith("to_q") for key in golden.params)
+    assert ops.count(NAME) == layers
+    assert not {"Shape", "Slice", "Pad", "Range", "Mod", "Expand", "Where", "If", "Resize"} & set(ops)
+    assert [value.name for value in bare.graph.input] == ["input"]
+    assert [value.name for value in bare.graph.output] == ["output"]
+
+
+def test_canonical_file_carries_one_function_and_plugin_form_none(name):
+    _, bare = traced(name, 17)
+    canonical = lower.lower(bare, "canonical")
+    assert [(function.domain, function.name) for function in canonical.functions] == [(DOMAIN, NAME)]
+    assert canonical.ir_version == 8
+    plugin = lower.lower(bare, "plugin")
+    assert not plugin.functions
+    for node in plugin.graph.node:
+        if node.op_type == NAME:
+            attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+            assert {"window", "heads", "shift", "scale", "plugin_version", "plugin_namespace"} == set(attributes)
+            assert attributes["plugin_namespace"] == b"ribsr"
+
+
+@pytest.mark.parametrize(
+    ("form", "opset", "domains"),
+    [("mha", 17, {"", "com.microsoft"}), ("matmul", 17, {""}), ("attention", 23, {""})],
+)
+def test_flat_files_use_no_domain_of_ours(name, form, opset, domains):
+    _, bare = traced(name, opset)
+    flat = lower.lower(bare, form)
+    assert not flat.functions
+    assert {node.domain for node in flat.graph.node} == domains
+    assert {entry.domain for entry in flat.opset_import} == domains
+
+
+def test_attention_needs_opset_23():
+    _, bare = traced("sst_shifted_x2", 17)
+    with pytest.raises(ValueError, match="opset 23"):
+        lower.lower(bare, "attention")
+
+
+@pytest.mark.parametrize(("opset", "form"), OPSET_FORMS)
+def test_fixed_shape_is_the_only_one_taken(opset, form):
+    golden, dynamic = traced("sst_cyclic_x2", opset)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(dynamic)
+    lower.fix_shape(bare, 9, 14, 2)
+    model = lower.lower(bare, form)
+    x = golden.x[:1, :, :9, :14]
+    with torch.inference_mode():
+        expected = golden.model()(torch.from_numpy(x)).numpy()
+    assert np.abs(run(model, x) - expected).max() <= 1e-5
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run(model, golden.x[:1])
+
+
+def test_largest_scores_are_counted():
+    _, bare = traced("sst_cyclic_x2", 17)  # windows 4, 8, 12; three heads
+    scores = lower.largest_scores(bare, 13, 5)
+    assert scores.window == (12, 12)
+    assert scores.bytes == 4 * 3 * (24 * 12) * 144

@@ -1,0 +1,167 @@
+"""tools/latency.py: what it reports, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tools.latency import _rotated, main, statistics, with_ratios
+
+ROOT = Path(__file__).resolve().parents[2]
+
+QUICK = ("--rounds", "3", "--warmup", "1")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def report(*arguments: str) -> tuple[int, dict[str, Any]]:
+    result = run(*arguments, "--json", "-")
+    assert result.stdout, result.stderr
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with two ONNX files (processes without torch start quickly)."""
+    monkeypatch.chdir(tmp_path)
+    fakes.write_onnx(Path("a.onnx"))
+    fakes.write_onnx(Path("b.onnx"), precision="fp16")
+    return tmp_path
+
+
+def test_it_runs_from_a_clone(models: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "latency.py", "a.onnx", "b.onnx", *QUICK, "--size", "20x10"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("a.onnx", "b.onnx"))]
+    assert [row[:2] for row in rows] == [["a.onnx", "20x10"], ["b.onnx", "20x10"]]
+    assert rows[0][-1] == "1.000"
+    assert "host clock" in result.stdout
+    assert os.access(ROOT / "tools" / "latency.py", os.X_OK)
+
+
+def test_every_model_is_timed_at_every_size(models: Path) -> None:
+    code, seen = report("a.onnx", "b.onnx", *QUICK, "--size", "20x10", "--size", "9x9", "--threads", "1")
+    assert code == 0
+    results = seen["results"]
+    assert [(r["file"], r["size"]) for r in results] == [
+        ("a.onnx", "20x10"),
+        ("b.onnx", "20x10"),
+        ("a.onnx", "9x9"),
+        ("b.onnx", "9x9"),
+    ]
+    for result in results:
+        assert len(result["times"]) == 3
+        assert 0 < result["fastest"] <= result["median"] <= result["p95"]
+        assert result["spread"] >= 0
+        assert result["peak_memory"] > 10 * 2**20
+        assert result["clock"]
+        assert result["description"]["runtime"] == "onnxruntime"
+    assert [r["ratio"] for r in results if r["file"] == "a.onnx"] == [1, 1]
+    assert seen["settings"] == [{"rounds": 3, "warmup": 1, "device": "auto", "threads": 1}]
+    assert seen["environments"][0]["versions"]["numpy"] == np.__version__
+    assert seen["environments"][0]["cores"] >= 1
+
+
+def test_checkpoints_run_beside_exported_files(folder: Path) -> None:
+    code, seen = report("x2.pt", "x2.pt@bf16", "x2.onnx", "--rounds", "1", "--warmup", "0", "--size", "8x8")
+    assert code == 0
+    assert [r["description"]["precision"] for r in seen["results"]] == ["fp32", "bf16", "fp32"]
+    assert [r["description"]["runtime"] for r in seen["results"]] == ["pytorch", "pytorch", "onnxruntime"]
+
+
+def test_memory_is_that_of_each_model(models: Path) -> None:
+    code, seen = report("a.onnx", "--rounds", "1", "--warmup", "0", "--size", "1000x1000", "--size", "8x8")
+    large, small = (result["peak_memory"] for result in seen["results"])
+    assert code == 0
+    assert large > small + 3 * 4 * 4 * 1000 * 1000, "the output alone is that large"
+
+
+def test_a_model_that_fails_does_not_stop_the_others(models: Path) -> None:
+    fakes.write_onnx(Path("static.onnx"), shape=("b", 3, 8, 8))
+    code, seen = report("a.onnx", "missing.onnx", "static.onnx", *QUICK, "--size", "20x10")
+    first, missing, static = seen["results"]
+    assert code == 1
+    assert first["failure"] is None
+    assert missing["failure"] == "no such file"
+    assert static["failure"].startswith("takes inputs of shape [any, 3, 8, 8] only")
+    assert missing["ratio"] is None
+    result = run("missing.onnx", *QUICK)
+    assert result.exit_code == 1
+    assert "FAIL missing.onnx at 128x128: no such file" in result.stdout
+
+
+def test_files_are_merged_into_one_table(models: Path) -> None:
+    for name in ("a", "b"):
+        assert run(f"{name}.onnx", *QUICK, "--size", "20x10", "--json", f"{name}.json").exit_code == 0
+    other = json.loads(Path("b.json").read_text(encoding="utf-8"))
+    other["environments"][0]["cpu"] = "another machine"
+    Path("b.json").write_text(json.dumps(other), encoding="utf-8")
+    code, merged = report("--merge", "a.json", "b.json")
+    assert code == 0
+    a, b = merged["results"]
+    assert (a["source"], b["source"]) == ("a.json", "b.json")
+    assert a["ratio"] == 1
+    assert b["ratio"] == pytest.approx(b["median"] / a["median"])
+    assert len(merged["environments"]) == 2
+    assert "these figures come from different machines" in run("--merge", "a.json", "b.json").stdout
+    assert "different machines" not in run("--merge", "a.json", "a.json").stdout
+    Path("merged.json").write_text(json.dumps(merged), encoding="utf-8")
+    assert run("--merge", "merged.json").exit_code == 0, "what was merged can be merged again"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), ("{", "not a JSON file"), ('{"tool": "parity"}', "was not written by tools/latency.py")],
+)
+def test_files_that_cannot_be_merged(models: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        Path("a.json").write_text(content, encoding="utf-8")
+    result = run("--merge", "a.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: a.json: ")
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.onnx", "--rounds", "0"], ["a.onnx", "--size", "big"]])
+def test_usage_errors_exit_with_2(models: Path, arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_statistics() -> None:
+    seen = statistics([4.0, 1.0, 3.0, 2.0, 100.0])
+    assert seen == {"median": 3.0, "p95": pytest.approx(80.8), "spread": 2.0, "fastest": 1.0}
+    assert statistics([]) == {}
+
+
+def test_ratios_are_to_the_first_model_that_ran_at_the_same_size() -> None:
+    rated = with_ratios(
+        [
+            {"size": "8x8"},
+            {"size": "8x8", "median": 2.0},
+            {"size": "9x9", "median": 8.0},
+            {"size": "8x8", "median": 5.0},
+        ]
+    )
+    assert [result["ratio"] for result in rated] == [None, 1.0, 1.0, 2.5]
+
+
+def test_every_round_starts_with_another_model() -> None:
+    assert [_rotated([0, 2, 5], number) for number in range(3)] == [[0, 2, 5], [2, 5, 0], [5, 0, 2]]
+    assert _rotated([], 1) == []

@@ -1,0 +1,353 @@
+"""tools/parity.py as a user types it: right models pass, wrong ones fail, and nothing is left out in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from engines.files import sha256
+from tools.parity import Errors, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def report(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON."""
+    result = run(*arguments, "--json", "-")
+    assert result.stdout, result.stderr
+    return result.exit_code, json.loads(result.stdout)
+
+
+def wrong(path: str, off: float, **options: Any) -> None:
+    """The network with one bias slightly off: a channel whose error is `off` nearly everywhere."""
+    params = fakes.weights()
+    params["up.bias"] = params["up.bias"].copy()
+    params["up.bias"][0] += off
+    fakes.write_onnx(Path(path), params, sha256=sha256("x2.pt"), **options)
+
+
+def test_it_runs_from_a_clone_and_finds_all_models(folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "parity.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Reference: x2.pt, tiny x2 fp32" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("x2.")]
+    assert [line[0] for line in lines] == ["x2.fp16.onnx", "x2.onnx"]
+    assert all(line[-1] == "pass" for line in lines)
+    assert os.access(ROOT / "tools" / "parity.py", os.X_OK)
+
+
+def test_right_models_pass(folder: Path) -> None:
+    code, seen = report("x2.pt", "x2.onnx", "x2.fp16.onnx", "x2.pt@bf16")
+    assert code == 0
+    assert seen["passed"] is True
+    (comparison,) = seen["comparisons"]
+    full, half, bf16 = comparison["models"]
+    assert comparison["reference"]["path"] == "x2.pt"
+    assert full["max_error"] < 1e-5
+    assert 1e-5 < half["rmse"] < 1e-2
+    assert half["psnr"] > 40
+    assert 0 < half["share_off_8bit"] < 1
+    assert half["rule"].startswith("rmse ≤ 2 × ")
+    assert bf16["description"]["precision"] == "bf16"
+    assert bf16["rmse"] > half["rmse"]
+    assert full["description"]["device"].endswith("ExecutionProvider")
+    assert [model["nan"] for model in comparison["models"]] == [0, 0, 0]
+    sizes = [name.rsplit(" ", 1)[1] for name in full["pictures"]]
+    assert sizes == ["128x128", "97x131", "7x5"]
+
+
+@pytest.mark.parametrize(("off", "passes"), [(5e-5, True), (3e-4, False)])
+def test_a_float32_model_may_be_off_by_1e_4(folder: Path, off: float, passes: bool) -> None:
+    wrong("off.onnx", off)
+    code, seen = report("x2.pt", "off.onnx")
+    assert code == (0 if passes else 1)
+    assert seen["passed"] is passes
+    (model,) = seen["comparisons"][0]["models"]
+    assert model["max_error"] == pytest.approx(off, rel=0.05)
+    assert (model["failure"] is None) is passes
+
+
+@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.02, False)])
+def test_a_half_precision_model_may_be_off_twice_as_much_as_pytorch(folder: Path, off: float, passes: bool) -> None:
+    wrong("off.onnx", off, precision="fp16")
+    code, seen = report("x2.pt", "off.onnx")
+    (model,) = seen["comparisons"][0]["models"]
+    assert code == (0 if passes else 1), model
+    if not passes:
+        assert "is above 2 ×" in model["failure"]
+        assert model["failure"].endswith("PyTorch's in fp16")
+
+
+def test_both_limits_can_be_overridden(folder: Path) -> None:
+    wrong("off.onnx", 3e-4)
+    assert run("x2.pt", "off.onnx", "--max-error", "1e-3").exit_code == 0
+    assert run("x2.pt", "x2.onnx", "--max-error", "0").exit_code == 1
+    assert run("x2.pt", "x2.fp16.onnx", "--half-factor", "0.01").exit_code == 1
+    assert run("x2.pt", "x2.fp16.onnx", "--max-error", "0.5").exit_code == 0
+
+
+def test_one_failure_fails_the_run_and_is_named(folder: Path) -> None:
+    wrong("off.onnx", 0.1)
+    result = run("x2.pt", "off.onnx", "x2.onnx")
+    assert result.exit_code == 1
+    assert "FAIL off.onnx: largest error 0.1 is above 0.0001" in result.stdout
+    assert "FAIL x2.onnx" not in result.stdout
+
+
+def test_nan_never_passes(folder: Path) -> None:
+    params = fakes.poisoned(fakes.weights())
+    digest = sha256(fakes.write_checkpoint(Path("big.pt"), params))
+    fakes.write_onnx(Path("big.onnx"), params, precision="fp16", sha256=digest)
+    code, seen = report("big.pt", "big.onnx", "--max-error", "1e9")
+    (model,) = seen["comparisons"][0]["models"]
+    assert code == 1
+    assert model["nan"] > 0
+    assert "NaN or infinite values" in model["failure"]
+    assert report("x2.pt", "x2.fp16.onnx", "--max-error", "1e9")[0] == 0
+
+
+def test_where_pytorch_overflows_in_fp16_its_bf16_is_the_yardstick(folder: Path) -> None:
+    params = fakes.poisoned(fakes.weights())
+    digest = sha256(fakes.write_checkpoint(Path("big.pt"), params))
+    fakes.write_onnx(Path("big.onnx"), params, sha256=digest, stamp={"ribsr.precision": "fp16"})  # all in float32
+    code, seen = report("big.pt", "big.onnx")
+    (model,) = seen["comparisons"][0]["models"]
+    assert code == 0, model
+    assert any("PyTorch itself gives" in warning and "in fp16" in warning for warning in model["warnings"])
+    params["up.bias"] = params["up.bias"] + np.float32(1e6)
+    fakes.write_onnx(Path("big.onnx"), params, sha256=digest, stamp={"ribsr.precision": "fp16"})
+    assert report("big.pt", "big.onnx")[0] == 1
+
+
+def test_a_recording_stands_in_for_the_checkpoint(folder: Path) -> None:
+    live = report("x2.pt", "x2.onnx", "x2.fp16.onnx")[1]["comparisons"][0]["models"]
+    assert "Recorded 3 pictures in ref.npz" in run("x2.pt", "--record", "ref.npz").stdout
+    Path("x2.pt").unlink()
+    code, seen = report("ref.npz", "x2.onnx", "x2.fp16.onnx")
+    assert code == 0
+    assert seen["comparisons"][0]["reference"]["path"] == "x2.pt"
+    for one, other in zip(live, seen["comparisons"][0]["models"], strict=True):
+        assert one["rmse"] == pytest.approx(other["rmse"], rel=1e-6)
+        assert one["rule"] == other["rule"]
+    fakes.write_onnx(Path("off.onnx"), fakes.weights(seed=1))
+    assert run("ref.npz", "off.onnx").exit_code == 1
+
+
+def test_a_recording_is_replayed_where_torch_is_not_installed(folder: Path) -> None:
+    assert run("x2.pt", "--record", "ref.npz").exit_code == 0
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys(['torch', 'ribsr']))\n"
+        "from tools.parity import main; main(['ref.npz', 'x2.onnx', 'x2.fp16.onnx'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count(" pass") == 2
+
+
+def test_a_recording_without_half_outputs_cannot_judge_half_precision(folder: Path) -> None:
+    assert run("x2.pt", "--record", "ref.npz", "--no-half").exit_code == 0
+    code, seen = report("ref.npz", "x2.onnx", "x2.fp16.onnx")
+    full, half = seen["comparisons"][0]["models"]
+    assert code == 1
+    assert full["failure"] is None
+    assert half["failure"].startswith("cannot be judged: the reference has no fp16 outputs of PyTorch")
+    assert run("ref.npz", "x2.fp16.onnx", "--max-error", "0.1").exit_code == 0
+
+
+def test_recordings_hold_what_was_compared(folder: Path) -> None:
+    result = run("x2.pt", "x2.onnx", "--size", "20x10", "--record", "ref.npz")
+    assert result.exit_code == 0, result.output
+    with np.load("ref.npz", allow_pickle=False) as file:
+        assert file["input/0"].shape == (1, 3, 10, 20)
+        assert file["output/0"].shape == file["fp16/2"].shape == (1, 3, 20, 40)
+        assert json.loads(str(file["meta"]))["description"]["model"] == "tiny"
+
+
+def test_a_model_of_fixed_shape_gets_pictures_of_that_shape(folder: Path) -> None:
+    fakes.write_onnx(Path("static.onnx"), sha256=sha256("x2.pt"), shape=(2, 3, 24, 40))
+    code, seen = report("x2.pt", "static.onnx", "x2.onnx")
+    static, dynamic = seen["comparisons"][0]["models"]
+    assert code == 0
+    assert list(static["pictures"]) == ["astronaut 40x24", "coffee 40x24", "chelsea 40x24"]
+    assert "coffee 97x131" in dynamic["pictures"]
+    assert run("x2.pt", "--record", "ref.npz").exit_code == 0
+    result = run("ref.npz", "static.onnx")
+    assert result.exit_code == 1
+    assert "takes pictures of 40x24 only, and ref.npz has none; record with --size 40x24" in result.stdout
+    assert run("x2.pt", "--record", "ref.npz", "--size", "40x24").exit_code == 0
+    assert run("ref.npz", "static.onnx").exit_code == 0
+
+
+def test_own_pictures(folder: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    Image.fromarray(values).save("a.png")
+    Image.fromarray(values[:7]).save("b [x].png")
+    code, seen = report("x2.pt", "x2.onnx", "--image", "a.png", "--image", "b [x].png")
+    assert code == 0
+    assert list(seen["comparisons"][0]["models"][0]["pictures"]) == ["a.png", "b [x].png"]
+    assert "b [x].png" in run("x2.pt", "x2.onnx", "--image", "b [x].png").stdout
+    result = run("x2.pt", "x2.onnx", "--image", "c.png")
+    assert (result.exit_code, result.stderr) == (1, "Error: c.png: no such file\n")
+    fakes.write_onnx(Path("static.onnx"), sha256=sha256("x2.pt"), shape=("b", 3, 24, 40))
+    result = run("x2.pt", "static.onnx", "--image", "a.png")
+    assert result.exit_code == 1
+    assert "takes pictures of 40x24 only; give one of that size with --image" in result.stdout
+
+
+def test_other_weights_are_warned_of(folder: Path) -> None:
+    fakes.write_onnx(Path("other.onnx"), sha256="ab" * 32)
+    code, seen = report("x2.pt", "other.onnx")
+    (model,) = seen["comparisons"][0]["models"]
+    assert code == 0, "what it computes decides"
+    assert any("other.onnx: compares different weights" in warning for warning in model["warnings"])
+
+
+def test_models_that_cannot_be_compared_fail_with_the_reason(folder: Path) -> None:
+    fakes.write_onnx(Path("x3.onnx"), scale=3)
+    fakes.write_onnx(Path("foreign.onnx"), stamped=False)
+    code, seen = report("x2.pt", "x3.onnx", "missing.onnx", "foreign.onnx", "x2.onnx")
+    failures = [model["failure"] for model in seen["comparisons"][0]["models"]]
+    assert code == 1
+    assert failures[:2] == ["enlarges x3, the reference x2", "no such file"]
+    assert failures[2].startswith("was made by another tool")
+    assert failures[3] is None
+
+
+def test_without_arguments_what_is_left_out_is_listed_with_the_reason(folder: Path) -> None:
+    fakes.write_onnx(Path("foreign.onnx"), stamped=False)
+    fakes.write_onnx(Path("plugin.onnx"), attention="plugin", sha256=sha256("x2.pt"))
+    fakes.write_onnx(Path("stale.onnx"), sha256="ab" * 32)
+    fakes.write_onnx(Path("x4.onnx"), scale=4, sha256="cd" * 32)
+    Path("x2.plan").write_bytes(b"plan")
+    Path("noise.pth").write_bytes(b"noise")
+    Path("notes.txt").touch()
+    code, seen = report()
+    assert code == 0
+    assert [model["file"] for model in seen["comparisons"][0]["models"]] == ["x2.fp16.onnx", "x2.onnx"]
+    reasons = {line.split(":")[0]: line for line in seen["skipped"]}
+    assert sorted(reasons) == ["foreign.onnx", "noise.pth", "plugin.onnx", "stale.onnx", "x2.plan", "x4.onnx"]
+    assert "made by another tool" in reasons["foreign.onnx"]
+    assert "only TensorRT runs" in reasons["plugin.onnx"]
+    assert "was made from another checkpoint than x2.pt" in reasons["stale.onnx"]
+    assert "the checkpoint of tiny x4 that it was made from is not here" in reasons["x4.onnx"]
+    assert "TensorRT plans cannot be run yet" in reasons["x2.plan"]
+
+
+def test_without_arguments_each_checkpoint_has_its_own_group(folder: Path) -> None:
+    params = fakes.weights(seed=5, scale=3)
+    digest = sha256(fakes.write_checkpoint(Path("x3.pt"), params, scale=3))
+    fakes.write_onnx(Path("x3.onnx"), params, scale=3, sha256=digest)
+    code, seen = report()
+    assert code == 0
+    pairs = [(c["reference"]["path"], [m["file"] for m in c["models"]]) for c in seen["comparisons"]]
+    assert pairs == [("x2.pt", ["x2.fp16.onnx", "x2.onnx"]), ("x3.pt", ["x3.onnx"])]
+
+
+def test_without_a_checkpoint_the_float32_file_is_the_reference(folder: Path) -> None:
+    shutil.copy("x2.onnx", "y2.onnx")
+    for name in ("x2.pt", "x2.fp16.onnx"):
+        Path(name).unlink()
+    code, seen = report()
+    assert code == 0
+    assert seen["comparisons"][0]["reference"]["path"] == "x2.onnx"
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run()
+    assert result.exit_code == 1
+    assert "no two models of this toolkit here have a checkpoint in common" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x2.pt"], "nothing to compare with x2.pt"),
+        (["--record", "ref.npz"], "--record needs the model to record"),
+        (["x2.pt", "--record", "ref.json"], "--record writes .npz files"),
+        (["x2.pt", "ref.npz"], "a recording can only stand first"),
+        (["x2.pt", "x2.onnx", "--size", "20"], "is not WIDTHxHEIGHT"),
+        (["x2.pt", "x2.onnx", "--size", "20x0"], "is not WIDTHxHEIGHT"),
+        (["x2.pt", "x2.onnx", "--size", "20x9", "--image", "a.png"], "exclude each other"),
+        (["ref.npz", "x2.onnx", "--size", "20x9"], "brings its own pictures"),
+        (["x2.pt", "x2.onnx", "--device", "tpu"], "--device"),
+    ],
+)
+def test_usage_errors_exit_with_2(folder: Path, arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), (b"noise", "not a recording, or damaged"), (b"npz", "not a recording; make one with")],
+)
+def test_bad_recordings(folder: Path, content: bytes | None, message: str) -> None:
+    if content == b"npz":
+        np.savez("bad.npz", x=np.zeros(3))
+    elif content is not None:
+        Path("bad.npz").write_bytes(content)
+    result = run("bad.npz", "x2.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: bad.npz: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_recording_cut_short_is_refused(folder: Path) -> None:
+    assert run("x2.pt", "--record", "ref.npz").exit_code == 0
+    whole = Path("ref.npz").read_bytes()
+    Path("ref.npz").write_bytes(whole[: len(whole) // 2])
+    result = run("ref.npz", "x2.onnx")
+    assert result.exit_code == 1
+    assert "not a recording, or damaged" in result.stderr
+
+
+def test_json_goes_to_a_file_beside_the_table(folder: Path) -> None:
+    result = run("x2.pt", "x2.onnx", "--json", "out.json")
+    assert "Reference: x2.pt" in result.stdout
+    seen = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    assert seen["tool"] == "parity"
+    assert seen["environment"]["versions"]["numpy"] == np.__version__
+
+
+def test_errors_are_what_their_names_say() -> None:
+    reference = np.zeros((1, 3, 1, 4), np.float32)
+    output = reference.copy()
+    output[0, 0, 0, 0] = 0.5
+    output[0, :, 0, 1] = -0.25  # clipped to black when written: no pixel changes
+    output[0, 1, 0, 2] = np.nan
+    errors = Errors()
+    errors.add(reference, output)
+    assert errors.nan == 1
+    assert errors.max_error == 0.5
+    assert errors.mean_error == pytest.approx((0.5 + 3 * 0.25) / 11)
+    assert errors.rmse == pytest.approx(((0.25 + 3 * 0.0625) / 11) ** 0.5)
+    assert errors.psnr == pytest.approx(10 * np.log10(11 / (0.25 + 3 * 0.0625)))
+    assert errors.share_off == 2 / 4, "the one that is off and the one that is NaN"
+    same = Errors()
+    same.add(reference, reference)
+    assert same.to_json()["psnr"] is None
