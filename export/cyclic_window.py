@@ -19,6 +19,8 @@ PLUGIN = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 
 Core = Literal["mha", "attention", "matmul"]
 
+# Sizes come from qkv seen as [B, H, W, 3, C]. (The transposition has to be this 4-D one, and Shape has to come after the
+# Reshape: ONNX Runtime then merges it into the reordering that its blocked convolutions need anyway, instead of copying.)
 _CONSTANTS = """
   window = Constant <value_ints: ints = @window> ()
   shift = Constant <value_ints: ints = @shift> ()
@@ -30,8 +32,12 @@ _CONSTANTS = """
   rest = Constant <value_ints = [-1]> ()
   keep = Constant <value_ints = [0]> ()
   unit = Constant <value_ints = [1]> ()
-  size = Shape (gate)
-  channels = Gather (size, one)
+  four = Constant <value_int = 4> ()
+  qkv_last = Transpose <perm = [0, 2, 3, 1]> (qkv)
+  apart = Constant <value_ints = [0, 0, 0, 3, -1]> ()
+  qkv_apart = Reshape (qkv_last, apart)
+  size = Shape (qkv_apart)
+  channels = Gather (size, four)
   width = Div (channels, heads)
   tokens_all = ReduceProd <keepdims = 0> (window)
   tokens = Reshape (tokens_all, rest)
@@ -71,8 +77,7 @@ _AXIS = """
 """
 
 # Pixels move as whole channel vectors: padding, roll and window partition are one Gather each for q, k and v, which lie
-# side by side in every pixel. `pixel` is where token t of window (i, j) comes from. (The transposition has to be this
-# 4-D one: ONNX Runtime then merges it into the reordering that its blocked convolutions need anyway.)
+# side by side in every pixel. `pixel` is where token t of window (i, j) comes from.
 _SPLIT = """
   row_shape = Concat <axis = 0> (row_windows_1d, unit, row_window_1d, unit)
   column_shape = Concat <axis = 0> (column_windows_1d, unit, column_window_1d)
@@ -84,9 +89,8 @@ _SPLIT = """
   q_place = Mul (pixel, three)
   k_place = Add (q_place, one)
   v_place = Add (q_place, two)
-  qkv_last = Transpose <perm = [0, 2, 3, 1]> (qkv)
   vectors_shape = Concat <axis = 0> (keep, rest, channels_1d)
-  vectors = Reshape (qkv_last, vectors_shape)
+  vectors = Reshape (qkv_apart, vectors_shape)
   q_vectors = Gather <axis = 1> (vectors, q_place)
   k_vectors = Gather <axis = 1> (vectors, k_place)
   v_vectors = Gather <axis = 1> (vectors, v_place)
@@ -184,8 +188,8 @@ _CORES: dict[Core, str] = {
 
 def function(core: Core, opset: int) -> onnx.FunctionProto:
     """The operator's body around the attention `core`, for an ONNX opset of at least 17 (23 for `attention`)."""
-    rows = _AXIS.format(axis="row", dimension="two", index="zero")
-    columns = _AXIS.format(axis="column", dimension="three", index="one")
+    rows = _AXIS.format(axis="row", dimension="one", index="zero")
+    columns = _AXIS.format(axis="column", dimension="two", index="one")
     body = "".join([_CONSTANTS, rows, columns, _SPLIT, _CORES[core], _MERGE])
     return onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'

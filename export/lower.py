@@ -101,23 +101,24 @@ def fix_shape(model: onnx.ModelProto, height: int, width: int, scale: int) -> No
 
 @dataclass(frozen=True)
 class Scores:
-    """The largest score tensor of a `matmul` file for one picture of height x width: its layer's window and bytes."""
+    """One layer's attention scores for a picture: its window and how many there are."""
 
-    height: int
-    width: int
     window: tuple[int, int]
-    bytes: int
+    count: int
+
+    @property
+    def bytes(self) -> int:
+        """What the `matmul` form materialises, in float32."""
+        return 4 * self.count
 
 
-def largest_scores(bare: onnx.ModelProto, height: int, width: int) -> Scores:
-    """What the `matmul` form materialises at most: heads · padded pixels · tokens of a window, in float32."""
-    largest = Scores(height, width, (0, 0), 0)
+def attention_scores(bare: onnx.ModelProto, height: int, width: int) -> list[Scores]:
+    """Per layer of a canonical graph, for one picture: heads · padded pixels · tokens of a window."""
+    layers = []
     for node in bare.graph.node:
         if node.op_type == cyclic_window.NAME:
             attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
             wh, ww = attributes["window"]
             pixels = -(-height // wh) * wh * (-(-width // ww) * ww)
-            size = 4 * attributes["heads"] * pixels * wh * ww
-            if size > largest.bytes:
-                largest = Scores(height, width, (wh, ww), size)
-    return largest
+            layers.append(Scores((wh, ww), attributes["heads"] * pixels * wh * ww))
+    return layers

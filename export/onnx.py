@@ -19,17 +19,24 @@ if TYPE_CHECKING:
     import onnx
 
     from export.fold import FoldedLayer
-    from export.lower import Form, Scores
+    from export.lower import Form
     from export.precision import Report
     from ribsr.layers import RIBModel
 
 GIB = 2**30
 
+QUICK = 2 * 10**9
+"""Attention scores up to which a new file is run beside the checkpoint unasked: some ten seconds on two cores."""
+
 TOLERANCE = 1e-4
 """Largest error that a float32 file may have on the check pictures: the rule of tools/parity.py."""
 
-CHECK_SIZES = ((40, 56), (33, 17))
-"""(H, W) of the pictures that a new file is checked with: no multiple of a window, and quick at any window."""
+CHECK_SIZE = (40, 56)
+"""(H, W) of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
+
+
+DYNAMIC_SIZE = (192, 192)
+"""(H, W) at which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
 
 
 class ExportError(ValueError):
@@ -38,7 +45,10 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen about an export; the command line's options of the same names."""
+    """What may be chosen about an export; the command line's options of the same names.
+
+    static: (H, W). score_limit: GiB. verify: None runs the new file beside the checkpoint where that is quick.
+    """
 
     form: Form = "canonical"
     half: bool = False
@@ -46,7 +56,7 @@ class Options:
     static: tuple[int, int] | None = None
     rib_tolerance: float = 0.0
     score_limit: float = 4.0
-    verify: bool = True
+    verify: bool | None = None
 
 
 def export_onnx(
@@ -80,19 +90,19 @@ def export_onnx(
     if options.static:
         lower.fix_shape(bare, *options.static, network.config.scale)
     if options.half:
-        calibration = check_pictures(options.static)
-        magnitudes = precision.measure(lower.lower(bare, "canonical"), calibration)
+        magnitudes = precision.measure(lower.lower(bare, "canonical"), check_pictures(options.static))
         bare, report = precision.to_half(bare, magnitudes)
         for line in describe_precision(report):
             say(line)
     if options.form == "matmul":
-        _check_scores(lower.largest_scores(bare, *(options.static or (192, 192))), options, say)
+        _check_scores(bare, options, say)
     lowered = lower.lower(bare, options.form)
     stamp(lowered, network, options, sha256(checkpoint))
     onnx.checker.check_model(lowered)
     with atomic(output) as temporary:
         onnx.save_model(lowered, temporary)
-        say(_verify(temporary, network, options))
+        scores = sum(layer.count for layer in lower.attention_scores(bare, *(options.static or CHECK_SIZE)))
+        say(_verify(temporary, network, options, scores))
     nodes = len(lowered.graph.node)
     size = output.stat().st_size / 2**20
     say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
@@ -118,20 +128,20 @@ def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoin
 
 
 def check_pictures(static: tuple[int, int] | None) -> list[np.ndarray]:
-    """Real pictures [1, 3, H, W] for calibration and for the check after an export, at the file's size if it is fixed."""
+    """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
     from engines import samples
 
-    sizes = [static] if static else CHECK_SIZES
-    return [picture for size in sizes for _, picture in samples.at(*size)]
+    return [picture for _, picture in samples.at(*(static or CHECK_SIZE))]
 
 
-def _verify(path: Path, network: RIBModel, options: Options) -> str:
-    """Runs the file beside the PyTorch model and returns what to tell the user.
+def _verify(path: Path, network: RIBModel, options: Options, scores: int) -> str:
+    """Runs the file beside the PyTorch model on one picture of `scores` attention scores, if that is asked or quick.
 
-    Raises ExportError when the file computes something else.
+    Returns what to tell the user. Raises ExportError when the file computes something else.
     """
-    if not options.verify:
-        return "not checked, as asked: tools/parity.py compares it with the checkpoint"
+    if options.verify is False or (options.verify is None and scores > QUICK):
+        why = "as asked" if options.verify is False else f"its {scores / 1e9:.1f}e9 attention scores take long"
+        return f"checked as a graph; not run ({why}): use --verify or tools/parity.py"
     if options.form == "plugin":
         return "checked as a graph; not run: only TensorRT with the plugin runs it"
     import numpy as np
@@ -146,28 +156,30 @@ def _verify(path: Path, network: RIBModel, options: Options) -> str:
         if "not installed" not in str(error):
             raise
         return f"checked as a graph; not run: {error}"
-    errors = []
+    picture = check_pictures(options.static)[0]
     with engine, torch.inference_mode():
-        for picture in check_pictures(options.static):
-            difference = engine.run(picture) - network(torch.from_numpy(picture)).numpy()
-            if not np.isfinite(difference).all():
-                raise ExportError("the file gives NaN or infinite values on a sample picture; nothing was written")
-            errors.append(float(np.abs(difference).max()))
-    worst = max(errors)
-    if not options.half and worst > TOLERANCE:
+        difference = engine.run(picture) - network(torch.from_numpy(picture)).numpy()
+    if not np.isfinite(difference).all():
+        raise ExportError("the file gives NaN or infinite values on a sample picture; nothing was written")
+    error = float(np.abs(difference).max())
+    if not options.half and error > TOLERANCE:
         raise ExportError(
-            f"the file differs from the checkpoint by {worst:.1e} on a sample picture (allowed: {TOLERANCE:.0e}); "
+            f"the file differs from the checkpoint by {error:.1e} on a sample picture (allowed: {TOLERANCE:.0e}); "
             "nothing was written" + (": choose a smaller --rib-tolerance" if options.rib_tolerance else "")
         )
-    return f"checked on {len(errors)} sample pictures in ONNX Runtime on the CPU: largest error {worst:.1e}"
+    return f"checked in ONNX Runtime on the CPU, on a sample picture: largest error {error:.1e}"
 
 
-def _check_scores(scores: Scores, options: Options, say: Callable[[str], None]) -> None:
-    where = f"at {scores.width}x{scores.height}, window {scores.window[0]}x{scores.window[1]}"
-    say(f"largest score tensor {scores.bytes / GIB:.2f} GiB a picture ({where})")
-    if scores.bytes > options.score_limit * GIB:
+def _check_scores(bare: onnx.ModelProto, options: Options, say: Callable[[str], None]) -> None:
+    from export.lower import attention_scores
+
+    height, width = options.static or DYNAMIC_SIZE
+    largest = max(attention_scores(bare, height, width), key=lambda layer: layer.count)
+    where = f"at {width}x{height}, window {largest.window[0]}x{largest.window[1]}"
+    say(f"largest score tensor {largest.bytes / GIB:.2f} GiB a picture ({where})")
+    if largest.bytes > options.score_limit * GIB:
         raise ExportError(
-            f"the form 'matmul' would materialise {scores.bytes / GIB:.1f} GiB of attention scores {where}; the limit "
+            f"the form 'matmul' would materialise {largest.bytes / GIB:.1f} GiB of attention scores {where}; the limit "
             f"is {options.score_limit:g} GiB: use --attention mha (ONNX Runtime), attention (opset 23) or plugin "
             "(TensorRT), a smaller --static, or --score-limit"
         )
@@ -242,7 +254,9 @@ class _Size(click.ParamType):
     metavar="GIB",
     help="Largest score tensor that --attention matmul may make (at 192x192 if the size is dynamic).",
 )
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file beside the checkpoint.")
+@click.option(
+    "--verify/--no-verify", default=None, help="Run the file beside the checkpoint; default: where that is quick."
+)
 def main(ckpt: Path, output: Path | None, model: str | None, config: str | None, **options: object) -> None:
     """Export a checkpoint to ONNX."""
     chosen = Options(**options)  # pyright: ignore[reportArgumentType] (click gives the declared types)

@@ -146,7 +146,7 @@ def _choose_config(
         asked = config
         if model is not None:
             asked = configs.config(model)
-            asked = replace(asked, scale=_scale_of(path, asked, params))
+            asked = replace(asked, scale=stored.scale if stored else _scale_of(path, asked, params))
     except configs.ConfigError as error:
         raise CheckpointError(str(error)) from None
     if stored is not None and asked is not None and replace(asked, name=stored.name) != stored:

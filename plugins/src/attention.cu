@@ -29,9 +29,12 @@ Map map_of(const RibsrMap &map) {
   return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
 }
 
-bool vectorised(const RibsrMap &map) {
+// Vectorised loads and stores address an image in units of 16 bytes with 32 bits.
+bool vectorised(const RibsrMap &map, long long height, long long width) {
+  const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
   return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 && map.column_stride % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
+         reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 && columns >= 0 && rows < (1ll << 28) &&
+         columns < (1ll << 28) && (height - 1) * rows + (width - 1) * columns < (1ll << 31);
 }
 
 int round_up(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
@@ -82,17 +85,15 @@ int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
   s.out = map_of(p.out);
   s.rib_q = static_cast<const uint16_t *>(p.rib_q);
   s.rib_k = static_cast<const uint16_t *>(p.rib_k);
-  s.vectorised = vectorised(p.qkv) && vectorised(p.gate) && vectorised(p.out) && p.head_width % 8 == 0;
+  s.vectorised = p.head_width % 8 == 0 && vectorised(p.qkv, p.height, p.width) &&
+                 vectorised(p.gate, p.height, p.width) && vectorised(p.out, p.height, p.width);
   return RIBSR_OK;
 }
 
-// The Hopper kernel's loads address an image in units of 16 bytes with 32 bits.
 bool hopper_takes(const Shape &s) {
   const bool widths = (s.head_width == 16 || s.head_width == 32) && (s.rank == 16 || s.rank == 24 || s.rank == 32);
   const bool factors = reinterpret_cast<uintptr_t>(s.rib_q) % 16 == 0 && reinterpret_cast<uintptr_t>(s.rib_k) % 16 == 0;
-  const bool strides = s.qkv.row > 0 && s.qkv.column > 0 && s.qkv.row < (1ll << 31) && s.qkv.column < (1ll << 31) &&
-                       (s.height - 1) * (s.qkv.row / 8) + (s.width - 1) * (s.qkv.column / 8) < 0xffffffffll;
-  return s.vectorised && widths && factors && strides;
+  return s.vectorised && widths && factors;
 }
 
 int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *path, int *multiprocessors) {

@@ -8,6 +8,10 @@
 #include "device.cuh"
 #include "shape.h"
 
+#ifndef RIBSR_POLYNOMIAL  // of each 8 exponentials, how many (0 to 4) go to the FMA units
+#define RIBSR_POLYNOMIAL 0
+#endif
+
 namespace ribsr {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -130,7 +134,8 @@ __device__ __forceinline__ void exponentials(const float (&scores)[Keys / 2], ui
   for (int i = 0; i < Keys / 4; ++i) {
     const int row = i & 1;
     const float p = exp2_special(fmaf(scores[2 * i], scale, -rows.reference[row]));
-    const float q = exp2_special(fmaf(scores[2 * i + 1], scale, -rows.reference[row]));
+    const float x = fmaf(scores[2 * i + 1], scale, -rows.reference[row]);
+    const float q = i % 4 < RIBSR_POLYNOMIAL ? exp2_polynomial(x) : exp2_special(x);
     sums[row][0] += p;
     sums[row][1] += q;
     operands[i / 4][i % 4] = pack<BF16>(p, q);
@@ -160,8 +165,8 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&v)[4]) {
 // (g and g + 8) times D / 8 channel groups.
 template <int D>
 struct Pieces {
-  static constexpr int kCount = D / 16;
-  long long gate[kCount], out[kCount];  // in elements; out < 0: nothing to store
+  unsigned gate[D / 16], out[D / 16];  // from the head's first channel in the image, in units of 8 elements
+  bool inside[D / 16];                 // else there is nothing to store
 };
 
 template <int D>
@@ -171,29 +176,36 @@ __device__ __forceinline__ void locate_pieces(Pieces<D> &pieces, const Shape &sh
   for (int t = 0; t < D / 16; ++t) {
     const int piece = 4 * t + (threadIdx.x & 3);
     const int n = first_row + ((threadIdx.x & 31) >> 2) + 8 * (piece / kGroups);
-    const int channel = 8 * (piece % kGroups);
+    const int group = piece % kGroups;
     const Pixel p = padded_pixel(shape, unit, n);
-    const bool inside =
-        n < shape.tokens && p.y < shape.height && p.x < shape.width && channel < shape.head_width;
-    pieces.gate[t] = element(shape.gate, unit.batch, unit.head * shape.head_width + channel, p);
-    pieces.out[t] = inside ? element(shape.out, unit.batch, unit.head * shape.head_width + channel, p) : -1;
+    pieces.inside[t] =
+        n < shape.tokens && p.y < shape.height && p.x < shape.width && 8 * group < shape.head_width;
+    pieces.gate[t] = p.y * static_cast<unsigned>(shape.gate.row >> 3) + p.x * static_cast<unsigned>(shape.gate.column >> 3) + group;
+    pieces.out[t] = p.y * static_cast<unsigned>(shape.out.row >> 3) + p.x * static_cast<unsigned>(shape.out.column >> 3) + group;
   }
 }
 
+__device__ __forceinline__ uint4 *head_of(const Map &map, const Shape &shape, const Unit &unit) {
+  return reinterpret_cast<uint4 *>(map.data + unit.batch * map.batch + unit.head * shape.head_width);
+}
+
 template <int D>
-__device__ __forceinline__ void load_gate(uint4 (&gate)[D / 16], const Pieces<D> &pieces, const Shape &shape) {
+__device__ __forceinline__ void load_gate(uint4 (&gate)[D / 16], const Pieces<D> &pieces, const Shape &shape,
+                                          const Unit &unit) {
+  const uint4 *head = head_of(shape.gate, shape, unit);
 #pragma unroll
   for (int t = 0; t < D / 16; ++t) {
     gate[t] = make_uint4(0, 0, 0, 0);
-    if (pieces.out[t] >= 0) gate[t] = __ldg(reinterpret_cast<const uint4 *>(shape.gate.data + pieces.gate[t]));
+    if (pieces.inside[t]) gate[t] = __ldg(head + pieces.gate[t]);
   }
 }
 
 // output[4j..] / sum * gate for the two rows, in 16-byte stores.
 template <int D, bool BF16>
 __device__ __forceinline__ void store_vectorised(const float *output, const float (&inverse)[2], uint4 (&gate)[D / 16],
-                                                 const Pieces<D> &pieces, const Shape &shape) {
+                                                 const Pieces<D> &pieces, const Shape &shape, const Unit &unit) {
   constexpr int kGroups = D / 8;
+  uint4 *head = head_of(shape.out, shape, unit);
 #pragma unroll
   for (int t = 0; t < D / 16; ++t) {
     uint32_t v[4] = {gate[t].x, gate[t].y, gate[t].z, gate[t].w};
@@ -205,9 +217,7 @@ __device__ __forceinline__ void store_vectorised(const float *output, const floa
       v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half] * g.x, output[4 * j + 2 * half + 1] * inverse[half] * g.y);
     }
     transpose_quad(v);
-    if (pieces.out[t] >= 0) {
-      *reinterpret_cast<uint4 *>(shape.out.data + pieces.out[t]) = make_uint4(v[0], v[1], v[2], v[3]);
-    }
+    if (pieces.inside[t]) head[pieces.out[t]] = make_uint4(v[0], v[1], v[2], v[3]);
   }
 }
 

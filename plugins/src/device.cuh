@@ -75,6 +75,18 @@ __device__ __forceinline__ float exp2_special(float x) {  // special-function un
   return y;
 }
 
+// 2^x on the FMA units: x = n + f with |f| <= 1/2, a cubic for 2^f (relative error 1.0e-4), n added to the exponent.
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
+  x = fminf(fmaxf(x, -126.0f), 127.0f);
+  const float shifted = x + kRound;
+  const float f = x - (shifted - kRound);
+  float y = fmaf(f, 0.055008583f, 0.24221037f);
+  y = fmaf(y, f, 0.6932829f);
+  y = fmaf(y, f, 1.0f);
+  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
+}
+
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row_address) {
@@ -130,6 +142,18 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, done;}"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
+
 // Move registers between the warp groups of a block.
 template <int Count>
 __device__ __forceinline__ void take_registers() {
@@ -150,14 +174,17 @@ __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
-// An unswizzled operand: 8x8 blocks of 128 contiguous bytes, `Leading` and `Stride` bytes apart (PTX ISA, matrix
-// descriptor; K-major: leading along k, stride along m or n; MN-major: the other way round). Addresses in units of 16
-// bytes, so that they can be stepped by adding.
+// An operand whose rows of `Width` bytes (32 or 64: as many channels as a head or a RIB factor has) lie one after the
+// other, the 16-byte pieces of a row permuted as the matrix units' 32- and 64-byte swizzles have it. One layout serves
+// K-major (rows along m or n) and MN-major (rows along k) operands: the blocks of 8 rows are 8 * Width bytes apart.
+// Tiles are aligned to a block. Addresses in units of 16 bytes, so that they can be stepped by adding.
 __device__ __forceinline__ uint32_t descriptor_address(uint32_t address) { return (address & 0x3ffff) >> 4; }
 
-template <int Leading, int Stride>
+template <int Width>
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
-  return static_cast<uint64_t>(Stride >> 4) << 32 | (address + (static_cast<uint32_t>(Leading >> 4) << 16));
+  static_assert(Width == 32 || Width == 64, "one head's channels");
+  constexpr uint32_t kSwizzle = Width == 64 ? 2u : 3u;
+  return static_cast<uint64_t>(kSwizzle << 30 | 8 * Width / 16) << 32 | (address + (1u << 16));
 }
 
 #define RIBSR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])

@@ -5,8 +5,8 @@
 // groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run ahead
 // over item boundaries. The groups drift apart, so that the softmax of some overlaps the matrix products of others.
 //
-// Operands lie in shared memory as [8 channels][row][8] without swizzle: 8x8 blocks are 128 contiguous bytes, which is
-// the canonical layout both of [k, rib_k] (K-major) and of v (MN-major), and free of bank conflicts.
+// Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
+// stay together: scattered 16-byte pieces would each cost a 32-byte sector and a request to the L2 cache.
 #pragma once
 
 #include "common.cuh"
@@ -14,11 +14,14 @@
 #ifndef RIBSR_PRODUCERS
 #define RIBSR_PRODUCERS 4
 #endif
-#ifndef RIBSR_KEYS
-#define RIBSR_KEYS 64
+#ifndef RIBSR_LONG_KEYS
+#define RIBSR_LONG_KEYS 64
 #endif
 #ifndef RIBSR_STAGES
-#define RIBSR_STAGES 6
+#define RIBSR_STAGES 12
+#endif
+#ifndef RIBSR_LAG
+#define RIBSR_LAG 4
 #endif
 #ifndef RIBSR_CONSUMERS
 #define RIBSR_CONSUMERS 4
@@ -37,34 +40,40 @@ constexpr int kConsumers = RIBSR_CONSUMERS;  // warp groups
 constexpr int kProducers = RIBSR_PRODUCERS;  // warps
 constexpr int kThreads = 128 * kConsumers + 32 * kProducers;
 constexpr int kRows = 64;                    // queries of a warp group
-constexpr int kLag = 2;                      // copies of this many later jobs are in flight when a job is handed over
+constexpr int kLag = RIBSR_LAG;  // copies of this many later jobs are in flight when a job is handed over
 
 // How the warp groups share the work.
 enum class Sharing {
-  kNone,  // each group has its own (window, head) of at most 64 tokens
-  kOne,   // an item is kConsumers blocks of query rows of one (window, head), one per group
-  kTwo    // twice as many, two per group: half the key traffic per score
+  kNone,   // each group has its own (window, head) of at most 64 tokens
+  kShort,  // the groups share the key tiles of one (window, head)
+  kLong    // the same with larger tiles where the registers allow them
 };
 
 template <int D, int R, Sharing Mode>
 struct Layout {
   static constexpr bool Shared = Mode != Sharing::kNone;
-  static constexpr int kBlocks = Mode == Sharing::kTwo ? 2 : 1;  // of query rows per group
-  static constexpr int kItemRows = Shared ? kBlocks * kConsumers * kRows : kRows;
-  static constexpr int kKeys = Shared ? RIBSR_KEYS : 64;
-  static constexpr int kFactorGroups = R / 8;
-  static constexpr int kGroups = (D + R + 15) / 16 * 2;  // of 8 channels, of [q, rib_q] and [k, rib_k]; zeros at the end
-  static constexpr int kQueryGroupBytes = kRows * 16 + 32;  // the 32 spread the pieces of one pixel over the banks
-  static constexpr int kKeyGroupBytes = kKeys * 16 + 32;
-  static constexpr int kQueryBytes = kGroups * kQueryGroupBytes;  // per block of rows
-  static constexpr int kStageBytes = (kGroups + D / 8) * kKeyGroupBytes;
-  static constexpr int kStages = Mode == Sharing::kTwo ? RIBSR_STAGES : 8;
+  static constexpr int kItemRows = Shared ? kConsumers * kRows : kRows;
+  static constexpr int kKeys = Mode == Sharing::kLong && D == 16 ? RIBSR_LONG_KEYS : 64;
+  static constexpr int kFactor = (R + 15) / 16 * 16;  // rank, filled up with zeros
+  static constexpr int kSteps = (D + kFactor) / 16;   // of a product with [k, rib_k]
+  static constexpr int kQueryBytes = kRows * (D + kFactor) * 2;  // per block of rows
+  static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values
+  static constexpr int kValueOffset = kFactorOffset + kKeys * kFactor * 2;
+  static constexpr int kStageBytes = kValueOffset + kKeys * D * 2;
+  static constexpr int kStages = RIBSR_STAGES;
   static constexpr int kBarriers = 2 * kStages + 4;
-  static constexpr int kUnitOffset = (8 * kBarriers + 127) / 128 * 128;  // [2][kConsumers] of Unit
-  static constexpr int kQueryOffset = kUnitOffset + (2 * kConsumers * 16 + 127) / 128 * 128;
-  static constexpr int kStageOffset = kQueryOffset + 2 * kBlocks * kConsumers * kQueryBytes;
+  static constexpr int kUnitOffset = (8 * kBarriers + 15) / 16 * 16;  // [2][kConsumers] of Unit
+  static constexpr int kQueryOffset = (kUnitOffset + 2 * kConsumers * 16 + 511) / 512 * 512;
+  static constexpr int kStageOffset = kQueryOffset + 2 * kConsumers * kQueryBytes;
   static constexpr int kBytes = kStageOffset + kStages * kStageBytes;
 };
+
+// Where the 16-byte `piece` of a row goes in a tile of rows of `Width` bytes.
+template <int Width>
+__device__ __forceinline__ int swizzled(int row, int piece) {
+  const int offset = row * Width + piece * 16;
+  return offset ^ (offset >> 3 & (Width == 64 ? 0x30 : 0x10));
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -108,7 +117,17 @@ struct Producer {
   __device__ __forceinline__ void finish() {
     copy_wait<0>();
 #pragma unroll
-    for (int i = kLag - 1; i >= 0; --i) hand_over(waiting[i]);
+    for (int i = kLag - 1; i >= 0; --i) {
+      hand_over(waiting[i]);
+      waiting[i] = 0;
+    }
+  }
+
+  // Until a buffer is free; what has been copied is handed over first, for the consumers may be waiting for it.
+  __device__ __forceinline__ void acquire(uint32_t empty, uint32_t parity) {
+    if (__all_sync(kAllLanes, barrier_passed(empty, parity))) return;
+    finish();
+    barrier_wait(empty, parity);
   }
 
   // Warps take sets of 32 tokens in turn; `turn` says who begins, so that small jobs are spread too. Tokens past the
@@ -116,14 +135,14 @@ struct Producer {
 
   // `Count` tokens from `first` on: D channels from `source` on, and, Values, those `values` bytes further.
   template <int Count, bool Values>
-  __device__ __forceinline__ void pixels(uint32_t to, uint32_t to_values, int group_bytes, const Unit &unit, int first,
+  __device__ __forceinline__ void pixels(uint32_t to, uint32_t to_values, const Unit &unit, int first,
                                          const uint16_t *source, long long values, int turn) {
     constexpr int kPieces = D / 8, kTokens = 32 / kPieces;  // of a token; tokens per warp instruction
     static_assert(Count % 32 == 0, "a warp takes whole sets of 32 tokens");
     const unsigned row_stride = static_cast<unsigned>(shape.qkv.row >> 3);
     const unsigned column_stride = static_cast<unsigned>(shape.qkv.column >> 3);
     const char *from = reinterpret_cast<const char *>(source) + 16 * (lane % kPieces);
-    const uint32_t place = lane % kPieces * group_bytes + lane / kPieces * 16;
+    const int place = swizzled<2 * D>(lane / kPieces, lane % kPieces);  // the pattern repeats every 8 rows
 #pragma unroll 1
     for (int base = 32 * ((warp + turn) % kProducers); base < Count; base += 32 * kProducers) {
       const Pixel p = source_pixel(shape, unit, min(first + base + lane, shape.tokens - 1));
@@ -132,16 +151,15 @@ struct Producer {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         const char *pixel = from + 16ull * __shfl_sync(kAllLanes, mine, i * kTokens + lane / kPieces);
-        copy_async(to + place + base * 16 + i * kTokens * 16, pixel);
-        if constexpr (Values) copy_async(to_values + place + base * 16 + i * kTokens * 16, pixel + values);
+        copy_async(to + place + (base + i * kTokens) * 2 * D, pixel);
+        if constexpr (Values) copy_async(to_values + place + (base + i * kTokens) * 2 * D, pixel + values);
       }
     }
   }
 
   // `Count` rows from `first` on of a head's RIB factor.
   template <int Count>
-  __device__ __forceinline__ void factors(uint32_t to, int group_bytes, int head, int first, const uint16_t *factor,
-                                          int turn) {
+  __device__ __forceinline__ void factors(uint32_t to, int head, int first, const uint16_t *factor, int turn) {
     constexpr int kPieces = R / 8;
     const int last = (shape.tokens - first) * kPieces - 1;  // piece
     const uint16_t *source = factor + (static_cast<long long>(head) * shape.tokens + first) * R;
@@ -150,7 +168,7 @@ struct Producer {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         const int piece = base * kPieces + 32 * i + lane;
-        copy_async(to + piece % kPieces * group_bytes + piece / kPieces * 16, source + 8 * min(piece, last));
+        copy_async(to + swizzled<2 * L::kFactor>(piece / kPieces, piece % kPieces), source + 8 * min(piece, last));
       }
     }
   }
@@ -164,20 +182,20 @@ struct Producer {
       Unit unit = locate(shape, Shared ? item / shape.query_blocks : 0);
       const int first_query = Shared ? item % shape.query_blocks * L::kItemRows : 0;
 
-      barrier_wait(query_empty + 8 * query.slot, query.phase ^ 1);
+      acquire(query_empty + 8 * query.slot, query.phase ^ 1);
 #pragma unroll 1
-      for (int block = 0; block < L::kBlocks * kConsumers; ++block) {
+      for (int block = 0; block < kConsumers; ++block) {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + block, shape.units - 1));
-        if (warp == 0 && lane == 0 && block < kConsumers) {
+        if (warp == 0 && lane == 0) {
           store_shared(memory + L::kUnitOffset + (query.slot * kConsumers + block) * 16, unit.batch, unit.head, unit.row,
                        unit.column);
         }
-        const uint32_t to = memory + L::kQueryOffset + (query.slot * L::kBlocks * kConsumers + block) * L::kQueryBytes;
+        const uint32_t to = memory + L::kQueryOffset + (query.slot * kConsumers + block) * L::kQueryBytes;
         const int first = first_query + (Shared ? block * kRows : 0);
         if (first >= shape.tokens) continue;  // whatever lies there gives rows that nobody stores
-        pixels<kRows, false>(to, 0, L::kQueryGroupBytes, unit, first,
+        pixels<kRows, false>(to, 0, unit, first,
                              shape.qkv.data + unit.batch * shape.qkv.batch + unit.head * D, 0, 2 * block);
-        factors<kRows>(to + D / 8 * L::kQueryGroupBytes, L::kQueryGroupBytes, unit.head, first, shape.rib_q, 2 * block);
+        factors<kRows>(to + kRows * D * 2, unit.head, first, shape.rib_q, 2 * block);
       }
       commit(query_full + 8 * query.slot);
       query.advance<2>();
@@ -188,10 +206,10 @@ struct Producer {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + tile, shape.units - 1));
         const int first = Shared ? tile * L::kKeys : 0;
         const uint32_t to = memory + L::kStageOffset + stage.slot * L::kStageBytes;
-        barrier_wait(empty + 8 * stage.slot, stage.phase ^ 1);
-        pixels<L::kKeys, true>(to, to + L::kGroups * L::kKeyGroupBytes, L::kKeyGroupBytes, unit, first,
+        acquire(empty + 8 * stage.slot, stage.phase ^ 1);
+        pixels<L::kKeys, true>(to, to + L::kValueOffset, unit, first,
                                shape.qkv.data + unit.batch * shape.qkv.batch + channels + unit.head * D, 2 * channels, 2 * tile);
-        factors<L::kKeys>(to + D / 8 * L::kKeyGroupBytes, L::kKeyGroupBytes, unit.head, first, shape.rib_k, 2 * tile);
+        factors<L::kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
         commit(full + 8 * stage.slot);
         stage.advance<L::kStages>();
       }
@@ -204,7 +222,6 @@ template <int D, int R, Sharing Mode, bool BF16>
 __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
   using L = Layout<D, R, Mode>;
   constexpr bool Shared = L::Shared;
-  constexpr int kSteps = L::kKeys / 16;
   const uint32_t full = memory, empty = memory + 8 * L::kStages, query_full = empty + 8 * L::kStages,
                  query_empty = query_full + 16;
   const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
@@ -213,93 +230,87 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
   const float scale = shape.exponent_scale;
 
   float scores[L::kKeys / 2];
-  float output[L::kBlocks][D / 2];
-  uint32_t probabilities[kSteps][4];
+  float output[D / 2];
+  uint32_t probabilities[L::kKeys / 16][4];
   Ring stage, query;
   if constexpr (!Shared) stage.slot = group;
 
   for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
-    Rows rows[L::kBlocks];
+    Rows rows;
+    reset(rows);
 #pragma unroll
-    for (int block = 0; block < L::kBlocks; ++block) {
-      reset(rows[block]);
-#pragma unroll
-      for (float &x : output[block]) x = 0.0f;
-    }
-    const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
-    const int blocks = first_row + kConsumers * kRows < shape.tokens ? L::kBlocks : 1;  // the last item may be short
-    int previous = 0;
+    for (float &x : output) x = 0.0f;
+    int previous = 0;  // stage whose values are still being multiplied
 
     barrier_wait(query_full + 8 * query.slot, query.phase);
-    const uint32_t queries = descriptor_address(
-        memory + L::kQueryOffset + (query.slot * L::kBlocks * kConsumers + group) * L::kQueryBytes);
+    const uint32_t queries =
+        descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
 
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       barrier_wait(full + 8 * stage.slot, stage.phase);
       const uint32_t keys = descriptor_address(memory + L::kStageOffset + stage.slot * L::kStageBytes);
-      const uint32_t values = keys + L::kGroups * L::kKeyGroupBytes / 16;
+      const uint32_t values = keys + L::kValueOffset / 16;
 
+      group_fence();
 #pragma unroll
-      for (int block = 0; block < L::kBlocks; ++block) {
-        if (block > 0 && blocks == 1) break;
-        group_fence();
-#pragma unroll
-        for (int k = 0; k < L::kGroups / 2; ++k) {
-          group_multiply<L::kKeys, BF16>(
-              scores,
-              matrix_descriptor<L::kQueryGroupBytes, 128>(
-                  queries + (block * kConsumers * L::kQueryBytes + 2 * k * L::kQueryGroupBytes) / 16),
-              matrix_descriptor<L::kKeyGroupBytes, 128>(keys + 2 * k * L::kKeyGroupBytes / 16), k > 0);
+      for (int k = 0; k < L::kSteps; ++k) {
+        if (k < D / 16) {
+          group_multiply<L::kKeys, BF16>(scores, matrix_descriptor<2 * D>(queries + 2 * k),
+                                         matrix_descriptor<2 * D>(keys + 2 * k), k > 0);
+        } else {
+          constexpr int kWidth = 2 * L::kFactor;
+          const int step = 2 * (k - D / 16);
+          group_multiply<L::kKeys, BF16>(scores, matrix_descriptor<kWidth>(queries + kRows * D * 2 / 16 + step),
+                                         matrix_descriptor<kWidth>(keys + L::kFactorOffset / 16 + step), true);
         }
-        group_commit();
-        group_wait<0>();
-        if (block == 0 && tile > 0 && leader) barrier_arrive(empty + 8 * previous);
-
-        const int valid = shape.tokens - (Shared ? tile * L::kKeys : 0);
-        if (__builtin_expect(valid < L::kKeys, 0)) mask<L::kKeys>(scores, valid);
-        // Against the reference of the tiles before; only where that turns out too low, the maximum is looked for.
-        float sum[2];
-        exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows[block], scale);
-        if (__builtin_expect(__any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit)), 0)) {
-          move_reference<L::kKeys>(scores, output[block], rows[block], scale);
-          exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows[block], scale);
-        }
-        rows[block].sum[0] += sum[0];
-        rows[block].sum[1] += sum[1];
-        group_fence();
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          group_multiply_registers<D, BF16>(output[block], probabilities[k],
-                                            matrix_descriptor<128, L::kKeyGroupBytes>(values + k * 16));
-        }
-        group_commit();
       }
+      group_commit();
+      group_wait<0>();
+      if (tile > 0 && leader) barrier_arrive(empty + 8 * previous);
+
+      const int valid = shape.tokens - (Shared ? tile * L::kKeys : 0);
+      if (__builtin_expect(valid < L::kKeys, 0)) mask<L::kKeys>(scores, valid);
+      // Against the reference of the tiles before; only where that turns out too low, the maximum is looked for.
+      float sum[2];
+      bool redo = true;
+      if (tile > 0) {
+        exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows, scale);
+        redo = __any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit));
+      }
+      if (__builtin_expect(redo, 0)) {
+        move_reference<L::kKeys>(scores, output, rows, scale);
+        exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows, scale);
+      }
+      rows.sum[0] += sum[0];
+      rows.sum[1] += sum[1];
+      group_fence();
+#pragma unroll
+      for (int k = 0; k < L::kKeys / 16; ++k) {
+        group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D));
+      }
+      group_commit();
       previous = stage.slot;
       stage.advance<L::kStages>(Shared ? 1 : kConsumers);
     }
 
-    const bool exists = Shared || kConsumers * item + group < shape.units;
     const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
     const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
                        static_cast<int>(place.w)};
+    const bool exists = Shared || kConsumers * item + group < shape.units;
+    const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
+    Pieces<D> pieces;
+    uint4 gate[D / 16];
+    locate_pieces<D>(pieces, shape, unit, exists ? first_row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
+    load_gate<D>(gate, pieces, shape, unit);
     group_wait<0>();
     if (leader) {
       barrier_arrive(empty + 8 * previous);
       barrier_arrive(query_empty + 8 * query.slot);
     }
     query.advance<2>();
-#pragma unroll
-    for (int block = 0; block < L::kBlocks; ++block) {
-      if (block >= blocks) break;
-      Pieces<D> pieces;
-      uint4 gate[D / 16];
-      const int row = first_row + block * kConsumers * kRows + (threadIdx.x >> 5 & 3) * 16;
-      locate_pieces<D>(pieces, shape, unit, exists ? row : shape.tokens);
-      load_gate<D>(gate, pieces, shape);
-      const float inverse[2] = {1.0f / quad_sum(rows[block].sum[0]), 1.0f / quad_sum(rows[block].sum[1])};
-      store_vectorised<D, BF16>(output[block], inverse, gate, pieces, shape);
-    }
+    const float inverse[2] = {1.0f / quad_sum(rows.sum[0]), 1.0f / quad_sum(rows.sum[1])};
+    store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
   }
 }
 
@@ -309,7 +320,7 @@ template <int D, int R, Sharing Mode, bool BF16>
 __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Shape shape) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using L = Layout<D, R, Mode>;
-  extern __shared__ __align__(128) uint8_t shared[];
+  extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t memory = shared_address(shared);
 
   if (threadIdx.x == 0) {
@@ -323,16 +334,15 @@ __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__
       barrier_init(memory + 8 * (2 * L::kStages + 2 + i), 4 * kConsumers);
     }
   }
-  // Groups that no copy writes: zeros that fill [q, rib_q] and [k, rib_k] up to a multiple of 16, and the ones.
-  if constexpr ((D + R) % 16 != 0) {
-    constexpr int kZero = (D + R) / 8;
-    for (int i = threadIdx.x; i < 2 * L::kBlocks * kConsumers * kRows; i += kThreads) {
-      store_shared(memory + L::kQueryOffset + i / kRows * L::kQueryBytes + kZero * L::kQueryGroupBytes + i % kRows * 16,
-                   0, 0, 0, 0);
+  if constexpr (R != L::kFactor) {  // the pieces of the factors that no copy writes
+    constexpr int kWidth = 2 * L::kFactor;
+    for (int i = threadIdx.x; i < 2 * kConsumers * kRows; i += kThreads) {
+      const uint32_t tile = memory + L::kQueryOffset + i / kRows * L::kQueryBytes + kRows * D * 2;
+      store_shared(tile + swizzled<kWidth>(i % kRows, R / 8), 0, 0, 0, 0);
     }
     for (int i = threadIdx.x; i < L::kStages * L::kKeys; i += kThreads) {
-      store_shared(memory + L::kStageOffset + i / L::kKeys * L::kStageBytes + kZero * L::kKeyGroupBytes + i % L::kKeys * 16,
-                   0, 0, 0, 0);
+      const uint32_t tile = memory + L::kStageOffset + i / L::kKeys * L::kStageBytes + L::kFactorOffset;
+      store_shared(tile + swizzled<kWidth>(i % L::kKeys, R / 8), 0, 0, 0, 0);
     }
   }
   fence_async_proxy();

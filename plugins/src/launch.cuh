@@ -5,10 +5,6 @@
 #include "kernels.h"
 #include "portable.cuh"
 
-#ifndef RIBSR_ONE_BELOW  // windows of at most this many tokens take one block of query rows per warp group
-#define RIBSR_ONE_BELOW 256
-#endif
-
 namespace ribsr {
 
 // Launch with `bytes` of dynamic shared memory, which above 48 KiB a kernel must be allowed first.
@@ -54,10 +50,10 @@ template <int D, int R, bool BF16>
 cudaError_t launch_hopper_mode(const Shape &shape, int multiprocessors, cudaStream_t stream) {
   using hopper::Sharing;
   if (shape.tokens <= hopper::kRows) return launch_hopper_as<D, R, Sharing::kNone, BF16>(shape, multiprocessors, stream);
-  if (shape.tokens <= RIBSR_ONE_BELOW) {
-    return launch_hopper_as<D, R, Sharing::kOne, BF16>(shape, multiprocessors, stream);
+  if (shape.tokens <= hopper::kConsumers * hopper::kRows) {
+    return launch_hopper_as<D, R, Sharing::kShort, BF16>(shape, multiprocessors, stream);
   }
-  return launch_hopper_as<D, R, Sharing::kTwo, BF16>(shape, multiprocessors, stream);
+  return launch_hopper_as<D, R, Sharing::kLong, BF16>(shape, multiprocessors, stream);
 }
 
 template <int D, bool BF16>

@@ -158,8 +158,8 @@ __global__ void __launch_bounds__(kThreads) attention(const __grid_constant__ Sh
     Pieces<D> pieces;
     uint4 gate[D / 16];
     locate_pieces<D>(pieces, shape, unit, first_query + warp_row);
-    load_gate<D>(gate, pieces, shape);
-    store_vectorised<D, BF16>(output, inverse, gate, pieces, shape);
+    load_gate<D>(gate, pieces, shape, unit);
+    store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
   } else {
     store_elements<D, BF16>(output, inverse, shape, unit, first_query + warp_row);
   }

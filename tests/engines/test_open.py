@@ -45,7 +45,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, name: str, message: str) ->
 )
 def test_options_of_checkpoints_are_refused_for_exported_files(onnx_file: Path, option: dict[str, str]) -> None:
     with pytest.raises(EngineError, match=f"{next(iter(option))} can be chosen for checkpoints only"):
-        open_engine(onnx_file, **option)
+        open_engine(onnx_file, **option)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("file", ["onnx_file", "checkpoint"])

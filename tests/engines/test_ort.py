@@ -151,17 +151,12 @@ def test_what_fails_inside_the_runtime_is_one_line(onnx_file: Path) -> None:
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
 
     engine = ORTEngine(onnx_file)
+    no_memory = "out of memory on a picture of 11x9"
     for error, message in (
-        (
-            state.RuntimeException("x\nFailed to allocate memory for requested buffer"),
-            "out of memory on a picture of 11x9",
-        ),
-        (state.Fail("std::bad_alloc"), "out of memory on a picture of 11x9"),
-        (MemoryError(), "out of memory on a picture of 11x9"),
-        (
-            state.Fail("[ONNXRuntimeError] node 5\nmore"),
-            r"ONNX Runtime failed on \[1, 3, 9, 11\] \(\[ONNXRuntimeError\]",
-        ),
+        (state.RuntimeException("x\nFailed to allocate memory for requested buffer"), no_memory),
+        (state.Fail("std::bad_alloc"), no_memory),
+        (MemoryError(), no_memory),
+        (state.Fail("node 5 is wrong\nmore"), r"ONNX Runtime failed on \[1, 3, 9, 11\] \(.*node 5 is wrong\)"),
     ):
         engine._session = SimpleNamespace(run=raising(error))  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.raises(EngineError, match=message) as info:

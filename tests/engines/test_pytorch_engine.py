@@ -53,6 +53,16 @@ def test_half_precision_is_close_but_not_equal(checkpoint: Path, precision: str,
         assert 0 < np.abs(y - full.run(x)).max() < tolerance
 
 
+def test_half_precision_on_a_cpu_is_what_pytorch_computes(checkpoint: Path) -> None:
+    """Its convolutions take a faster way there."""
+    x = fakes.picture(16, 16)
+    model = ribsr.load(checkpoint).half()
+    with torch.inference_mode():
+        own = model(torch.from_numpy(x).half()).float().numpy()
+    with open_engine(checkpoint, precision="fp16", device="cpu") as engine:
+        np.testing.assert_allclose(engine.run(x), own, atol=4e-3)  # two roundings of values up to 2
+
+
 def test_the_rib_stays_in_float32_in_half_copies(checkpoint: Path) -> None:
     with open_engine(checkpoint, precision="bf16") as engine:
         parameters = dict(engine._model.named_parameters())  # pyright: ignore[reportAttributeAccessIssue]

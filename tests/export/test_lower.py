@@ -90,8 +90,9 @@ def test_fixed_shape_is_the_only_one_taken(opset, form):
         run(model, golden.x[:1])
 
 
-def test_largest_scores_are_counted():
-    _, bare = traced("sst_cyclic_x2", 17)  # windows 4, 8, 12; three heads
-    scores = lower.largest_scores(bare, 13, 5)
-    assert scores.window == (12, 12)
-    assert scores.bytes == 4 * 3 * (24 * 12) * 144
+def test_attention_scores_are_counted_in_whole_windows():
+    _, bare = traced("sst_cyclic_x2", 17)  # windows 4, 8, 12 in each of two blocks; three heads
+    scores = lower.attention_scores(bare, 13, 5)
+    assert [entry.window for entry in scores] == [(4, 4), (8, 8), (12, 12)] * 2
+    assert [entry.count for entry in scores[:3]] == [3 * 16 * 8 * 16, 3 * 16 * 8 * 64, 3 * 24 * 12 * 144]
+    assert scores[2].bytes == 4 * scores[2].count
