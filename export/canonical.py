@@ -18,6 +18,7 @@ from ribsr.layers import RIBModel
 OPSETS = range(17, 24)
 """ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""
 
+
 def _node(
     qkv: Tensor,
     rib_q: Tensor,

@@ -19,8 +19,8 @@ PLUGIN = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 
 Core = Literal["mha", "attention", "matmul"]
 
-# Sizes come from qkv seen as [B, H, W, 3, C]. (The transposition has to be this 4-D one, and Shape has to come after the
-# Reshape: ONNX Runtime then merges it into the reordering that its blocked convolutions need anyway, instead of copying.)
+# Sizes come from qkv seen as [B, H, W, 3, C]. (The transposition has to be this 4-D one, and Shape has to come after
+# the Reshape: ONNX Runtime then merges the transposition into the reordering that its convolutions need anyway.)
 _CONSTANTS = """
   window = Constant <value_ints: ints = @window> ()
   shift = Constant <value_ints: ints = @shift> ()
@@ -146,7 +146,8 @@ _CORES: dict[Core, str] = {
   q_joined = Reshape (q_both, joined)
   k_joined = Reshape (k_both, joined)
   v_joined = Reshape (v, joined)
-  attended = com.microsoft.MultiHeadAttention <num_heads: int = @heads, scale: float = @scale> (q_joined, k_joined, v_joined)
+  attended = com.microsoft.MultiHeadAttention
+    <num_heads: int = @heads, scale: float = @scale> (q_joined, k_joined, v_joined)
 """,
     # One width for Q, K and V, which is what TensorRT's IAttention documents and what fused kernels take.
     "attention": _CONCATENATE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,8 +49,8 @@ def measure(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> dict[str,
     largest = dict.fromkeys(names, 0.0)
     for picture in pictures:
         values = session.run([f"{name}/max" for name in names], {"input": picture})
-        for name, value in zip(names, values, strict=True):
-            largest[name] = max(largest[name], float(value)) if np.isfinite(value) else np.inf
+        for name, value in zip(names, map(float, values), strict=True):  # pyright: ignore[reportArgumentType]
+            largest[name] = max(largest[name], value) if np.isfinite(value) else np.inf
     return largest
 
 
@@ -63,13 +64,13 @@ def to_half(bare: onnx.ModelProto, magnitudes: dict[str, float]) -> tuple[onnx.M
     """
     if broken := [name for name, value in magnitudes.items() if not np.isfinite(value)]:
         raise ValueError(f"the model gives NaN or infinite values in float32 already, first in {broken[0]}")
-    graph = gs.import_onnx(bare)
+    graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     wide = {name for name, value in magnitudes.items() if value > LIMIT}
     kept = [node for node in graph.nodes if _needs_float32(node, wide)]
     single = {id(node) for node in kept}
-    copies: dict[tuple[int, type], gs.Tensor] = {}
+    copies: dict[tuple[int, type], gs.Variable | gs.Constant] = {}
 
-    def typed(tensor: gs.Tensor, dtype: type) -> gs.Tensor:
+    def typed(tensor: gs.Variable | gs.Constant, dtype: type) -> gs.Variable | gs.Constant:
         """`tensor` in `dtype`: itself, a converted constant, or the output of one shared Cast."""
         if tensor.dtype == dtype or not _is_float(tensor):
             return tensor
@@ -114,7 +115,7 @@ def _cast(source: gs.Tensor, target: gs.Variable) -> gs.Node:
     return gs.Node("Cast", name=f"{target.name}/cast", attrs={"to": int(to)}, inputs=[source], outputs=[target])
 
 
-def _restore_output(graph: gs.Graph) -> None:
+def _restore_output(graph: Any) -> None:
     """The graph's output under its own name and in float32."""
     (output,) = graph.outputs
     if output.dtype == np.float32:

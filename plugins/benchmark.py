@@ -1,8 +1,9 @@
 """Time the fused operator beside cuDNN's bare attention: python -m plugins.benchmark
 
-Ours is the whole operator, from the channels-last qkv map to the gated output map. cuDNN's is scaled_dot_product_attention
-alone, on ready-made contiguous [windows, heads, N, D + R] inputs, with V of width D or padded to D + R, the faster of
-both. Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
+Ours is the whole operator, from the channels-last qkv map to the gated output map. cuDNN's is
+scaled_dot_product_attention alone, on ready-made contiguous [windows, heads, N, D + R] inputs, with V of width D or
+padded to D + R, the faster of both. Each is captured in a CUDA graph over several input sets, larger together than the
+caches; medians of replays.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ class Case:
         return self.windows * self.heads * self.window**4
 
     def __str__(self) -> str:
-        return (
-            f"window {self.window:2d}  D {self.head_width} R {self.rank}  {self.windows:4d} windows x {self.heads} heads"
-        )
+        layer = f"window {self.window:2d}  D {self.head_width} R {self.rank}"
+        return f"{layer}  {self.windows:4d} windows x {self.heads} heads"
 
 
 CASES = (
@@ -119,9 +119,7 @@ def time_cudnn(case: Case, bf16: bool, repeats: int) -> float:
         for _ in range(sets(case.windows * case.heads * tokens * (2 * joint + 2 * width_v) * 2)):
             shape = (case.windows, case.heads, tokens)
             q, k, v = (torch.randn(*shape, n, device="cuda").to(dtype) for n in (joint, joint, width_v))
-            calls.append(
-                lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, scale=case.head_width**-0.5)
-            )
+            calls.append(lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, scale=case.head_width**-0.5))
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             times.append(measure(calls, repeats))
     return min(times)

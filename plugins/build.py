@@ -57,7 +57,9 @@ def find_nvcc(given: str | None = None) -> Path:
 def _run(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise BuildError(f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{result.stdout}{result.stderr}")
+        raise BuildError(
+            f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{result.stdout}{result.stderr}"
+        )
 
 
 def _made_to(target: Path, digest: str, command: list[str]) -> bool:
@@ -83,12 +85,10 @@ def _digest(parts: list[bytes]) -> str:
     return total.hexdigest()
 
 
-def build(
-    output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None = None, defines: tuple[str, ...] = ()
-) -> bool:
+def build(output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None = None) -> bool:
     """Build the library at `output`, objects in a folder beside it; True if anything had to be made.
 
-    `defines` (NAME=VALUE) override the tuning constants at the top of src/hopper.cuh. Raises BuildError.
+    Raises BuildError.
     """
     compiler = find_nvcc(nvcc)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
@@ -100,7 +100,7 @@ def build(
     def compile_one(name: str) -> tuple[bool, str]:
         # The Hopper kernels' bodies are empty elsewhere, but their launchers and symbols must exist once.
         targets = HOPPER if name.startswith("hopper") else PORTABLE + HOPPER
-        options = [*OPTIONS, *targets, *(f"-D{define}" for define in defines if name.startswith("hopper"))]
+        options = [*OPTIONS, *targets]
         digest = _digest([*shared, (ROOT / "src" / name).read_bytes(), *(option.encode() for option in options)])
         command = [str(compiler), *options, "-c", str(ROOT / "src" / name)]
         return _made_to(objects / f"{name}.o", digest, command), digest
@@ -116,12 +116,9 @@ def build(
 @click.option("--nvcc", metavar="PATH", help="The CUDA compiler, when it is not on the PATH or in CUDA_HOME.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=LIBRARY, help="The library to write.")
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Compilers at a time; the number of cores unless given.")
-@click.option(
-    "-D", "--define", "defines", multiple=True, metavar="NAME=VALUE", help="Override a tuning constant (VARIANTS.md)."
-)
-def main(nvcc: str | None, output: Path, jobs: int | None, defines: tuple[str, ...]) -> None:
+def main(nvcc: str | None, output: Path, jobs: int | None) -> None:
     try:
-        made = build(output.resolve(), nvcc=nvcc, jobs=jobs, defines=defines)
+        made = build(output.resolve(), nvcc=nvcc, jobs=jobs)
     except BuildError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{output}: {'built' if made else 'up to date'}")

@@ -75,7 +75,7 @@ def load() -> ctypes.CDLL:
     version = library.ribsr_interface_version()
     if version != INTERFACE_VERSION:
         raise LibraryError(
-            f"{file} has interface version {version}, needed is {INTERFACE_VERSION}: rebuild with `python -m plugins.build`"
+            f"{file} has interface version {version}, not {INTERFACE_VERSION}: run `python -m plugins.build`"
         )
     return library
 

@@ -28,7 +28,9 @@ def _check_shapes(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, windo
         raise ValueError(f"gate is {list(gate.shape)}: expected {[b, c // 3, h, w]}")
     tokens = window[0] * window[1]
     if rib_q.ndim != 3 or list(rib_q.shape[:2]) != [heads, tokens] or rib_k.shape != rib_q.shape:
-        raise ValueError(f"RIB factors are {list(rib_q.shape)} and {list(rib_k.shape)}: expected [{heads}, {tokens}, R]")
+        raise ValueError(
+            f"RIB factors are {list(rib_q.shape)} and {list(rib_k.shape)}: expected [{heads}, {tokens}, R]"
+        )
 
 
 def _empty_output(qkv: Tensor, gate: Tensor) -> Tensor:

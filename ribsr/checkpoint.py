@@ -169,7 +169,9 @@ def _title(config: Config) -> str:
 def _choices(params: Mapping[str, Tensor]) -> str:
     """What to say to a user whose file does not name its model: the published ones that its shapes fit."""
     shapes = {key: value.shape for key, value in params.items()}
-    fitting = [name for name in CONFIGS for scale in SCALES if shapes == _shapes(configs.config(name, scale))]
+    width = shapes.get("proj.weight", (0,))[0]
+    candidates = [configs.config(name, s) for name in CONFIGS for s in SCALES if CONFIGS[name].dim == width]
+    fitting = [config.name for config in candidates if shapes == _shapes(config)]
     if not fitting:
         return f"it fits none of {', '.join(CONFIGS)}; give its configuration with --config FILE (JSON or option YAML)"
     named = " or ".join(f"--model {name}" for name in fitting)

@@ -15,12 +15,12 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -44,11 +44,20 @@ from tools._common import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from engines import Engine
+
 PAUSE = 0.02
 """Seconds between two runs: OpenMP's and ONNX Runtime's threads spin for some milliseconds after their work."""
 
 
-def worker(pipe: Connection, name: ModelName, size: tuple[int, int], options: dict[str, Any]) -> None:
+Opener = Callable[[ModelName, dict[str, Any]], "Engine"]
+"""What opens a model in its process: picklable, so that it can be sent there."""
+
+
+def worker(
+    pipe: Connection, name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener = open_model
+) -> None:
     """A model's process. Sends its description or an error, then a time in ms for every True that it receives.
 
     At False it sends its peak memory (process, GPU allocator) in bytes and ends.
@@ -57,7 +66,7 @@ def worker(pipe: Connection, name: ModelName, size: tuple[int, int], options: di
 
     width, height = size
     try:
-        with open_model(name, options) as engine:
+        with opener(name, options) as engine:
             description = engine.describe()
             batch = description.shape[0] or 1
             picture = sample("astronaut", height, width)
@@ -87,12 +96,12 @@ def _peak_memory() -> int:
 class Worker:
     """The parent's end of a model's process. Every method raises EngineError when the model or its process fails."""
 
-    def __init__(self, name: ModelName, size: tuple[int, int], options: dict[str, Any]):
+    def __init__(self, name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener):
         self.name = name
         self.used_before = _gpu_memory()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=worker, args=(theirs, name, size, options), daemon=True)
+        self._process = context.Process(target=worker, args=(theirs, name, size, options, opener), daemon=True)
         self._process.start()
         theirs.close()
         self.opened: dict[str, Any] = self._receive()
@@ -129,8 +138,8 @@ class Worker:
 
 
 @contextmanager
-def started(name: ModelName, size: tuple[int, int], options: dict[str, Any]) -> Iterator[Worker]:
-    running = Worker(name, size, options)
+def started(name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener) -> Iterator[Worker]:
+    running = Worker(name, size, options, opener)
     try:
         yield running
     finally:
@@ -176,7 +185,12 @@ def statistics(times: Sequence[float]) -> dict[str, float]:
 
 
 def measure(
-    names: Sequence[ModelName], size: tuple[int, int], options: dict[str, Any], rounds: int, warmup: int
+    names: Sequence[ModelName],
+    size: tuple[int, int],
+    options: dict[str, Any],
+    rounds: int,
+    warmup: int,
+    opener: Opener = open_model,
 ) -> list[Result]:
     """Times models at one size (width, height), interleaved. A model that fails is left out of further rounds."""
     title = f"{size[0]}x{size[1]}"
@@ -197,7 +211,7 @@ def measure(
     with ExitStack() as stack:
         for i, name in enumerate(names):
             with progress(f"{title}: opening and warming up {name}"):
-                running = attempt(i, lambda name=name: stack.enter_context(started(name, size, options)))
+                running = attempt(i, lambda name=name: stack.enter_context(started(name, size, options, opener)))
                 if running is None:
                     continue
                 workers[i], times[i] = running, []
@@ -258,7 +272,8 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rated
 
 
-def _show(out: Any, results: list[dict[str, Any]]) -> None:
+def show(out: Any, results: list[dict[str, Any]]) -> None:
+    """Prints results with their ratios as a table, and which clock, failures and notes belong to which model."""
     rows = table(
         "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread", "memory MiB", "GPU MiB", "ratio"
     )
@@ -295,19 +310,20 @@ def _mebibytes(value: int | None) -> str:
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:
     """One report of several: all results, ratios to the first of them, and every environment they come from."""
-    reports = [read_results(path, "latency") for path in paths]
+    parts = [read_results(path, "latency") for path in paths]
     results = [
-        {**result, "source": path} for path, report in zip(paths, reports, strict=True) for result in report["results"]
+        {**result, "source": path} for path, part in zip(paths, parts, strict=True) for result in part["results"]
     ]
     environments: list[dict[str, Any]] = []
-    for report in reports:
-        environments.extend(seen for seen in report["environments"] if seen not in environments)
-    return _report(with_ratios(results), environments, [entry for report in reports for entry in report["settings"]])
+    for part in parts:
+        environments.extend(seen for seen in part["environments"] if seen not in environments)
+    return report(with_ratios(results), environments, [entry for part in parts for entry in part["settings"]])
 
 
-def _report(
+def report(
     results: list[dict[str, Any]], environments: list[dict[str, Any]], settings: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """What --json writes: the results with their ratios, and the machines and settings they come from."""
     return {"tool": "latency", "results": results, "environments": environments, "settings": settings}
 
 
@@ -342,22 +358,22 @@ def main(
     """
     out = console(stderr=json_target == "-")
     if merging:
-        report = merge(names)
+        built = merge(names)
     else:
         results = []
         for size in sizes or ((128, 128),):
             models = [model_name(name) for name in names]
             results += [result.to_json() for result in measure(models, size, options, rounds, warmup)]
         settings = {"rounds": rounds, "warmup": warmup, "device": options["device"], "threads": options["threads"]}
-        report = _report(with_ratios(results), [environment()], [settings])
-    _show(out, report["results"])
-    for seen in report["environments"]:
+        built = report(with_ratios(results), [environment()], [settings])
+    show(out, built["results"])
+    for seen in built["environments"]:
         out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if _machines(report["environments"]) > 1:
+    if _machines(built["environments"]) > 1:
         out.print("Warning: these figures come from different machines", style="yellow")
     if json_target:
-        write_json(json_target, report)
-    if any(result["failure"] for result in report["results"]):
+        write_json(json_target, built)
+    if any(result["failure"] for result in built["results"]):
         context.exit(1)
 
 

@@ -32,8 +32,8 @@ Map map_of(const RibsrMap &map) {
 // Vectorised loads and stores address an image in units of 16 bytes with 32 bits.
 bool vectorised(const RibsrMap &map, long long height, long long width) {
   const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
-  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 && map.column_stride % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 && columns >= 0 && rows < (1ll << 28) &&
+  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 &&
+         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 && columns >= 0 && rows < (1ll << 28) &&
          columns < (1ll << 28) && (height - 1) * rows + (width - 1) * columns < (1ll << 31);
 }
 
@@ -50,10 +50,11 @@ int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
   RIBSR_CHECK(p.path >= RIBSR_PATH_AUTO && p.path <= RIBSR_PATH_HOPPER, "path %d is unknown: use 0, 1 or 2", p.path);
   RIBSR_CHECK(p.batch > 0 && p.height > 0 && p.width > 0, "batch, height, width are %d, %d, %d: all must be positive",
               p.batch, p.height, p.width);
-  RIBSR_CHECK(p.height <= (1 << 20) && p.width <= (1 << 20), "height, width are %d, %d: at most 2^20", p.height, p.width);
+  RIBSR_CHECK(p.height <= (1 << 20) && p.width <= (1 << 20), "height, width are %d, %d: at most 2^20", p.height,
+              p.width);
   RIBSR_CHECK(p.heads > 0 && p.head_width > 0 && p.head_width <= 64 && p.rank > 0 && p.rank <= 64,
-              "heads, head_width, rank are %d, %d, %d: heads must be positive, the others 1 to 64", p.heads, p.head_width,
-              p.rank);
+              "heads, head_width, rank are %d, %d, %d: heads must be positive, the others 1 to 64", p.heads,
+              p.head_width, p.rank);
   RIBSR_CHECK(p.window_height >= 2 && p.window_height <= 128 && p.window_width >= 2 && p.window_width <= 128,
               "the window is %d x %d: each side must be 2 to 128", p.window_height, p.window_width);
   RIBSR_CHECK(p.scale > 0.0f, "scale is %g: it must be positive", static_cast<double>(p.scale));
@@ -104,13 +105,14 @@ int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "no usable CUDA device: %s", cudaGetErrorString(error));
   if (major < 8) {
-    return fail(RIBSR_UNSUPPORTED, "device %d has compute capability %d.%d: 8.0 or later is needed", device, major, minor);
+    return fail(RIBSR_UNSUPPORTED, "device %d has compute capability %d.%d: 8.0 or later is needed", device, major,
+                minor);
   }
   const bool hopper = major == 9 && minor == 0 && hopper_takes(shape);
   if (params.path == RIBSR_PATH_HOPPER && !hopper) {
     return fail(RIBSR_UNSUPPORTED,
-                "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels-last maps aligned "
-                "to 8 channels, head width 16 or 32 (here %d) and rank 16, 24 or 32 (here %d)",
+                "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels-last maps "
+                "aligned to 8 channels, head width 16 or 32 (here %d) and rank 16, 24 or 32 (here %d)",
                 major, minor, shape.head_width, shape.rank);
   }
   *path = params.path != RIBSR_PATH_AUTO ? params.path : hopper ? RIBSR_PATH_HOPPER : RIBSR_PATH_PORTABLE;

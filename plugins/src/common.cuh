@@ -8,10 +8,6 @@
 #include "device.cuh"
 #include "shape.h"
 
-#ifndef RIBSR_POLYNOMIAL  // of each 8 exponentials, how many (0 to 4) go to the FMA units
-#define RIBSR_POLYNOMIAL 0
-#endif
-
 namespace ribsr {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -76,9 +72,9 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 // Running statistics of a thread's two rows. Probabilities are relative to a reference point that is the row's maximum
-// over the tiles seen when it last moved. It need not be the latest maximum: it moves only when a thread's probabilities
-// of one tile sum to more than kLimit, which keeps each of them within float16. So most tiles need no maximum, and the
-// accumulator is hardly ever rescaled.
+// over the tiles seen when it last moved. It need not be the latest maximum: it moves only when a thread's
+// probabilities of one tile sum to more than kLimit, which keeps each of them within float16. So most tiles need no
+// maximum, and the accumulator is hardly ever rescaled.
 constexpr float kLimit = 32768.0f;
 
 struct Rows {
@@ -134,8 +130,7 @@ __device__ __forceinline__ void exponentials(const float (&scores)[Keys / 2], ui
   for (int i = 0; i < Keys / 4; ++i) {
     const int row = i & 1;
     const float p = exp2_special(fmaf(scores[2 * i], scale, -rows.reference[row]));
-    const float x = fmaf(scores[2 * i + 1], scale, -rows.reference[row]);
-    const float q = i % 4 < RIBSR_POLYNOMIAL ? exp2_polynomial(x) : exp2_special(x);
+    const float q = exp2_special(fmaf(scores[2 * i + 1], scale, -rows.reference[row]));
     sums[row][0] += p;
     sums[row][1] += q;
     operands[i / 4][i % 4] = pack<BF16>(p, q);
@@ -180,8 +175,11 @@ __device__ __forceinline__ void locate_pieces(Pieces<D> &pieces, const Shape &sh
     const Pixel p = padded_pixel(shape, unit, n);
     pieces.inside[t] =
         n < shape.tokens && p.y < shape.height && p.x < shape.width && 8 * group < shape.head_width;
-    pieces.gate[t] = p.y * static_cast<unsigned>(shape.gate.row >> 3) + p.x * static_cast<unsigned>(shape.gate.column >> 3) + group;
-    pieces.out[t] = p.y * static_cast<unsigned>(shape.out.row >> 3) + p.x * static_cast<unsigned>(shape.out.column >> 3) + group;
+    const auto offset = [&](const Map &map) {
+      return p.y * static_cast<unsigned>(map.row >> 3) + p.x * static_cast<unsigned>(map.column >> 3) + group;
+    };
+    pieces.gate[t] = offset(shape.gate);
+    pieces.out[t] = offset(shape.out);
   }
 }
 
@@ -214,7 +212,8 @@ __device__ __forceinline__ void store_vectorised(const float *output, const floa
     for (int i = 0; i < 4; ++i) {
       const int half = (4 * t + i) / kGroups, j = (4 * t + i) % kGroups;
       const float2 g = unpack<BF16>(v[i]);
-      v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half] * g.x, output[4 * j + 2 * half + 1] * inverse[half] * g.y);
+      v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half] * g.x,
+                        output[4 * j + 2 * half + 1] * inverse[half] * g.y);
     }
     transpose_quad(v);
     if (pieces.inside[t]) head[pieces.out[t]] = make_uint4(v[0], v[1], v[2], v[3]);

@@ -29,7 +29,10 @@ __device__ __forceinline__ void copy_wait() {
 
 __device__ __forceinline__ uint4 load_shared(uint32_t from) {
   uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
   return v;
 }
 
@@ -75,18 +78,6 @@ __device__ __forceinline__ float exp2_special(float x) {  // special-function un
   return y;
 }
 
-// 2^x on the FMA units: x = n + f with |f| <= 1/2, a cubic for 2^f (relative error 1.0e-4), n added to the exponent.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
-  x = fminf(fmaxf(x, -126.0f), 127.0f);
-  const float shifted = x + kRound;
-  const float f = x - (shifted - kRound);
-  float y = fmaf(f, 0.055008583f, 0.24221037f);
-  y = fmaf(y, f, 0.6932829f);
-  y = fmaf(y, f, 1.0f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row_address) {
@@ -107,17 +98,19 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
 template <bool BF16>
 __device__ __forceinline__ void multiply_add(float *d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (BF16) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 }
 
-// ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a ----------------------------
+// ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a --------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -190,42 +183,27 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
 #define RIBSR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define RIBSR_F16(d, i) RIBSR_F4(d, i), RIBSR_F4(d, i + 4), RIBSR_F4(d, i + 8), RIBSR_F4(d, i + 12)
 #define RIBSR_D8 "%0,%1,%2,%3,%4,%5,%6,%7"
-#define RIBSR_D12 RIBSR_D8 ",%8,%9,%10,%11"
-#define RIBSR_D16 RIBSR_D12 ",%12,%13,%14,%15"
-#define RIBSR_D20 RIBSR_D16 ",%16,%17,%18,%19"
-#define RIBSR_D32 RIBSR_D20 ",%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define RIBSR_D48 RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define RIBSR_D64 RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define RIBSR_D16 RIBSR_D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define RIBSR_D32 RIBSR_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 
-#define RIBSR_SS(TYPE, N, OUTPUTS, A, B, P, ...)                                                             \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %" P ", 0;\n"                                                  \
-               "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, %" A ", %" B  \
-               ", p, 1, 1, 0, 0;}"                                                                           \
-               : __VA_ARGS__                                                                                 \
+#define RIBSR_SCORES(TYPE)                                                                           \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"                                             \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" RIBSR_D32             \
+               "}, %32, %33, p, 1, 1, 0, 0;}"                                                        \
+               : RIBSR_F16(d, 0), RIBSR_F16(d, 16)                                                   \
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// d[64 x N] (+)= a[64 x 16] b[16 x N], both from shared memory, K-major. d: N/2 registers per thread.
-template <int N, bool BF16>
-__device__ __forceinline__ void group_multiply(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-  static_assert(N == 64 || N == 96 || N == 128, "unwritten shape");
-#define RIBSR_SS_ALL(TYPE)                                                                                      \
-  if constexpr (N == 64) {                                                                                      \
-    RIBSR_SS(TYPE, "64", RIBSR_D32, "32", "33", "34", RIBSR_F16(d, 0), RIBSR_F16(d, 16));                        \
-  } else if constexpr (N == 96) {                                                                               \
-    RIBSR_SS(TYPE, "96", RIBSR_D48, "48", "49", "50", RIBSR_F16(d, 0), RIBSR_F16(d, 16), RIBSR_F16(d, 32));      \
-  } else {                                                                                                      \
-    RIBSR_SS(TYPE, "128", RIBSR_D64, "64", "65", "66", RIBSR_F16(d, 0), RIBSR_F16(d, 16), RIBSR_F16(d, 32),      \
-             RIBSR_F16(d, 48));                                                                                 \
-  }
+// d[64 x 64] (+)= a[64 x 16] b[16 x 64], both from shared memory, K-major.
+template <bool BF16>
+__device__ __forceinline__ void group_multiply(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
   if constexpr (BF16) {
-    RIBSR_SS_ALL("bf16")
+    RIBSR_SCORES("bf16");
   } else {
-    RIBSR_SS_ALL("f16")
+    RIBSR_SCORES("f16");
   }
-#undef RIBSR_SS_ALL
 }
 
-#define RIBSR_RS(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
+#define RIBSR_VALUES(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                              \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1 \
                ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 1;"                                                      \
                : __VA_ARGS__                                                                                 \
@@ -234,23 +212,16 @@ __device__ __forceinline__ void group_multiply(float (&d)[N / 2], uint64_t a, ui
 // d[64 x N] += a[64 x 16] b[16 x N], a in registers, b in shared memory, MN-major.
 template <int N, bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
-  static_assert(N == 16 || N == 24 || N == 32 || N == 40, "unwritten shape");
-#define RIBSR_RS_ALL(TYPE)                                                                                         \
-  if constexpr (N == 16) {                                                                                         \
-    RIBSR_RS(TYPE, "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));                     \
-  } else if constexpr (N == 24) {                                                                                  \
-    RIBSR_RS(TYPE, "24", RIBSR_D12, "12", "13", "14", "15", "16", RIBSR_F4(d, 0), RIBSR_F4(d, 4), RIBSR_F4(d, 8));  \
-  } else if constexpr (N == 32) {                                                                                  \
-    RIBSR_RS(TYPE, "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));                                \
-  } else {                                                                                                         \
-    RIBSR_RS(TYPE, "40", RIBSR_D20, "20", "21", "22", "23", "24", RIBSR_F16(d, 0), RIBSR_F4(d, 16));               \
-  }
-  if constexpr (BF16) {
-    RIBSR_RS_ALL("bf16")
+  static_assert(N == 16 || N == 32, "unwritten shape");
+  if constexpr (N == 16 && BF16) {
+    RIBSR_VALUES("bf16", "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
+  } else if constexpr (N == 16) {
+    RIBSR_VALUES("f16", "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
+  } else if constexpr (BF16) {
+    RIBSR_VALUES("bf16", "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));
   } else {
-    RIBSR_RS_ALL("f16")
+    RIBSR_VALUES("f16", "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));
   }
-#undef RIBSR_RS_ALL
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

@@ -1,8 +1,8 @@
 // Compute capability 9.0: wgmma, warp-specialised, persistent.
 //
 // One block per multiprocessor: four consumer warp groups of 64 query rows each, and producer warps that gather pixels
-// with 16-byte asynchronous copies. A work item is either 256 query rows of one (window, head), whose key tiles the four
-// groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run ahead
+// with 16-byte asynchronous copies. A work item is either 256 query rows of one (window, head), whose key tiles the
+// four groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run ahead
 // over item boundaries. The groups drift apart, so that the softmax of some overlaps the matrix products of others.
 //
 // Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
@@ -11,56 +11,28 @@
 
 #include "common.cuh"
 
-#ifndef RIBSR_PRODUCERS
-#define RIBSR_PRODUCERS 4
-#endif
-#ifndef RIBSR_LONG_KEYS
-#define RIBSR_LONG_KEYS 64
-#endif
-#ifndef RIBSR_STAGES
-#define RIBSR_STAGES 12
-#endif
-#ifndef RIBSR_LAG
-#define RIBSR_LAG 4
-#endif
-#ifndef RIBSR_CONSUMERS
-#define RIBSR_CONSUMERS 4
-#endif
-#ifndef RIBSR_TAKE
-#define RIBSR_TAKE 104
-#endif
-#ifndef RIBSR_GIVE
-#define RIBSR_GIVE 64
-#endif
-
 namespace ribsr {
 namespace hopper {
 
-constexpr int kConsumers = RIBSR_CONSUMERS;  // warp groups
-constexpr int kProducers = RIBSR_PRODUCERS;  // warps
+constexpr int kConsumers = 4;  // warp groups
+constexpr int kProducers = 4;  // warps
 constexpr int kThreads = 128 * kConsumers + 32 * kProducers;
-constexpr int kRows = 64;                    // queries of a warp group
-constexpr int kLag = RIBSR_LAG;  // copies of this many later jobs are in flight when a job is handed over
+constexpr int kRows = 64;    // queries of a warp group
+constexpr int kKeys = 64;    // of a tile; 96 and more do not fit the registers of four consumers (VARIANTS.md)
+constexpr int kStages = 8;   // key tiles in shared memory
+constexpr int kLag = 2;      // copies of this many later jobs are in flight when a job is handed over
+constexpr int kConsumerRegisters = 104, kProducerRegisters = 64;
 
-// How the warp groups share the work.
-enum class Sharing {
-  kNone,   // each group has its own (window, head) of at most 64 tokens
-  kShort,  // the groups share the key tiles of one (window, head)
-  kLong    // the same with larger tiles where the registers allow them
-};
-
-template <int D, int R, Sharing Mode>
+// Shared: the warp groups share the key tiles of one (window, head); else each has its own, of at most 64 tokens.
+template <int D, int R, bool Shared>
 struct Layout {
-  static constexpr bool Shared = Mode != Sharing::kNone;
   static constexpr int kItemRows = Shared ? kConsumers * kRows : kRows;
-  static constexpr int kKeys = Mode == Sharing::kLong && D == 16 ? RIBSR_LONG_KEYS : 64;
   static constexpr int kFactor = (R + 15) / 16 * 16;  // rank, filled up with zeros
   static constexpr int kSteps = (D + kFactor) / 16;   // of a product with [k, rib_k]
   static constexpr int kQueryBytes = kRows * (D + kFactor) * 2;  // per block of rows
   static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values
   static constexpr int kValueOffset = kFactorOffset + kKeys * kFactor * 2;
   static constexpr int kStageBytes = kValueOffset + kKeys * D * 2;
-  static constexpr int kStages = RIBSR_STAGES;
   static constexpr int kBarriers = 2 * kStages + 4;
   static constexpr int kUnitOffset = (8 * kBarriers + 15) / 16 * 16;  // [2][kConsumers] of Unit
   static constexpr int kQueryOffset = (kUnitOffset + 2 * kConsumers * 16 + 511) / 512 * 512;
@@ -90,10 +62,9 @@ struct Ring {  // position in a ring of buffers
   }
 };
 
-template <int D, int R, Sharing Mode>
+template <int D, int R, bool Shared>
 struct Producer {
-  using L = Layout<D, R, Mode>;
-  static constexpr bool Shared = L::Shared;
+  using L = Layout<D, R, Shared>;
   const Shape &shape;
   int warp, lane;
   uint32_t waiting[kLag] = {};  // full barriers of the jobs whose copies are in flight, oldest last
@@ -174,7 +145,7 @@ struct Producer {
   }
 
   __device__ __forceinline__ void run(uint32_t memory) {
-    const uint32_t full = memory, empty = memory + 8 * L::kStages, query_full = empty + 8 * L::kStages,
+    const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                    query_empty = query_full + 16;
     const long long channels = static_cast<long long>(shape.heads) * shape.head_width;
     Ring stage, query;
@@ -187,8 +158,8 @@ struct Producer {
       for (int block = 0; block < kConsumers; ++block) {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + block, shape.units - 1));
         if (warp == 0 && lane == 0) {
-          store_shared(memory + L::kUnitOffset + (query.slot * kConsumers + block) * 16, unit.batch, unit.head, unit.row,
-                       unit.column);
+          store_shared(memory + L::kUnitOffset + (query.slot * kConsumers + block) * 16, unit.batch, unit.head,
+                       unit.row, unit.column);
         }
         const uint32_t to = memory + L::kQueryOffset + (query.slot * kConsumers + block) * L::kQueryBytes;
         const int first = first_query + (Shared ? block * kRows : 0);
@@ -200,38 +171,38 @@ struct Producer {
       commit(query_full + 8 * query.slot);
       query.advance<2>();
 
-      const int tiles = Shared ? (shape.tokens + L::kKeys - 1) / L::kKeys : kConsumers;
+      const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : kConsumers;
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + tile, shape.units - 1));
-        const int first = Shared ? tile * L::kKeys : 0;
+        const int first = Shared ? tile * kKeys : 0;
         const uint32_t to = memory + L::kStageOffset + stage.slot * L::kStageBytes;
         acquire(empty + 8 * stage.slot, stage.phase ^ 1);
-        pixels<L::kKeys, true>(to, to + L::kValueOffset, unit, first,
-                               shape.qkv.data + unit.batch * shape.qkv.batch + channels + unit.head * D, 2 * channels, 2 * tile);
-        factors<L::kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
+        pixels<kKeys, true>(to, to + L::kValueOffset, unit, first,
+                               shape.qkv.data + unit.batch * shape.qkv.batch + channels + unit.head * D, 2 * channels,
+                               2 * tile);
+        factors<kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
         commit(full + 8 * stage.slot);
-        stage.advance<L::kStages>();
+        stage.advance<kStages>();
       }
     }
     finish();
   }
 };
 
-template <int D, int R, Sharing Mode, bool BF16>
+template <int D, int R, bool Shared, bool BF16>
 __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
-  using L = Layout<D, R, Mode>;
-  constexpr bool Shared = L::Shared;
-  const uint32_t full = memory, empty = memory + 8 * L::kStages, query_full = empty + 8 * L::kStages,
+  using L = Layout<D, R, Shared>;
+  const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                  query_empty = query_full + 16;
   const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
   const bool leader = (threadIdx.x & 31) == 0;
-  const int tiles = Shared ? (shape.tokens + L::kKeys - 1) / L::kKeys : 1;
+  const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
   const float scale = shape.exponent_scale;
 
-  float scores[L::kKeys / 2];
+  float scores[kKeys / 2];
   float output[D / 2];
-  uint32_t probabilities[L::kKeys / 16][4];
+  uint32_t probabilities[kKeys / 16][4];
   Ring stage, query;
   if constexpr (!Shared) stage.slot = group;
 
@@ -256,12 +227,12 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
 #pragma unroll
       for (int k = 0; k < L::kSteps; ++k) {
         if (k < D / 16) {
-          group_multiply<L::kKeys, BF16>(scores, matrix_descriptor<2 * D>(queries + 2 * k),
+          group_multiply<BF16>(scores, matrix_descriptor<2 * D>(queries + 2 * k),
                                          matrix_descriptor<2 * D>(keys + 2 * k), k > 0);
         } else {
           constexpr int kWidth = 2 * L::kFactor;
           const int step = 2 * (k - D / 16);
-          group_multiply<L::kKeys, BF16>(scores, matrix_descriptor<kWidth>(queries + kRows * D * 2 / 16 + step),
+          group_multiply<BF16>(scores, matrix_descriptor<kWidth>(queries + kRows * D * 2 / 16 + step),
                                          matrix_descriptor<kWidth>(keys + L::kFactorOffset / 16 + step), true);
         }
       }
@@ -269,29 +240,29 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
       group_wait<0>();
       if (tile > 0 && leader) barrier_arrive(empty + 8 * previous);
 
-      const int valid = shape.tokens - (Shared ? tile * L::kKeys : 0);
-      if (__builtin_expect(valid < L::kKeys, 0)) mask<L::kKeys>(scores, valid);
+      const int valid = shape.tokens - (Shared ? tile * kKeys : 0);
+      if (__builtin_expect(valid < kKeys, 0)) mask<kKeys>(scores, valid);
       // Against the reference of the tiles before; only where that turns out too low, the maximum is looked for.
       float sum[2];
       bool redo = true;
       if (tile > 0) {
-        exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows, scale);
+        exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
         redo = __any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit));
       }
       if (__builtin_expect(redo, 0)) {
-        move_reference<L::kKeys>(scores, output, rows, scale);
-        exponentials<L::kKeys, BF16>(scores, probabilities, sum, rows, scale);
+        move_reference<kKeys>(scores, output, rows, scale);
+        exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
       }
       rows.sum[0] += sum[0];
       rows.sum[1] += sum[1];
       group_fence();
 #pragma unroll
-      for (int k = 0; k < L::kKeys / 16; ++k) {
+      for (int k = 0; k < kKeys / 16; ++k) {
         group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D));
       }
       group_commit();
       previous = stage.slot;
-      stage.advance<L::kStages>(Shared ? 1 : kConsumers);
+      stage.advance<kStages>(Shared ? 1 : kConsumers);
     }
 
     const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
@@ -316,22 +287,22 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <int D, int R, Sharing Mode, bool BF16>
+template <int D, int R, bool Shared, bool BF16>
 __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Shape shape) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using L = Layout<D, R, Mode>;
+  using L = Layout<D, R, Shared>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t memory = shared_address(shared);
 
   if (threadIdx.x == 0) {
-    const int users = L::Shared ? 4 * kConsumers : 4;  // warps that read a stage
-    for (int i = 0; i < L::kStages; ++i) {
+    const int users = Shared ? 4 * kConsumers : 4;  // warps that read a stage
+    for (int i = 0; i < kStages; ++i) {
       barrier_init(memory + 8 * i, kProducers);
-      barrier_init(memory + 8 * (L::kStages + i), users);
+      barrier_init(memory + 8 * (kStages + i), users);
     }
     for (int i = 0; i < 2; ++i) {
-      barrier_init(memory + 8 * (2 * L::kStages + i), kProducers);
-      barrier_init(memory + 8 * (2 * L::kStages + 2 + i), 4 * kConsumers);
+      barrier_init(memory + 8 * (2 * kStages + i), kProducers);
+      barrier_init(memory + 8 * (2 * kStages + 2 + i), 4 * kConsumers);
     }
   }
   if constexpr (R != L::kFactor) {  // the pieces of the factors that no copy writes
@@ -340,20 +311,20 @@ __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__
       const uint32_t tile = memory + L::kQueryOffset + i / kRows * L::kQueryBytes + kRows * D * 2;
       store_shared(tile + swizzled<kWidth>(i % kRows, R / 8), 0, 0, 0, 0);
     }
-    for (int i = threadIdx.x; i < L::kStages * L::kKeys; i += kThreads) {
-      const uint32_t tile = memory + L::kStageOffset + i / L::kKeys * L::kStageBytes + L::kFactorOffset;
-      store_shared(tile + swizzled<kWidth>(i % L::kKeys, R / 8), 0, 0, 0, 0);
+    for (int i = threadIdx.x; i < kStages * kKeys; i += kThreads) {
+      const uint32_t tile = memory + L::kStageOffset + i / kKeys * L::kStageBytes + L::kFactorOffset;
+      store_shared(tile + swizzled<kWidth>(i % kKeys, R / 8), 0, 0, 0, 0);
     }
   }
   fence_async_proxy();
   __syncthreads();
 
   if (threadIdx.x < 128 * kConsumers) {
-    take_registers<RIBSR_TAKE>();
-    consume<D, R, Mode, BF16>(shape, memory);
+    take_registers<kConsumerRegisters>();
+    consume<D, R, Shared, BF16>(shape, memory);
   } else {
-    give_registers<RIBSR_GIVE>();
-    Producer<D, R, Mode> producer{shape, static_cast<int>(threadIdx.x >> 5) - 4 * kConsumers,
+    give_registers<kProducerRegisters>();
+    Producer<D, R, Shared> producer{shape, static_cast<int>(threadIdx.x >> 5) - 4 * kConsumers,
                                     static_cast<int>(threadIdx.x & 31)};
     producer.run(memory);
   }

@@ -37,23 +37,19 @@ cudaError_t launch_portable(const Shape &shape, cudaStream_t stream) {
   return launch_portable_width<64, BF16>(shape, stream);
 }
 
-template <int D, int R, hopper::Sharing Mode, bool BF16>
+template <int D, int R, bool Shared, bool BF16>
 cudaError_t launch_hopper_as(Shape shape, int multiprocessors, cudaStream_t stream) {
-  using L = hopper::Layout<D, R, Mode>;
+  using L = hopper::Layout<D, R, Shared>;
   shape.query_blocks = (shape.tokens + L::kItemRows - 1) / L::kItemRows;
-  shape.items = L::Shared ? shape.units * shape.query_blocks : (shape.units + hopper::kConsumers - 1) / hopper::kConsumers;
+  shape.items = Shared ? shape.units * shape.query_blocks : (shape.units + hopper::kConsumers - 1) / hopper::kConsumers;
   const int blocks = shape.items < multiprocessors ? shape.items : multiprocessors;
-  return launch(hopper::attention<D, R, Mode, BF16>, blocks, hopper::kThreads, L::kBytes, shape, stream);
+  return launch(hopper::attention<D, R, Shared, BF16>, blocks, hopper::kThreads, L::kBytes, shape, stream);
 }
 
 template <int D, int R, bool BF16>
 cudaError_t launch_hopper_mode(const Shape &shape, int multiprocessors, cudaStream_t stream) {
-  using hopper::Sharing;
-  if (shape.tokens <= hopper::kRows) return launch_hopper_as<D, R, Sharing::kNone, BF16>(shape, multiprocessors, stream);
-  if (shape.tokens <= hopper::kConsumers * hopper::kRows) {
-    return launch_hopper_as<D, R, Sharing::kShort, BF16>(shape, multiprocessors, stream);
-  }
-  return launch_hopper_as<D, R, Sharing::kLong, BF16>(shape, multiprocessors, stream);
+  return shape.tokens > hopper::kKeys ? launch_hopper_as<D, R, true, BF16>(shape, multiprocessors, stream)
+                                      : launch_hopper_as<D, R, false, BF16>(shape, multiprocessors, stream);
 }
 
 template <int D, bool BF16>

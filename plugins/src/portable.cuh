@@ -49,7 +49,8 @@ __device__ __forceinline__ void load_map(uint32_t to, const Shape &shape, const 
 
 // Rows first .. first + 63 of a head's RIB factor.
 template <int R>
-__device__ __forceinline__ void load_factor(uint32_t to, const Shape &shape, const uint16_t *factor, int head, int first) {
+__device__ __forceinline__ void load_factor(uint32_t to, const Shape &shape, const uint16_t *factor, int head,
+                                            int first) {
   const bool vectorised = shape.rank % 8 == 0 && reinterpret_cast<uintptr_t>(factor) % 16 == 0;
   for (int i = threadIdx.x; i < kRows * (R / 8); i += kThreads) {
     const int row = i / (R / 8), group = i % (R / 8), n = first + row;
@@ -121,7 +122,8 @@ __global__ void __launch_bounds__(kThreads) attention(const __grid_constant__ Sh
 #pragma unroll
       for (int n = 0; n < kRows / 16; ++n) {
         uint32_t b[4];  // keys 16n .. 16n + 7: b[0], b[1]; the next eight: b[2], b[3]
-        load_matrices(b, keys + (2 * k + ((lane >> 3) & 1)) * kGroupBytes + (16 * n + (lane >> 4) * 8 + (lane & 7)) * 16);
+        load_matrices(b, keys + (2 * k + ((lane >> 3) & 1)) * kGroupBytes +
+                             (16 * n + (lane >> 4) * 8 + (lane & 7)) * 16);
         multiply_add<BF16>(scores + 8 * n, query[k], b[0], b[1]);
         multiply_add<BF16>(scores + 8 * n + 4, query[k], b[2], b[3]);
       }

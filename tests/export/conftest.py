@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tests.conftest import NAMES, Golden, load_golden
 
 from export.canonical import trace
 from export.fold import fold
+from tests.conftest import NAMES, Golden, load_golden
 
 
 @cache
@@ -26,7 +26,7 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(["output"], {"input": x})[0]
+    return np.asarray(session.run(["output"], {"input": x})[0])
 
 
 @pytest.fixture(params=NAMES)

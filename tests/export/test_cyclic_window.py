@@ -64,7 +64,7 @@ def test_form_equals_the_reference(form, opset, data):
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     expected = reference(*(t.double() for t in tensors), **geometry)
     feeds = dict(zip(INPUTS, (t.numpy() for t in tensors), strict=True))
-    (y,) = session(form, opset, tuple(geometry.items())).run(None, feeds)
+    y = np.asarray(session(form, opset, tuple(geometry.items())).run(None, feeds)[0])
     assert y.shape == expected.shape
     np.testing.assert_allclose(y, expected.numpy(), rtol=0, atol=5e-5)
 
@@ -79,5 +79,5 @@ def test_scale_multiplies_the_scores_and_not_the_rounded_queries(form, opset):
     tensors[0][:, :64] *= 60  # content scores of several thousand
     expected = reference(*(t.double() for t in tensors), **geometry)
     feeds = dict(zip(INPUTS, (t.numpy() for t in tensors), strict=True))
-    (y,) = session(form, opset, tuple(geometry.items())).run(None, feeds)
+    y = np.asarray(session(form, opset, tuple(geometry.items())).run(None, feeds)[0])
     np.testing.assert_allclose(y, expected.numpy(), rtol=0, atol=2e-3)

@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.export.conftest import run, traced
 
 from export import lower
 from export.cyclic_window import DOMAIN, NAME
+from tests.export.conftest import run, traced
 
 OPSET_FORMS = [(17, "canonical"), (17, "mha"), (17, "matmul"), (20, "canonical"), (23, "attention")]
 

@@ -194,9 +194,7 @@ def test_interrupted_while_writing_the_old_file_stays(checkpoint, monkeypatch):
 def test_the_large_model_meets_its_node_budget(opset, budget):
     """sst-l+ x2, whose naive export has ten times as many. Counted from one and two blocks: the others are alike."""
     config = ribsr.config("sst-l+")
-    one, two = (
-        len(trace(fold(ribsr.build(replace(config, blocks=blocks)))[0], opset).graph.node) for blocks in (1, 2)
-    )
+    one, two = (len(trace(fold(ribsr.build(replace(config, blocks=blocks)))[0], opset).graph.node) for blocks in (1, 2))
     assert one + (config.blocks - 1) * (two - one) <= budget
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.export.conftest import run, traced
 
 from export import lower, precision
 from export.cyclic_window import NAME
+from tests.export.conftest import run, traced
 
 
 def half_of(name: str, opset: int = 17):

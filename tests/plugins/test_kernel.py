@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
 from plugins import torch as operator  # noqa: E402
@@ -71,7 +73,14 @@ def check(
     torch.cuda.synchronize()
 
     expected = attention.reference(
-        qkv.double(), rib_q.double(), rib_k.double(), gate.double(), window=window, heads=heads, shift=shift, scale=scale
+        qkv.double(),
+        rib_q.double(),
+        rib_k.double(),
+        gate.double(),
+        window=window,
+        heads=heads,
+        shift=shift,
+        scale=scale,
     )
     error = ((out.double() - expected).norm() / expected.norm()).item()
     assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"  # NaN fails too
@@ -138,13 +147,19 @@ def test_many_items_per_block() -> None:
         check(window=(window, window), d=16, r=24, size=(250, 333), dtype=torch.float16, heads=3, batch=2, path="auto")
 
 
-@pytest.mark.skipif("not on_hopper()", reason="needs compute capability 9.0")
-def test_paths_chosen_by_layout() -> None:
-    common = {"window": (16, 16), "size": (20, 20), "dtype": torch.float16}
-    check(**common, d=32, r=24, expected_path="hopper")
-    check(**common, d=32, r=24, layout="nchw", expected_path="portable")
-    check(**common, d=32, r=40, expected_path="portable")
-    check(**common, d=30, r=16, expected_path="portable")
+@pytest.mark.parametrize(
+    ("d", "r", "layout", "path"),
+    [
+        (32, 24, "nhwc", "hopper"),
+        (32, 24, "nchw", "portable"),
+        (32, 40, "nhwc", "portable"),
+        (30, 16, "nhwc", "portable"),
+    ],
+)
+def test_paths_chosen_by_layout(d: int, r: int, layout: str, path: str) -> None:
+    if not on_hopper():
+        pytest.skip("needs compute capability 9.0")
+    check(window=(16, 16), d=d, r=r, size=(20, 20), dtype=torch.float16, layout=layout, expected_path=path)
 
 
 def test_operator_in_a_graph() -> None:
@@ -191,6 +206,6 @@ def test_refusals_say_why() -> None:
         operator.cyclic_window_attention(x.float(), *factors, gate, [8, 8], 2, [0, 0], 0.25)
     with pytest.raises(library.LibraryError, match="scale is -1"):
         operator.cyclic_window_attention(x, *factors, gate, [8, 8], 2, [0, 0], -1.0)
+    params = operator.parameters(gate, x, factors[0], factors[1], gate, [8, 8], 2, [0, 0], 0.25, "hopper")
     with pytest.raises(library.LibraryError, match="Hopper path"):
-        params = operator.parameters(gate, x, *factors, gate, [8, 8], 2, [0, 0], 0.25, "hopper")
         library.call(params, 0)

@@ -63,12 +63,13 @@ def test_sdpa_equals_the_reference_at_any_size(case):
 
 def test_reference_does_not_depend_on_its_chunks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator) for shape in [(2, 48, 20, 13), (2, 64, 8), (2, 64, 8)]]
-    gate = torch.rand(2, 16, 20, 13, generator=generator)
+    qkv, rib_q, rib_k, gate = (
+        torch.randn(shape, generator=generator) for shape in [(2, 48, 20, 13), (2, 64, 8), (2, 64, 8), (2, 16, 20, 13)]
+    )
     geometry = {"window": (8, 8), "heads": 2, "shift": (4, 4), "scale": 0.5}
-    whole = reference(*tensors, gate, **geometry)
+    whole = reference(qkv, rib_q, rib_k, gate, **geometry)
     monkeypatch.setattr(attention, "MAX_SCORES", 2 * 64 * 10)  # ten queries of one window at a time
-    torch.testing.assert_close(reference(*tensors, gate, **geometry), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(reference(qkv, rib_q, rib_k, gate, **geometry), whole, rtol=0, atol=1e-6)
 
 
 def test_reflection_goes_back_and_forth_as_often_as_needed():

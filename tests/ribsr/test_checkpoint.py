@@ -18,7 +18,8 @@ from ribsr import CheckpointError
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return ribsr.build(replace(ribsr.config("sst-light"), name="small", blocks=1, windows=(8,), heads=(3,), ranks=(16,)))
+    light = ribsr.config("sst-light")
+    return ribsr.build(replace(light, name="small", blocks=1, windows=(8,), heads=(3,), ranks=(16,)))
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def test_windows_tell_sst_from_sst_plus(published):
 
 def test_layers_shift_only_where_all_windows_are_equal():
     cyclic = ribsr.config("sst-light")
+    assert isinstance(cyclic, ribsr.SSTConfig)
     assert cyclic.shifts == (0,) * 6
     equal = replace(cyclic, windows=(16,) * 6)
     assert equal.shifts == (0, 8, 0, 8, 0, 8)

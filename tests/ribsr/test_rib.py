@@ -32,7 +32,8 @@ def test_factors_give_the_bias_of_the_paper():
     with torch.no_grad():
         for name in WindowAttention.RIB_PARAMETERS:
             getattr(layer, name).normal_(generator=generator)
-    hidden = np.maximum(layer.rib_features.numpy() @ layer.to_hidden.detach().numpy() + layer.hidden_b.detach().numpy(), 0)
+    to_hidden, hidden_b = (weight.detach().numpy() for weight in (layer.to_hidden, layer.hidden_b))
+    hidden = np.maximum(layer.rib_features.numpy() @ to_hidden + hidden_b, 0)
     for head in range(3):
         q, k = (hidden @ weight[head].detach().numpy() for weight in (layer.to_q, layer.to_k))
         expected = q @ k.T / math.sqrt(5)

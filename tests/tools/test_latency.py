@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fakes
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from tools.latency import _rotated, main, statistics, with_ratios
+from tools.latency import _grown, _rotated, main, statistics, with_ratios
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,6 +143,24 @@ def test_files_that_cannot_be_merged(models: Path, content: str | None, message:
 @pytest.mark.parametrize("arguments", [[], ["a.onnx", "--rounds", "0"], ["a.onnx", "--size", "big"]])
 def test_usage_errors_exit_with_2(models: Path, arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "after", "grown"),
+    [
+        ("cuda:0 NVIDIA H100", 200, 1000, 800),
+        ("CUDAExecutionProvider", 200, 1000, 800),
+        ("cpu", 200, 1000, None),
+        ("CPUExecutionProvider", 200, 1000, None),
+        ("cuda:0 NVIDIA H100", None, None, None),
+    ],
+)
+def test_gpu_memory_is_what_the_process_added(
+    monkeypatch: pytest.MonkeyPatch, device: str, before: int | None, after: int | None, grown: int | None
+) -> None:
+    monkeypatch.setattr("tools.latency._gpu_memory", lambda: after)
+    running: Any = SimpleNamespace(used_before=before, opened={"description": {"device": device}})
+    assert _grown(running) == grown
 
 
 def test_statistics() -> None:

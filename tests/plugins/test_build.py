@@ -1,0 +1,101 @@
+"""The build and the C interface's checks; the compiler is needed, a GPU is not."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plugins import build, library
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """The library, built if it was not up to date."""
+    try:
+        build.find_nvcc()
+    except build.BuildError:
+        pytest.skip("needs nvcc")
+    build.build()
+    return build.LIBRARY
+
+
+@pytest.fixture
+def refusal(built: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Call the library with changed parameters; what it says."""
+    monkeypatch.setenv(library.VARIABLE, str(built))
+    library.load.cache_clear()
+
+    def call(**changes: object) -> str:
+        block = ctypes.create_string_buffer(64)  # stands for device memory: checks come before any access
+        pointer = ctypes.addressof(block)
+        values: dict[str, object] = {
+            "dtype": library.FLOAT16,
+            "batch": 1,
+            "height": 8,
+            "width": 8,
+            "heads": 1,
+            "head_width": 16,
+            "rank": 16,
+            "window_height": 8,
+            "window_width": 8,
+            "scale": 0.25,
+            "rib_q": pointer,
+            "rib_k": pointer,
+        }
+        values |= {name: library.Map(pointer, 1, 1, 1, 1) for name in ("qkv", "gate", "out")}
+        with pytest.raises(library.LibraryError) as error:
+            library.chosen_path(library.Params(**(values | changes)))
+        return str(error.value)
+
+    return call
+
+
+def test_missing_compiler_is_named() -> None:
+    with pytest.raises(build.BuildError, match="--nvcc names 'no-such-nvcc'"):
+        build.find_nvcc("no-such-nvcc")
+
+
+def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("NVCC", "CUDA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(build.os, "access", lambda *_: False)
+    with pytest.raises(build.BuildError, match="install the CUDA toolkit"):
+        build.find_nvcc()
+
+
+def test_second_build_makes_nothing(built: Path) -> None:
+    assert built.exists()
+    assert build.build() is False
+
+
+def test_library_needs_no_cuda_library(built: Path) -> None:
+    """The CUDA runtime is linked in: the file loads on a machine without CUDA."""
+    assert ctypes.CDLL(str(built)).ribsr_interface_version() == library.INTERFACE_VERSION
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": 3}, "dtype 3 is neither float16"),
+        ({"width": 0}, "all must be positive"),
+        ({"rank": 65}, "the others 1 to 64"),
+        ({"window_width": 129}, "each side must be 2 to 128"),
+        ({"scale": 0.0}, "scale is 0"),
+        ({"rib_k": None}, "an array is null"),
+        ({"path": 7}, "path 7 is unknown"),
+    ],
+)
+def test_parameters_are_checked(refusal: Callable[..., str], changes: dict[str, object], message: str) -> None:
+    assert message in refusal(**changes)
+
+
+def test_callers_of_another_version_are_refused(built: Path) -> None:
+    params = library.Params(struct_size=8)
+    handle = ctypes.CDLL(str(built))
+    handle.ribsr_error_message.restype = ctypes.c_char_p
+    assert handle.ribsr_attention(ctypes.byref(params), None) == 1
+    assert b"struct_size is 8" in handle.ribsr_error_message()
