@@ -139,3 +139,19 @@ def test_core_layer_passes_its_geometry_on():
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     expected = reference(*tensors, window=(4, 6), heads=2, shift=(1, 2), scale=0.7)
     torch.testing.assert_close(core(*tensors), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1.5e-2)]
+)
+@pytest.mark.parametrize(("d", "rank"), [(16, 24), (30, 34), (32, 32), (10, 6)])
+def test_sdpa_on_a_gpu_equals_the_reference(dtype, tolerance, d, rank):
+    generator = torch.Generator().manual_seed(d)
+    shapes = [(2, 9 * d, 37, 50), (3, 256, rank), (3, 256, rank), (2, 3 * d, 37, 50)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    geometry = {"window": (16, 16), "heads": 3, "shift": (8, 0), "scale": d**-0.5}
+    expected = reference(*(t.double() for t in tensors), **geometry)
+    y = sdpa(*(t.cuda() for t in tensors), **geometry).double().cpu()
+    assert float((y - expected).norm() / expected.norm()) <= tolerance
