@@ -62,15 +62,16 @@ class PyTorchEngine(Engine):
             loaded = ribsr.load(path, model=model, config=config)
         except (ribsr.CheckpointError, OSError) as error:
             raise EngineError(first_line(error)) from error
+        notes = _register_kernel() if self._device.type == "cuda" and precision != "fp32" else ()
         try:
             ribsr.set_attention(loaded, attention)
         except ValueError as error:
             raise EngineError(first_line(error)) from error
         # The RIB stays in float32: its module refuses to be cast to half precision.
         self._model: RIBModel | None = loaded.requires_grad_(False).to(self._device, self._dtype)
-        self._description = self._describe(loaded, precision, attention)
+        self._description = self._describe(loaded, precision, attention, notes)
 
-    def _describe(self, model: RIBModel, precision: str, attention: str) -> Description:
+    def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
         from ribsr.attention import choose_backend
 
         device = "cpu"
@@ -89,6 +90,7 @@ class PyTorchEngine(Engine):
             attention=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
+            notes=notes,
         )
 
     def describe(self) -> Description:
@@ -154,6 +156,17 @@ class _Float32Convolutions(TorchFunctionMode):
         if func is not torch.conv2d or args[0].dtype != torch.float16:
             return func(*args, **kwargs)
         return func(*(a.float() if isinstance(a, torch.Tensor) else a for a in args), **kwargs).half()
+
+
+def _register_kernel() -> tuple[str, ...]:
+    """Gives ribsr the fused CUDA kernel, its fastest backend in half precision; a note where it is not built."""
+    from plugins import library
+
+    if not library.path().exists():
+        return ("attention runs without the fused kernel, which is not built: python -m plugins.build",)
+    import plugins.torch  # noqa: F401 (registers itself as "kernel")
+
+    return ()
 
 
 def _choose_device(device: str) -> torch.device:

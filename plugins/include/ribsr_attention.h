@@ -2,8 +2,8 @@
  *
  * out = gate * softmax(scale * (q k^T + rib_q rib_k^T)) v, per window and head, where the map is reflect-padded right
  * and bottom to multiples of the window and rolled by -shift first, and rolled back and cropped afterwards. Nothing of
- * that is done as data movement. The library needs the CUDA driver and nothing else; every call is asynchronous on `stream`,
- * allocates nothing and may be captured in a CUDA graph.
+ * that is done as data movement. The library needs the CUDA driver and nothing else; every call is asynchronous on
+ * `stream`, allocates nothing and may be captured in a CUDA graph.
  */
 #ifndef RIBSR_ATTENTION_H
 #define RIBSR_ATTENTION_H

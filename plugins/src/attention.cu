@@ -33,8 +33,9 @@ Map map_of(const RibsrMap &map) {
 bool vectorised(const RibsrMap &map, long long height, long long width) {
   const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
   return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 &&
-         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 && columns >= 0 && rows < (1ll << 28) &&
-         columns < (1ll << 28) && (height - 1) * rows + (width - 1) * columns < (1ll << 31);
+         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 &&
+         columns >= 0 && rows < (1ll << 28) && columns < (1ll << 28) &&
+         (height - 1) * rows + (width - 1) * columns < (1ll << 31);
 }
 
 int round_up(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }

@@ -2,8 +2,8 @@
 //
 // One block per multiprocessor: four consumer warp groups of 64 query rows each, and producer warps that gather pixels
 // with 16-byte asynchronous copies. A work item is either 256 query rows of one (window, head), whose key tiles the
-// four groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run ahead
-// over item boundaries. The groups drift apart, so that the softmax of some overlaps the matrix products of others.
+// four groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run
+// ahead over item boundaries. The groups drift apart: the softmax of some overlaps the matrix products of others.
 //
 // Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
 // stay together: scattered 16-byte pieces would each cost a 32-byte sector and a request to the L2 cache.
