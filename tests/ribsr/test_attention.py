@@ -119,6 +119,7 @@ def test_a_registered_backend_is_used_and_not_replaced(monkeypatch):
 
 
 def test_automatic_choice(monkeypatch):
+    monkeypatch.setattr(attention, "_BACKENDS", {"reference": reference, "sdpa": sdpa})
     monkeypatch.setattr(attention, "_flash_installed", lambda: False)
     cuda = torch.device("cuda")
     assert choose_backend(torch.device("cpu"), torch.float64) == "reference"
