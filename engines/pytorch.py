@@ -62,16 +62,20 @@ class PyTorchEngine(Engine):
             loaded = ribsr.load(path, model=model, config=config)
         except (ribsr.CheckpointError, OSError) as error:
             raise EngineError(first_line(error)) from error
-        notes = _register_kernel() if self._device.type == "cuda" and precision != "fp32" else ()
+        if attention == "kernel":
+            _register_kernel()
         try:
             ribsr.set_attention(loaded, attention)
         except ValueError as error:
             raise EngineError(first_line(error)) from error
         # The RIB stays in float32: its module refuses to be cast to half precision.
-        self._model: RIBModel | None = loaded.requires_grad_(False).to(self._device, self._dtype)
-        self._description = self._describe(loaded, precision, attention, notes)
+        placed = loaded.requires_grad_(False).to(self._device, self._dtype)
+        # The kernel is made for channels-last maps; it takes others, slowly.
+        self._layout = torch.channels_last if attention == "kernel" else torch.contiguous_format
+        self._model: RIBModel | None = placed.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self._description = self._describe(loaded, precision, attention)
 
-    def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
+    def _describe(self, model: RIBModel, precision: str, attention: str) -> Description:
         from ribsr.attention import choose_backend
 
         device = "cpu"
@@ -90,7 +94,6 @@ class PyTorchEngine(Engine):
             attention=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
-            notes=notes,
         )
 
     def describe(self) -> Description:
@@ -101,7 +104,7 @@ class PyTorchEngine(Engine):
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
 
     def _place(self, x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype)
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype, memory_format=self._layout)
 
     def _forward(self, model: RIBModel, x: torch.Tensor) -> torch.Tensor:
         slow = self._device.type == "cpu" and self._dtype == torch.float16
@@ -158,15 +161,13 @@ class _Float32Convolutions(TorchFunctionMode):
         return func(*(a.float() if isinstance(a, torch.Tensor) else a for a in args), **kwargs).half()
 
 
-def _register_kernel() -> tuple[str, ...]:
-    """Gives ribsr the fused CUDA kernel, its fastest backend in half precision; a note where it is not built."""
+def _register_kernel() -> None:
+    """Gives ribsr the fused CUDA kernel as its backend `kernel`."""
     from plugins import library
 
     if not library.path().exists():
-        return ("attention runs without the fused kernel, which is not built: python -m plugins.build",)
-    import plugins.torch  # noqa: F401 (registers itself as "kernel")
-
-    return ()
+        raise EngineError("attention backend 'kernel' is not built; run python -m plugins.build (it needs nvcc)")
+    import plugins.torch  # noqa: F401 (registers itself)
 
 
 def _choose_device(device: str) -> torch.device:
