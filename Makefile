@@ -1,19 +1,23 @@
 # make demo   a checkpoint, its export, the proof of parity, and an enlarged photograph
 # make test   the test suite
 # make lint   ruff and pyright
+# make bindings   TensorRT's Python bindings over stub libraries, which some tests look at
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint bindings
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	TENSORRT_BINDINGS=$(abspath $(VENV))/tensorrt $(BIN)/python -m pytest
+
+bindings: $(READY)
+	.ci/tensorrt_bindings $(abspath $(VENV))/tensorrt $(abspath $(BIN))/python -m pip $(PIP_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ def open_engine(
     attention: str | None = None,
     model: str | None = None,
     config: str | Path | None = None,
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Opens a model file with the runtime that its suffix names.
 
@@ -44,6 +45,7 @@ def open_engine(
     For checkpoints (.pt, .pth, .safetensors) only, since other files fix them:
     precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
+    cuda_graphs: for plans (.plan): launch the work of repeated sizes as a whole (see `engines.trt`).
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
@@ -56,6 +58,8 @@ def open_engine(
         raise EngineError(f"{path}: {what}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be at least 1, got {threads}")
+    if cuda_graphs and path.suffix != ".plan":
+        raise EngineError(f"{path}: CUDA graphs can be chosen for TensorRT plans (.plan) only")
     if is_checkpoint(path):
         from engines.pytorch import PyTorchEngine
 
@@ -72,7 +76,9 @@ def open_engine(
     if given := [name for name, value in chosen.items() if value is not None]:
         raise EngineError(f"{path}: {' and '.join(given)} can be chosen for checkpoints only; exported files fix it")
     if path.suffix == ".plan":
-        raise EngineError(f"{path}: TensorRT plans cannot be run yet; run the .onnx it was built from")
+        from engines.trt import TensorRTEngine
+
+        return TensorRTEngine(path, device=device, cuda_graphs=cuda_graphs)
     from engines.ort import ORTEngine
 
     return ORTEngine(path, device=device, threads=threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -48,6 +49,22 @@ def message(error: Exception) -> str:
     return f"{named} (run again with -v for a traceback)"
 
 
+class Size(click.ParamType):
+    """Two sides in pixels, both at least 1, as a pair in the order that `name` gives: `WxH` or `HxW`."""
+
+    def __init__(self, name: str = "WxH"):
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", value)
+        if not match:
+            words, example = ("WIDTHxHEIGHT", "640x360") if self.name == "WxH" else ("HEIGHTxWIDTH", "360x640")
+            self.fail(f"{value!r} is not {words} in pixels; give {self.name}, e.g. {example}", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 def engine_options(command: F) -> F:
     """Adds the options that `engines.open_engine` takes, under its names."""
     options = [
@@ -66,6 +83,7 @@ def engine_options(command: F) -> F:
             type=click.Path(exists=True, dir_okay=False),
             help="Instead of --model: own JSON, or the authors' option YAML.",
         ),
+        click.option("--cuda-graphs", is_flag=True, help="TensorRT plans: launch repeated sizes as CUDA graphs."),
     ]
     for option in reversed(options):
         command = option(command)

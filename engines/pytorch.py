@@ -24,6 +24,8 @@ except ModuleNotFoundError as error:
 from torch.overrides import TorchFunctionMode
 
 import ribsr
+from plugins import library as kernel_library
+from ribsr.attention import WindowAttention
 
 if TYPE_CHECKING:
     from ribsr.layers import RIBModel
@@ -62,6 +64,14 @@ class PyTorchEngine(Engine):
             loaded = ribsr.load(path, model=model, config=config)
         except (ribsr.CheckpointError, OSError) as error:
             raise EngineError(first_line(error)) from error
+        notes: list[str] = []
+        if attention == "auto" and _suits_kernel(loaded, self._device, self._dtype):
+            if kernel_library.path().exists():
+                attention = "kernel"
+            else:
+                notes.append(
+                    f"{path}: runs PyTorch's attention; python -m plugins.build makes a faster one (needs nvcc)"
+                )
         if attention == "kernel":
             _register_kernel()
         try:
@@ -73,9 +83,9 @@ class PyTorchEngine(Engine):
         # The kernel is made for channels-last maps; it takes others, slowly.
         self._layout = torch.channels_last if attention == "kernel" else torch.contiguous_format
         self._model: RIBModel | None = placed.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
-        self._description = self._describe(loaded, precision, attention)
+        self._description = self._describe(loaded, precision, attention, tuple(notes))
 
-    def _describe(self, model: RIBModel, precision: str, attention: str) -> Description:
+    def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
         from ribsr.attention import choose_backend
 
         device = "cpu"
@@ -94,6 +104,7 @@ class PyTorchEngine(Engine):
             attention=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
+            notes=notes,
         )
 
     def describe(self) -> Description:
@@ -130,22 +141,27 @@ class PyTorchEngine(Engine):
             return super().timer(x)
         base.check_input(x, self._path, self._description.shape)
         placed = self._guarded(x, lambda _: self._place(x))
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-        def once() -> float:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self._guarded(x, lambda model: self._forward(model, placed))
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end)
-
-        return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(self._device))
+        return cuda_timer(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device)
 
     def close(self) -> None:
         self._model = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
+    """A timer of what `run` does on a GPU; the memory is the most that PyTorch's allocator held since then."""
+    torch.cuda.reset_peak_memory_stats(device)
+
+    def once() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(device))
 
 
 class _Float32Convolutions(TorchFunctionMode):
@@ -161,11 +177,18 @@ class _Float32Convolutions(TorchFunctionMode):
         return func(*(a.float() if isinstance(a, torch.Tensor) else a for a in args), **kwargs).half()
 
 
+def _suits_kernel(model: RIBModel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fused kernel is made for this device, precision and every attention layer of the model."""
+    if device.type != "cuda" or dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    layers = [module for module in model.modules() if isinstance(module, WindowAttention)]
+    widths = [layer.to_qkv.out_channels // (3 * layer.core.heads) for layer in layers]
+    return all(kernel_library.is_tuned(width, layer.to_q.shape[2]) for width, layer in zip(widths, layers, strict=True))
+
+
 def _register_kernel() -> None:
     """Gives ribsr the fused CUDA kernel as its backend `kernel`."""
-    from plugins import library
-
-    if not library.path().exists():
+    if not kernel_library.path().exists():
         raise EngineError("attention backend 'kernel' is not built; run python -m plugins.build (it needs nvcc)")
     import plugins.torch  # noqa: F401 (registers itself)
 

@@ -127,8 +127,10 @@ _MERGE = """
 """
 
 # Content and position side by side: [B·windows, N, heads, D + R].
+# (A Shape with `start` and `end` would be shorter, but TensorRT 8.6 ignores both in silence.)
 _CONCATENATE = """
-  windows_all = Shape <start = 0, end = 1> (q)
+  q_size = Shape (q)
+  windows_all = Gather (q_size, keep)
   rib_shape = Concat <axis = 0> (windows_all, unit, unit, unit)
   rib_q_last = Transpose <perm = [1, 0, 2]> (rib_q)
   rib_k_last = Transpose <perm = [1, 0, 2]> (rib_k)
@@ -167,7 +169,8 @@ _CORES: dict[Core, str] = {
   attended = Transpose <perm = [0, 2, 1, 3]> (narrow)
 """,
     # Scores and softmax in float32 whatever the type, the scale on the scores: what the operator's definition says.
-    # (The Cast of `scale` is for onnx-graphsurgeon, which reads a value_float as a double.)
+    # (The Cast of `scale` is for onnx-graphsurgeon, which reads a value_float as a double. The CastLike takes its type
+    # from rib_q, a constant, so that `export.lower` can make a Cast of it: TensorRT 8.6 has no CastLike.)
     "matmul": _CONCATENATE
     + """
   scale_given = Constant <value_float: float = @scale> ()
@@ -180,7 +183,7 @@ _CORES: dict[Core, str] = {
   products = MatMul (q_heads, k_heads)
   scores = Mul (products, scale)
   weights_float = Softmax <axis = -1> (scores)
-  weights = CastLike (weights_float, v)
+  weights = CastLike (weights_float, rib_q)
   out_heads = MatMul (weights, v_heads)
   attended = Transpose <perm = [0, 2, 1, 3]> (out_heads)
 """,

@@ -1,7 +1,8 @@
 """Lowering: from the canonical graph to a file for one runtime, by onnx-graphsurgeon passes.
 
 canonical: the operator's nodes with one model-local function as their body: runs in ONNX Runtime as it is.
-plugin: the nodes alone: TensorRT with the plugin.
+plugin: the nodes alone, LayerNorm over channels and depthwise convolutions as more such nodes (`export.fuse`): TensorRT
+with the plugins. They compute in half precision, so the graph has to be typed in it (`export.precision`).
 mha, attention, matmul: flat, the body inlined around com.microsoft::MultiHeadAttention (ONNX Runtime), around ONNX
 Attention (opset 23), or in basic operators (anything, for small pictures: it materialises the scores).
 """
@@ -15,11 +16,15 @@ from typing import Literal, get_args
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from export import cyclic_window
+from export import cyclic_window, fuse
 
 Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
 FORMS: tuple[Form, ...] = get_args(Form)
+
+G_LOGGER.severity = G_LOGGER.ERROR
+"""graphsurgeon warns of types that numpy lacks, which is taken care of here."""
 
 LARGEST_CONSTANT = 1 << 20
 """Bytes above which a constant expression is left to the runtime: a file should not carry every window's RIB."""
@@ -28,19 +33,31 @@ LARGEST_CONSTANT = 1 << 20
 def lower(bare: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A canonical graph without body, as `export.canonical.trace` gives it, in the form for one runtime.
 
-    Raises ValueError where the form needs a newer opset than the graph has.
+    Raises ValueError where the form needs a newer opset than the graph has, and `plugin` half precision that the graph
+    does not have.
     """
     opset = opset_of(bare)
     if form == "attention" and opset < 23:
         raise ValueError(f"the form 'attention' needs opset 23 (ONNX Attention), the graph has {opset}; use --opset 23")
     if form == "plugin":
-        return bare
+        return fuse.to_plugins(bare)
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     model.functions.append(cyclic_window.function("mha" if form == "canonical" else form, opset))
     if form in ("canonical", "mha"):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     return model if form == "canonical" else _inline(model)
+
+
+def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
+    """The way back from a canonical file: the graph without body that `lower` made it from. A copy of any other."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(canonical)
+    del bare.functions[:]
+    kept = [entry for entry in bare.opset_import if entry.domain != "com.microsoft"]
+    del bare.opset_import[:]
+    bare.opset_import.extend(kept)
+    return bare
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -54,13 +71,22 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
     del flat.opset_import[:]
     flat.opset_import.extend(kept)
     graph = gs.import_onnx(flat)
-    graph.fold_constants(size_threshold=LARGEST_CONSTANT)
+    graph.fold_constants(size_threshold=LARGEST_CONSTANT, should_exclude_node=_has_foreign_constant)
     _share_equal_nodes(graph)
+    _resolve_cast_like(graph)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
     lowered.ir_version = flat.ir_version
     lowered.producer_name = flat.producer_name
     return lowered
+
+
+def _resolve_cast_like(graph: gs.Graph) -> None:
+    """Cast instead of CastLike where the type is known, which every runtime has."""
+    for node in graph.nodes:
+        if node.op == "CastLike" and isinstance(node.inputs[1], gs.Constant):
+            node.op = "Cast"
+            node.attrs["to"] = fuse.type_of(node.inputs.pop())
 
 
 def _share_equal_nodes(graph: gs.Graph) -> None:
@@ -78,9 +104,15 @@ def _share_equal_nodes(graph: gs.Graph) -> None:
                 consumer.inputs = [theirs if tensor is mine else tensor for tensor in consumer.inputs]
 
 
+def _has_foreign_constant(node: gs.Node) -> bool:
+    """Whether a node reads a constant of a type that numpy lacks: graphsurgeon can neither fold nor even look at it."""
+    return any(isinstance(tensor, gs.Constant) and isinstance(tensor.dtype, int) for tensor in node.inputs)
+
+
 def _identity(tensor: gs.Tensor) -> Hashable:
     """Small constants are equal by value, everything else by being the same tensor."""
-    if isinstance(tensor, gs.Constant) and tensor.values.nbytes <= 64:
+    # (The values of a type that numpy lacks are left alone: reading them turns them to float32.)
+    if isinstance(tensor, gs.Constant) and not isinstance(tensor.dtype, int) and tensor.values.nbytes <= 64:
         return (tensor.values.dtype.str, tensor.values.shape, tensor.values.tobytes())
     return id(tensor)
 
@@ -122,3 +154,25 @@ def attention_scores(bare: onnx.ModelProto, height: int, width: int) -> list[Sco
             pixels = -(-height // wh) * wh * (-(-width // ww) * ww)
             layers.append(Scores((wh, ww), attributes["heads"] * pixels * wh * ww))
     return layers
+
+
+def count_float32_attention(bare: onnx.ModelProto) -> int:
+    """How many attentions of a canonical graph are in float32: those whose RIB is."""
+    single = {tensor.name for tensor in bare.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    return sum(node.op_type == cyclic_window.NAME and node.input[1] in single for node in bare.graph.node)
+
+
+def check_scores(bare: onnx.ModelProto, height: int, width: int, limit: float, otherwise: str) -> str:
+    """What to tell the user of a `matmul` graph: its largest score tensor for a picture of that size.
+
+    limit: GiB that it may have. Raises ValueError above it; otherwise: what to do then.
+    """
+    largest = max(attention_scores(bare, height, width), key=lambda layer: layer.count)
+    gib = largest.bytes / 2**30
+    where = f"at {width}x{height}, window {largest.window[0]}x{largest.window[1]}"
+    if gib > limit:
+        raise ValueError(
+            f"largest score tensor: the form 'matmul' would materialise {gib:.1f} GiB of attention scores {where}; "
+            f"the limit is {limit:g} GiB: {otherwise}"
+        )
+    return f"largest score tensor {gib:.2f} GiB a picture ({where})"

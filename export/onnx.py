@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli import Command
+from engines.cli import Command, Size
 from engines.files import atomic, sha256
 from engines.metadata import PREFIX, Stamp
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from export.lower import Form
     from export.precision import Report
     from ribsr.layers import RIBModel
-
-GIB = 2**30
 
 QUICK = 2 * 10**9
 """Attention scores up to which a new file is run beside the checkpoint unasked: some ten seconds on two cores."""
@@ -37,6 +35,12 @@ CHECK_SIZE = (40, 56)
 
 DYNAMIC_SIZE = (192, 192)
 """(H, W) at which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
+
+
+SCORE_ADVICE = (
+    "use --attention mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --static or --score-limit"
+)
+"""What to do where a `matmul` file would need too much memory."""
 
 
 class ExportError(ValueError):
@@ -74,6 +78,8 @@ def export_onnx(
     """
     import onnx
 
+    if options.form == "plugin" and not options.half:
+        raise ExportError("--attention plugin needs --fp16: TensorRT's plugin computes in half precision")
     import ribsr
     from export import lower, precision
     from export.canonical import trace
@@ -95,7 +101,8 @@ def export_onnx(
         for line in describe_precision(report):
             say(line)
     if options.form == "matmul":
-        _check_scores(bare, options, say)
+        size = options.static or DYNAMIC_SIZE
+        say(lower.check_scores(bare, *size, options.score_limit, SCORE_ADVICE))
     lowered = lower.lower(bare, options.form)
     stamp(lowered, network, options, sha256(checkpoint))
     onnx.checker.check_model(lowered)
@@ -170,21 +177,6 @@ def _verify(path: Path, network: RIBModel, options: Options, scores: int) -> str
     return f"checked in ONNX Runtime on the CPU, on a sample picture: largest error {error:.1e}"
 
 
-def _check_scores(bare: onnx.ModelProto, options: Options, say: Callable[[str], None]) -> None:
-    from export.lower import attention_scores
-
-    height, width = options.static or DYNAMIC_SIZE
-    largest = max(attention_scores(bare, height, width), key=lambda layer: layer.count)
-    where = f"at {width}x{height}, window {largest.window[0]}x{largest.window[1]}"
-    say(f"largest score tensor {largest.bytes / GIB:.2f} GiB a picture ({where})")
-    if largest.bytes > options.score_limit * GIB:
-        raise ExportError(
-            f"the form 'matmul' would materialise {largest.bytes / GIB:.1f} GiB of attention scores {where}; the limit "
-            f"is {options.score_limit:g} GiB: use --attention mha (ONNX Runtime), attention (opset 23) or plugin "
-            "(TensorRT), a smaller --static, or --score-limit"
-        )
-
-
 def describe_folding(layers: list[FoldedLayer]) -> list[str]:
     """One line on ranks; with a tolerance, one line per layer whose bias changed."""
     before, after = sum(layer.rank for layer in layers), sum(layer.folded_rank for layer in layers)
@@ -208,20 +200,6 @@ def describe_precision(report: Report) -> list[str]:
     return lines
 
 
-class _Size(click.ParamType):
-    """HxW, both at least 1."""
-
-    name = "HxW"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        height, _, width = str(value).lower().partition("x")
-        if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-            self.fail(f"{value!r} is not a size; give HxW, e.g. 360x640", param, ctx)
-        return int(height), int(width)
-
-
 @click.command(cls=Command)
 @click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="Checkpoint: .pt, .pth or .safetensors.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default: CKPT's name here.")
@@ -238,7 +216,7 @@ class _Size(click.ParamType):
 )
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --attention attention.")
-@click.option("--static", type=_Size(), help="Fix batch 1 and this input size.")
+@click.option("--static", type=Size("HxW"), help="Fix batch 1 and this input size (height first).")
 @click.option(
     "--rib-tolerance",
     type=click.FloatRange(min=0),

@@ -8,7 +8,7 @@ attention's softmax by the operator's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ LIMIT = 65504 / 4
 
 @dataclass(frozen=True)
 class Report:
-    """What `to_half` decided: the largest activation seen and the tensor's name, and the nodes kept in float32."""
+    """What `to_half` decided: the largest activation seen and the tensor's name, the nodes kept in float32, and how
+    many are not."""
 
     largest: float
     largest_tensor: str
@@ -64,9 +65,29 @@ def to_half(bare: onnx.ModelProto, magnitudes: dict[str, float]) -> tuple[onnx.M
     """
     if broken := [name for name, value in magnitudes.items() if not np.isfinite(value)]:
         raise ValueError(f"the model gives NaN or infinite values in float32 already, first in {broken[0]}")
-    graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     wide = {name for name, value in magnitudes.items() if value > LIMIT}
-    kept = [node for node in graph.nodes if _needs_float32(node, wide)]
+    half, kept, others = _typed(bare, np.float16, lambda node: _needs_float32(node, wide))
+    name = max(magnitudes, key=lambda key: magnitudes[key])
+    return half, Report(magnitudes[name], name, kept, others)
+
+
+def to_bfloat16(bare: onnx.ModelProto) -> onnx.ModelProto:
+    """A bfloat16 version of a canonical graph without body. Input and output stay float32.
+
+    No node is: bfloat16 has float32's range, so nothing can overflow that did not before.
+    """
+    import ml_dtypes  # comes with onnx-graphsurgeon
+
+    return _typed(bare, ml_dtypes.bfloat16, lambda node: False)[0]
+
+
+def _typed(
+    bare: onnx.ModelProto, half: type, is_single: Callable[[gs.Node], bool]
+) -> tuple[onnx.ModelProto, tuple[str, ...], int]:
+    """`bare` with all nodes in the type `half` but those that `is_single`, the names of these, the number of others."""
+    graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
+    nodes = list(graph.nodes)
+    kept = [node for node in nodes if is_single(node)]
     single = {id(node) for node in kept}
     copies: dict[tuple[int, type], gs.Variable | gs.Constant] = {}
 
@@ -84,19 +105,18 @@ def to_half(bare: onnx.ModelProto, magnitudes: dict[str, float]) -> tuple[onnx.M
             copies[id(tensor), dtype] = copy
         return copies[id(tensor), dtype]
 
-    for node in list(graph.nodes):
-        dtype = np.float32 if id(node) in single else np.float16
+    for node in nodes:
+        dtype = np.float32 if id(node) in single else half
         node.inputs = [typed(tensor, dtype) for tensor in node.inputs]
         for tensor in node.outputs:
             tensor.dtype = dtype
     _restore_output(graph)
     graph.cleanup().toposort()
-    half = gs.export_onnx(graph)
-    half.ir_version, half.producer_name = bare.ir_version, bare.producer_name
-    del half.graph.value_info[:]
-    name = max(magnitudes, key=lambda key: magnitudes[key])
+    made = gs.export_onnx(graph)
+    made.ir_version, made.producer_name = bare.ir_version, bare.producer_name
+    del made.graph.value_info[:]
     names = tuple(f"{node.op} → {node.outputs[0].name}" for node in kept)
-    return half, Report(magnitudes[name], name, names, len(magnitudes) - len(kept))
+    return made, names, len(nodes) - len(kept)
 
 
 def _needs_float32(node: gs.Node, wide: set[str]) -> bool:

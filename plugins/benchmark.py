@@ -1,9 +1,13 @@
-"""Time the fused operator beside cuDNN's bare attention: python -m plugins.benchmark
+"""Time the kernels beside what PyTorch runs: python -m plugins.benchmark
 
-Ours is the whole operator, from the channels-last qkv map to the gated output map. cuDNN's is
+Attention: ours is the whole operator, from the channels-last qkv map to the gated output map. cuDNN's is
 scaled_dot_product_attention alone, on ready-made contiguous [windows, heads, N, D + R] inputs, with V of width D or
-padded to D + R, the faster of both. Each is captured in a CUDA graph over several input sets, larger together than the
-caches; medians of replays.
+padded to D + R, the faster of both.
+
+Layer norm and depthwise convolution: channels-last maps whose pixels are padded to 8 channels, beside PyTorch's eager
+operators on the same memory. Their floor is reading and writing the map once at 3.0 TB/s, about what an H100 reaches.
+
+Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
 """
 
 from __future__ import annotations
@@ -13,8 +17,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,41 @@ CASES = (
     Case(16, 16, 24, 3),
     Case(16, 16, 16, 3),
     Case(8, 16, 16, 3),
+)
+
+
+@dataclass(frozen=True)
+class MapCase:
+    """One memory-bound operator on a map of `height` x `width` pixels."""
+
+    operator: str
+    channels: int
+    add_gelu: bool = False
+    input_gelu: bool = False
+    height: int = 360
+    width: int = 640
+
+    @property
+    def bytes(self) -> int:
+        return 2 * 2 * self.channels * self.height * self.width
+
+    @property
+    def floor_ms(self) -> float:
+        return self.bytes / FLOOR * 1e3
+
+    def __str__(self) -> str:
+        epilogue = " + gelu" * self.add_gelu + " of gelu" * self.input_gelu
+        return f"{self.operator:10}  C {self.channels:3d}{epilogue:16}"
+
+
+FLOOR = 3.0e12
+"""Bytes per second of the floor."""
+
+MAP_CASES = (
+    *(MapCase("layer_norm", channels) for channels in (48, 64, 180, 192, 256)),
+    *(MapCase("depthwise", channels) for channels in (96, 192, 384)),
+    *(MapCase("depthwise", channels, True) for channels in (72, 96, 192, 384)),
+    *(MapCase("depthwise", channels, True, True) for channels in (96, 384)),
 )
 
 
@@ -125,33 +168,94 @@ def time_cudnn(case: Case, bf16: bool, repeats: int) -> float:
     return min(times)
 
 
+def padded_map(case: MapCase, dtype: torch.dtype) -> torch.Tensor:
+    """A random channels-last map, the distance between pixels a multiple of 8 channels, as TensorRT has it."""
+    import torch
+
+    pixel = -(-case.channels // 8) * 8
+    values = torch.randn(1, case.height, case.width, pixel, device="cuda").to(dtype)
+    return values[..., : case.channels].permute(0, 3, 1, 2)
+
+
+def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
+    """Milliseconds of our kernel, or of PyTorch's operators."""
+    import torch
+
+    from plugins import library
+    from plugins import torch as operators
+
+    dtype = torch.bfloat16 if bf16 else torch.float16
+    bias = torch.randn(case.channels, device="cuda").to(dtype)
+    if case.operator == "layer_norm":
+        weight, extra = torch.randn(case.channels, device="cuda").to(dtype), (1e-5,)
+        parameters, reference = operators.layer_norm_parameters, operators.layer_norm_reference
+    else:
+        weight = torch.randn(case.channels, 1, 3, 3, device="cuda").to(dtype)
+        extra = (case.add_gelu, case.input_gelu)
+        parameters, reference = operators.depthwise_parameters, operators.depthwise_reference
+    calls, keep = [], []
+    for _ in range(sets(case.bytes)):
+        x = padded_map(case, dtype)
+        if not ours:
+            calls.append(lambda x=x: reference(x, weight, bias, *extra))
+            continue
+        out = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="cuda")
+        params = parameters(out, x, weight, bias, *extra)
+        keep.append((x, out))
+        calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
+    return measure(calls, repeats)
+
+
 def sets(size: int) -> int:
     """How many input sets of `size` bytes make 400 MB, at most 8."""
     return min(8, max(1, math.ceil(4e8 / size)))
 
 
+def attention_row(case: Case, bf16: bool, path: str, repeats: int, cudnn: bool) -> dict[str, Any]:
+    """Measure and print one case."""
+    ours = time_ours(case, bf16, path, repeats)
+    line = f"{case}: {ours:7.3f} ms {case.scores / ours / 1e9:5.2f}e12 scores/s"
+    row = {**asdict(case), "ours_ms": ours}
+    if cudnn:
+        row["cudnn_ms"] = theirs = time_cudnn(case, bf16, repeats)
+        line += f"   cuDNN {theirs:7.3f} ms {case.scores / theirs / 1e9:5.2f}   {theirs / ours:5.2f}x"
+    click.echo(line)
+    return row
+
+
+def map_row(case: MapCase, bf16: bool, repeats: int, torch_too: bool) -> dict[str, Any]:
+    """Measure and print one case."""
+    ours = time_map(case, bf16, repeats, ours=True)
+    line = f"{case}: {ours:7.4f} ms {case.bytes / ours / 1e9:5.2f} TB/s   {ours / case.floor_ms:5.2f} floors"
+    row = {**asdict(case), "ours_ms": ours, "floor_ms": case.floor_ms}
+    if torch_too:
+        row["torch_ms"] = theirs = time_map(case, bf16, repeats, ours=False)
+        line += f"   torch {theirs:7.4f} ms   {theirs / ours:5.2f}x"
+    click.echo(line)
+    return row
+
+
+OPERATORS = ("attention", "layer_norm", "depthwise")
+
+
 @click.command(help=(__doc__ or "").split("\n")[0])
+@click.option("--only", type=click.Choice(OPERATORS), multiple=True, help="These operators (repeatable); else all.")
 @click.option("--bf16", is_flag=True, help="bfloat16 instead of float16.")
-@click.option("--path", type=click.Choice(["auto", "portable", "hopper"]), default="auto", help="Which kernel.")
-@click.option("--no-cudnn", is_flag=True, help="Time ours only.")
+@click.option("--path", type=click.Choice(["auto", "portable", "hopper"]), default="auto", help="Attention's kernel.")
+@click.option("--ours", is_flag=True, help="Time ours alone.")
 @click.option("--repeats", default=15, show_default=True, help="Graph replays per case.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(bf16: bool, path: str, no_cudnn: bool, repeats: int, json_file: Path | None) -> None:
+def main(only: tuple[str, ...], bf16: bool, path: str, ours: bool, repeats: int, json_file: Path | None) -> None:
     import torch
 
     if not torch.cuda.is_available():
         raise click.ClickException("no CUDA device: the benchmark needs one")
     click.echo(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {'bf16' if bf16 else 'fp16'}, path {path}")
+    wanted = only or OPERATORS
     results = []
-    for case in CASES:
-        ours = time_ours(case, bf16, path, repeats)
-        line = f"{case}: {ours:7.3f} ms {case.scores / ours / 1e9:5.2f}e12 scores/s"
-        row = {**asdict(case), "ours_ms": ours}
-        if not no_cudnn:
-            row["cudnn_ms"] = cudnn = time_cudnn(case, bf16, repeats)
-            line += f"   cuDNN {cudnn:7.3f} ms {case.scores / cudnn / 1e9:5.2f}   {cudnn / ours:5.2f}x"
-        results.append(row)
-        click.echo(line)
+    if "attention" in wanted:
+        results += [attention_row(case, bf16, path, repeats, not ours) for case in CASES]
+    results += [map_row(case, bf16, repeats, not ours) for case in MAP_CASES if case.operator in wanted]
     if json_file:
         json_file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "results": results}, indent=1))
 

@@ -1,18 +1,25 @@
-"""The C interface (include/ribsr_attention.h) through ctypes. Needs neither torch nor numpy."""
+"""The C interface (include/ribsr_kernels.h) through ctypes. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_attention.so"
-VARIABLE = "RIBSR_ATTENTION_LIBRARY"
+DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
+VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
+ADD_GELU = 1
+"""Epilogue of the depthwise convolution: out = in + gelu(convolution)."""
+
+TUNED_WIDTHS, TUNED_RANKS = (16, 32), (16, 24, 32)
+"""Head widths and ranks that the attention kernel is tuned for; others up to 64 are correct."""
 
 
 class LibraryError(RuntimeError):
@@ -31,8 +38,8 @@ class Map(ctypes.Structure):
     )
 
 
-class Params(ctypes.Structure):
-    """RibsrAttentionParams; `struct_size` is filled in by `call`."""
+class AttentionParams(ctypes.Structure):
+    """RibsrAttentionParams; `struct_size` is filled in by `call`, here and below."""
 
     _fields_ = (
         ("struct_size", ctypes.c_uint32),
@@ -57,9 +64,60 @@ class Params(ctypes.Structure):
     )
 
 
+class LayerNormParams(ctypes.Structure):
+    """RibsrLayerNormParams; `input` is its `in`."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("dtype", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("input", Map),
+        ("out", Map),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class DepthwiseParams(ctypes.Structure):
+    """RibsrDepthwiseParams; `input` is its `in`, `epilogue` ADD_GELU or 0."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("dtype", ctypes.c_int32),
+        ("input_gelu", ctypes.c_int32),
+        ("epilogue", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("input", Map),
+        ("out", Map),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+Params = AttentionParams | LayerNormParams | DepthwiseParams
+_OPERATORS: dict[type[Params], tuple[str, str]] = {
+    AttentionParams: ("ribsr_attention", "CyclicWindowAttention"),
+    LayerNormParams: ("ribsr_layer_norm", "ChannelLayerNorm"),
+    DepthwiseParams: ("ribsr_depthwise", "DepthwiseConv3x3"),
+}
+"""The function that takes each structure, and the operator's name for messages."""
+
+
 def path() -> Path:
-    """The library's file: $RIBSR_ATTENTION_LIBRARY, else the one `python -m plugins.build` makes."""
+    """The library's file: $RIBSR_KERNELS_LIBRARY, else the one `python -m plugins.build` makes."""
     return Path(os.environ.get(VARIABLE) or DEFAULT)
+
+
+def is_tuned(head_width: int, rank: int) -> bool:
+    """Whether the attention kernel is made for layers of this head width and rank, rather than only correct."""
+    return head_width in TUNED_WIDTHS and rank in TUNED_RANKS
 
 
 @cache
@@ -69,33 +127,83 @@ def load() -> ctypes.CDLL:
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
     library = ctypes.CDLL(str(file))
-    library.ribsr_attention.argtypes = (ctypes.POINTER(Params), ctypes.c_void_p)
-    library.ribsr_attention_path.argtypes = (ctypes.POINTER(Params), ctypes.POINTER(ctypes.c_int32))
-    library.ribsr_error_message.restype = ctypes.c_char_p
     version = library.ribsr_interface_version()
     if version != INTERFACE_VERSION:
         raise LibraryError(
             f"{file} has interface version {version}, not {INTERFACE_VERSION}: run `python -m plugins.build`"
         )
+    for params, (function, _) in _OPERATORS.items():
+        getattr(library, function).argtypes = (ctypes.POINTER(params), ctypes.c_void_p)
+    library.ribsr_attention_path.argtypes = (ctypes.POINTER(AttentionParams), ctypes.POINTER(ctypes.c_int32))
+    library.ribsr_error_message.restype = ctypes.c_char_p
     return library
 
 
-def _check(library: ctypes.CDLL, code: int) -> None:
+def _check(library: ctypes.CDLL, params: Params, code: int) -> None:
     if code != 0:
-        raise LibraryError(f"CyclicWindowAttention: {library.ribsr_error_message().decode()}")
+        raise LibraryError(f"{_OPERATORS[type(params)][1]}: {library.ribsr_error_message().decode()}")
 
 
 def call(params: Params, stream: int) -> None:
-    """Enqueue the operator on a CUDA stream of the current device. Raises LibraryError."""
+    """Enqueue the operator of these parameters on a CUDA stream of the current device. Raises LibraryError."""
     library = load()
-    params.struct_size = ctypes.sizeof(Params)
-    _check(library, library.ribsr_attention(ctypes.byref(params), stream))
+    params.struct_size = ctypes.sizeof(params)
+    _check(library, params, getattr(library, _OPERATORS[type(params)][0])(ctypes.byref(params), stream))
 
 
-def chosen_path(params: Params) -> str:
+def chosen_path(params: AttentionParams) -> str:
     """Which path `call` would take on the current device: portable or hopper. Raises LibraryError."""
     library = load()
-    params.struct_size = ctypes.sizeof(Params)
+    params.struct_size = ctypes.sizeof(params)
     chosen = ctypes.c_int32()
-    _check(library, library.ribsr_attention_path(ctypes.byref(params), ctypes.byref(chosen)))
+    _check(library, params, library.ribsr_attention_path(ctypes.byref(params), ctypes.byref(chosen)))
     return next(name for name, number in PATHS.items() if number == chosen.value)
+
+
+TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"
+"""Environment variable that names another TensorRT plugin library."""
+TENSORRT_NAMESPACE = "ribsr"
+TENSORRT_PLUGINS = ("CyclicWindowAttention", "ChannelLayerNorm", "DepthwiseConv3x3")
+"""The plugins' names in TensorRT's registry; version 1."""
+
+_tensorrt_lock = threading.Lock()
+
+
+def tensorrt_path(major: int) -> Path:
+    """The plugin library for this TensorRT: $RIBSR_TENSORRT_LIBRARY, else the one `python -m plugins.build` makes."""
+    return Path(os.environ.get(TENSORRT_VARIABLE) or DEFAULT.with_name(f"libribsr_tensorrt{major}.so"))
+
+
+def load_tensorrt(trt: Any, path: Path) -> None:
+    """Register the plugins in `path` with TensorRT (`trt` is its module), unless this process has them already.
+
+    TensorRT loads the file itself (IPluginRegistry::loadLibrary, 8.6 and later) and asks it for its plugin creators;
+    loading it in any other way registers nothing. Raises LibraryError.
+    """
+    registry = trt.get_plugin_registry()
+    with _tensorrt_lock:
+        if not _missing_plugins(registry):
+            return
+        if not path.exists():
+            raise LibraryError(
+                f"{path} does not exist: build it with `python -m plugins.build --tensorrt-include DIR`, "
+                f"DIR holding the headers of TensorRT {trt.__version__}"
+            )
+        try:
+            ctypes.CDLL(str(path.resolve()))  # says why it cannot be loaded, which TensorRT does not
+        except OSError as error:
+            raise LibraryError(f"{path} cannot be loaded: {error}") from error
+        registry.load_library(str(path.resolve()))
+        missing = _missing_plugins(registry)
+        if missing:
+            raise LibraryError(
+                f"{path} does not give TensorRT {trt.__version__} the plugins {', '.join(missing)}: it was built for "
+                "another TensorRT; run `python -m plugins.build --tensorrt-include DIR` with the headers of this one"
+            )
+
+
+def _missing_plugins(registry: Any) -> list[str]:
+    # To ask for one that is not there makes TensorRT log an error. From 10 on, the second list lacks IPluginV3.
+    creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+    known = {(creator.name, creator.plugin_version, creator.plugin_namespace) for creator in creators}
+    return [name for name in TENSORRT_PLUGINS if (name, "1", TENSORRT_NAMESPACE) not in known]

@@ -1,6 +1,7 @@
-"""The PyTorch operator ribsr::cyclic_window_attention on the CUDA kernels; importing this registers it.
+"""PyTorch operators on the CUDA kernels; importing this registers them.
 
-It also registers attention="kernel" with ribsr. Import it as `plugins.torch`, with the repository's root on the path.
+ribsr::cyclic_window_attention, ribsr::channel_layer_norm and ribsr::depthwise_conv3x3. It also registers
+attention="kernel" with ribsr. Import it as `plugins.torch`, with the repository's root on the path.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from plugins import library
 from ribsr import attention
@@ -33,10 +35,21 @@ def _check_shapes(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, windo
         )
 
 
-def _empty_output(qkv: Tensor, gate: Tensor) -> Tensor:
-    channels_last = qkv.stride(1) == 1 and qkv.shape[1] > 1
+def _check_dtypes(*inputs: Tensor) -> None:
+    if inputs[0].dtype not in DTYPES or any(x.dtype != inputs[0].dtype for x in inputs):
+        dtypes = ", ".join(str(x.dtype) for x in inputs)
+        raise TypeError(f"the CUDA kernel takes one of float16 and bfloat16 for all inputs, not {dtypes}")
+
+
+def _empty_output(like: Tensor, shape: torch.Size) -> Tensor:
+    channels_last = like.stride(1) == 1 and like.shape[1] > 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(gate.shape, dtype=qkv.dtype, device=qkv.device, memory_format=layout)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _call(params: library.Params, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        library.call(params, torch.cuda.current_stream().cuda_stream)
 
 
 def parameters(
@@ -50,10 +63,10 @@ def parameters(
     shift: list[int],
     scale: float,
     path: str = "auto",
-) -> library.Params:
+) -> library.AttentionParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
     b, channels, h, w = qkv.shape
-    return library.Params(
+    return library.AttentionParams(
         dtype=DTYPES[qkv.dtype],
         path=library.PATHS[path],
         batch=b,
@@ -92,14 +105,10 @@ def cyclic_window_attention(
     ValueError for shapes that do not fit, LibraryError if the library is missing or refuses.
     """
     _check_shapes(qkv, rib_q, rib_k, gate, window, heads)
-    if qkv.dtype not in DTYPES or any(x.dtype != qkv.dtype for x in (rib_q, rib_k, gate)):
-        dtypes = ", ".join(str(x.dtype) for x in (qkv, rib_q, rib_k, gate))
-        raise TypeError(f"the CUDA kernel takes one of float16 and bfloat16 for all inputs, not {dtypes}")
-    out = _empty_output(qkv, gate)
+    _check_dtypes(qkv, rib_q, rib_k, gate)
+    out = _empty_output(qkv, gate.shape)
     rib_q, rib_k = rib_q.contiguous(), rib_k.contiguous()
-    with torch.cuda.device(qkv.device):
-        params = parameters(out, qkv, rib_q, rib_k, gate, window, heads, shift, scale)
-        library.call(params, torch.cuda.current_stream().cuda_stream)
+    _call(parameters(out, qkv, rib_q, rib_k, gate, window, heads, shift, scale), qkv.device)
     return out
 
 
@@ -115,7 +124,7 @@ def _on_cpu(
     scale: float,
 ) -> Tensor:
     _check_shapes(qkv, rib_q, rib_k, gate, window, heads)
-    out = _empty_output(qkv, gate)
+    out = _empty_output(qkv, gate.shape)
     return out.copy_(
         attention.reference(
             qkv, rib_q, rib_k, gate, window=(window[0], window[1]), heads=heads, shift=(shift[0], shift[1]), scale=scale
@@ -135,7 +144,7 @@ def _fake(
     scale: float,
 ) -> Tensor:
     _check_shapes(qkv, rib_q, rib_k, gate, window, heads)
-    return _empty_output(qkv, gate)
+    return _empty_output(qkv, gate.shape)
 
 
 def kernel(
@@ -155,3 +164,118 @@ def kernel(
 
 
 attention.register_attention("kernel", kernel)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Layer normalisation over the channels of every pixel: x [B, C, H, W], weight and bias [C]."""
+    return functional.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, epsilon).permute(0, 3, 1, 2)
+
+
+def layer_norm_parameters(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+) -> library.LayerNormParams:
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    b, c, h, w = x.shape
+    return library.LayerNormParams(
+        dtype=DTYPES[x.dtype],
+        batch=b,
+        channels=c,
+        height=h,
+        width=w,
+        epsilon=epsilon,
+        input=_map(x),
+        out=_map(out),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+    )
+
+
+def _check_channels(x: Tensor, weight: Tensor, bias: Tensor, weight_shape: list[int]) -> None:
+    if x.ndim != 4 or list(weight.shape) != weight_shape or list(bias.shape) != list(x.shape[1:2]):
+        raise ValueError(
+            f"x, weight and bias are {list(x.shape)}, {list(weight.shape)}, {list(bias.shape)}: "
+            f"expected [B, C, H, W], {['C', *weight_shape[1:]]} and [C]".replace("'", "")
+        )
+
+
+@torch.library.custom_op("ribsr::channel_layer_norm", mutates_args=(), device_types="cuda")
+def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """`layer_norm_reference` on the GPU, in float16 or bfloat16, statistics in float32, for maps of any strides.
+
+    Channels-last maps whose pixels are a multiple of 8 channels apart are fast. Raises TypeError for other dtypes,
+    ValueError for shapes that do not fit, LibraryError if the library is missing or refuses.
+    """
+    _check_channels(x, weight, bias, list(x.shape[1:2]))
+    _check_dtypes(x, weight, bias)
+    out = _empty_output(x, x.shape)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    _call(layer_norm_parameters(out, x, weight, bias, epsilon), x.device)
+    return out
+
+
+@channel_layer_norm.register_kernel("cpu")
+def _layer_norm_on_cpu(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    _check_channels(x, weight, bias, list(x.shape[1:2]))
+    return _empty_output(x, x.shape).copy_(layer_norm_reference(x, weight, bias, epsilon))
+
+
+@channel_layer_norm.register_fake
+def _layer_norm_fake(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    _check_channels(x, weight, bias, list(x.shape[1:2]))
+    return _empty_output(x, x.shape)
+
+
+def depthwise_reference(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False) -> Tensor:
+    """Depthwise convolution of x [B, C, H, W] by weight [C, 1, 3, 3], padded by one zero; x + gelu of it if add_gelu.
+
+    input_gelu: all of that for gelu(x) in place of x.
+    """
+    x = functional.gelu(x) if input_gelu else x
+    y = functional.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+    return x + functional.gelu(y) if add_gelu else y
+
+
+def depthwise_parameters(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False
+) -> library.DepthwiseParams:
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    b, c, h, w = x.shape
+    return library.DepthwiseParams(
+        dtype=DTYPES[x.dtype],
+        input_gelu=int(input_gelu),
+        epilogue=library.ADD_GELU if add_gelu else 0,
+        batch=b,
+        channels=c,
+        height=h,
+        width=w,
+        input=_map(x),
+        out=_map(out),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
+    )
+
+
+@torch.library.custom_op("ribsr::depthwise_conv3x3", mutates_args=(), device_types="cuda")
+def depthwise_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False) -> Tensor:
+    """`depthwise_reference` on the GPU, in float16 or bfloat16, sums in float32, for maps of any strides.
+
+    Fast and raising as `channel_layer_norm`.
+    """
+    _check_channels(x, weight, bias, [x.shape[1], 1, 3, 3])
+    _check_dtypes(x, weight, bias)
+    out = _empty_output(x, x.shape)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    _call(depthwise_parameters(out, x, weight, bias, add_gelu, input_gelu), x.device)
+    return out
+
+
+@depthwise_conv3x3.register_kernel("cpu")
+def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False) -> Tensor:
+    _check_channels(x, weight, bias, [x.shape[1], 1, 3, 3])
+    return _empty_output(x, x.shape).copy_(depthwise_reference(x, weight, bias, add_gelu, input_gelu))
+
+
+@depthwise_conv3x3.register_fake
+def _depthwise_fake(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False) -> Tensor:
+    _check_channels(x, weight, bias, [x.shape[1], 1, 3, 3])
+    return _empty_output(x, x.shape)

@@ -48,9 +48,13 @@ def model_name(text: str) -> ModelName:
 
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
-    """Opens a model with the options of `engines.cli.engine_options`; those for checkpoints go to checkpoints only."""
+    """Opens a model with the options of `engines.cli.engine_options`, each where it belongs."""
+    everywhere, plans = ("device", "threads"), ("cuda_graphs",)
     if not is_checkpoint(name.path):
-        options = {key: options[key] for key in ("device", "threads") if key in options}
+        keys = everywhere + (plans if Path(name.path).suffix == ".plan" else ())
+        options = {key: options[key] for key in keys if key in options}
+    else:
+        options = {key: value for key, value in options.items() if key not in plans}
     return open_engine(name.path, precision=name.precision, **options)
 
 
@@ -80,7 +84,7 @@ def environment() -> dict[str, Any]:
     import importlib.metadata
 
     versions = {"python": platform.python_version()}
-    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt"):
+    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

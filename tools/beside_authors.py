@@ -2,9 +2,12 @@
 """Our files beside the paper authors' own PyTorch code, in one run: the ratio that their users would see.
 
     tools/beside_authors.py SST_REPO sst-light x2.onnx --size 128x128 --size 256x256
+    tools/beside_authors.py SST_REPO sst-light --device cuda --size 640x360 --json authors.json
 
 SST_REPO is a checkout of github dslisleedh/SST, which needs einops; none of its code is here. Their model runs as they
-run it: float32, with the attention in bfloat16. Weights are random, since only the time counts.
+run it: on a CPU float32 with the attention in bfloat16; on a GPU float32 with TF32, and half precision as a second row.
+Weights are random, since only the time counts. Where a plan needs another Python than PyTorch does, time it there with
+tools/latency.py --json and put both files into one table with tools/latency.py --merge authors.json plan.json.
 """
 
 from __future__ import annotations
@@ -21,12 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 
 from engines import Engine, EngineError
-from engines.base import Description
+from engines.base import Description, Timer
 from engines.cli import Command, engine_options
 from tools._common import ModelName, Size, console, environment, environment_line, model_name, open_model, write_json
 from tools.latency import measure, report, show, with_ratios
 
-AUTHORS = ModelName("authors")
+AUTHORS = {"cpu": (ModelName("authors"),), "cuda": (ModelName("authors"), ModelName("authors", "fp16"))}
+"""Their model as it runs on each device."""
+
+WARMUP = {"cpu": 1, "cuda": 5}
+"""Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
+
+RIB_PARAMETERS = ("to_hidden", "hidden_b", "to_q", "to_k")
+"""What their code keeps in float32 whatever the rest is in."""
 
 
 def import_authors(repository: Path) -> Any:
@@ -45,9 +55,9 @@ def import_authors(repository: Path) -> Any:
 
 
 class AuthorsEngine(Engine):
-    """The authors' SST as an engine on the CPU: `run` takes and gives float32 [B, 3, H, W]."""
+    """The authors' SST as an engine: `run` takes and gives float32 [B, 3, H, W]."""
 
-    def __init__(self, repository: Path, model: str, scale: int, threads: int | None):
+    def __init__(self, repository: Path, model: str, scale: int, threads: int | None, device: str, half: bool):
         import torch
 
         import ribsr
@@ -73,12 +83,20 @@ class AuthorsEngine(Engine):
             rib_n_freqs=config.rib_freqs,
             gate_type="DWC",
         ).eval()
+        self._device = torch.device(device)
+        self._dtype = torch.float16 if half else torch.float32
+        self._model = self._model.to(self._device, self._dtype)
+        for name, parameter in self._model.named_parameters():
+            if name.rsplit(".", 1)[-1] in RIB_PARAMETERS:
+                parameter.data = parameter.data.float()
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         self._description = Description(
             path="authors",
             runtime="pytorch",
             runtime_version=torch.__version__,
-            device="cpu",
-            precision="fp32",
+            device="cpu" if device == "cpu" else f"cuda:0 {torch.cuda.get_device_name()}",
+            precision="fp16" if half else "fp32" if device == "cpu" else "tf32",
             model=model,
             scale=scale,
             windows=tuple((side, side) for side in config.windows),
@@ -93,8 +111,23 @@ class AuthorsEngine(Engine):
     def run(self, x: Any) -> Any:
         import torch
 
+        return self._forward(torch.from_numpy(x).to(self._device, self._dtype)).float().cpu().numpy()
+
+    def _forward(self, x: Any) -> Any:
+        import torch
+
         with torch.inference_mode():
-            return self._model(torch.from_numpy(x)).numpy()
+            return self._model(x)
+
+    def timer(self, x: Any) -> Timer:
+        if self._device.type == "cpu":
+            return super().timer(x)
+        import torch
+
+        from engines.pytorch import cuda_timer
+
+        placed = torch.from_numpy(x).to(self._device, self._dtype)
+        return cuda_timer(lambda: self._forward(placed), self._device)
 
     def close(self) -> None:
         del self._model
@@ -102,22 +135,24 @@ class AuthorsEngine(Engine):
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens the authors' model for the name `authors`, and every other as usual."""
+    """Opens the authors' model under its names, and every other as usual."""
 
     repository: Path
     model: str
     scale: int
+    device: str
 
     def __call__(self, name: ModelName, options: dict[str, Any]) -> Engine:
-        if name == AUTHORS:
-            return AuthorsEngine(self.repository, self.model, self.scale, options["threads"])
+        if name in AUTHORS[self.device]:
+            half = name.precision == "fp16"
+            return AuthorsEngine(self.repository, self.model, self.scale, options["threads"], self.device, half)
         return open_model(name, options)
 
 
 @click.command(cls=Command)
 @click.argument("repository", metavar="SST_REPO", type=click.Path(path_type=Path))
 @click.argument("network", metavar="NETWORK")
-@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("names", nargs=-1, metavar="[MODEL...]")
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Of the authors' model.")
 @click.option("--size", "sizes", multiple=True, type=Size(), help="Of the input; may be repeated.  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each model.")
@@ -133,13 +168,16 @@ def main(
     json_target: str | None,
     **options: Any,
 ) -> None:
-    """Times MODELs beside the authors' PyTorch NETWORK (e.g. sst-light) on the CPU; ratios are to theirs."""
+    """Times MODELs beside the authors' PyTorch NETWORK (e.g. sst-light); ratios are to theirs. On the CPU, unless
+    --device cuda."""
     out = console(stderr=json_target == "-")
     import_authors(repository)
-    models = [AUTHORS, *map(model_name, names)]
+    device = "cuda" if options["device"] == "cuda" else "cpu"
+    models = [*AUTHORS[device], *map(model_name, names)]
+    opener = Opener(repository, network, scale, device)
     results = []
     for size in sizes or ((128, 128),):
-        timed = measure(models, size, {**options, "device": "cpu"}, rounds, 1, Opener(repository, network, scale))
+        timed = measure(models, size, {**options, "device": device}, rounds, WARMUP[device], opener)
         results += [result.to_json() for result in timed]
     values = report(with_ratios(results), [environment()], [{"rounds": rounds, "threads": options["threads"]}])
     show(out, values["results"])

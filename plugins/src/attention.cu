@@ -1,58 +1,18 @@
-// The C interface: checks, path choice, launch.
-#include <stdarg.h>
-#include <stdio.h>
-
-#include "../include/ribsr_attention.h"
+// ribsr_attention: checks, path choice, launch.
+#include "interface.h"
 #include "kernels.h"
 
+using namespace ribsr;
+
 namespace {
-
-using ribsr::Map;
-using ribsr::Shape;
-
-thread_local char message[512];
-
-int32_t fail(int32_t code, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(message, sizeof(message), format, arguments);
-  va_end(arguments);
-  return code;
-}
-
-#define RIBSR_CHECK(condition, ...)                                           \
-  do {                                                                        \
-    if (!(condition)) return fail(RIBSR_INVALID_ARGUMENT, __VA_ARGS__);       \
-  } while (0)
-
-Map map_of(const RibsrMap &map) {
-  return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
-}
-
-// Vectorised loads and stores address an image in units of 16 bytes with 32 bits.
-bool vectorised(const RibsrMap &map, long long height, long long width) {
-  const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
-  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 &&
-         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 &&
-         columns >= 0 && rows < (1ll << 28) && columns < (1ll << 28) &&
-         (height - 1) * rows + (width - 1) * columns < (1ll << 31);
-}
 
 int round_up(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
-  RIBSR_CHECK(params != nullptr, "params is null");
-  RIBSR_CHECK(params->struct_size == sizeof(RibsrAttentionParams),
-              "struct_size is %u, this library expects %zu: rebuild the caller against its header", params->struct_size,
-              sizeof(RibsrAttentionParams));
+  const int32_t code = check_common(params);
+  if (code != RIBSR_OK) return code;
   const RibsrAttentionParams &p = *params;
-  RIBSR_CHECK(p.dtype == RIBSR_FLOAT16 || p.dtype == RIBSR_BFLOAT16, "dtype %d is neither float16 (1) nor bfloat16 (2)",
-              p.dtype);
   RIBSR_CHECK(p.path >= RIBSR_PATH_AUTO && p.path <= RIBSR_PATH_HOPPER, "path %d is unknown: use 0, 1 or 2", p.path);
-  RIBSR_CHECK(p.batch > 0 && p.height > 0 && p.width > 0, "batch, height, width are %d, %d, %d: all must be positive",
-              p.batch, p.height, p.width);
-  RIBSR_CHECK(p.height <= (1 << 20) && p.width <= (1 << 20), "height, width are %d, %d: at most 2^20", p.height,
-              p.width);
   RIBSR_CHECK(p.heads > 0 && p.head_width > 0 && p.head_width <= 64 && p.rank > 0 && p.rank <= 64,
               "heads, head_width, rank are %d, %d, %d: heads must be positive, the others 1 to 64", p.heads,
               p.head_width, p.rank);
@@ -99,24 +59,18 @@ bool hopper_takes(const Shape &s) {
 }
 
 int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *path, int *multiprocessors) {
-  int device = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "no usable CUDA device: %s", cudaGetErrorString(error));
-  if (major < 8) {
-    return fail(RIBSR_UNSUPPORTED, "device %d has compute capability %d.%d: 8.0 or later is needed", device, major,
-                minor);
-  }
-  const bool hopper = major == 9 && minor == 0 && hopper_takes(shape);
+  Device device;
+  const int32_t code = current_device(&device);
+  if (code != RIBSR_OK) return code;
+  const bool hopper = device.major == 9 && device.minor == 0 && hopper_takes(shape);
   if (params.path == RIBSR_PATH_HOPPER && !hopper) {
     return fail(RIBSR_UNSUPPORTED,
                 "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels-last maps "
                 "aligned to 8 channels, head width 16 or 32 (here %d) and rank 16, 24 or 32 (here %d)",
-                major, minor, shape.head_width, shape.rank);
+                device.major, device.minor, shape.head_width, shape.rank);
   }
   *path = params.path != RIBSR_PATH_AUTO ? params.path : hopper ? RIBSR_PATH_HOPPER : RIBSR_PATH_PORTABLE;
+  *multiprocessors = device.multiprocessors;
   return RIBSR_OK;
 }
 
@@ -125,7 +79,7 @@ int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *
 extern "C" {
 
 int32_t ribsr_attention(const RibsrAttentionParams *params, void *stream) {
-  message[0] = '\0';
+  clear_message();
   Shape shape;
   int32_t path = 0;
   int multiprocessors = 0;
@@ -136,17 +90,15 @@ int32_t ribsr_attention(const RibsrAttentionParams *params, void *stream) {
   const bool fp16 = params->dtype == RIBSR_FLOAT16;
   cudaError_t error;
   if (path == RIBSR_PATH_HOPPER) {
-    error = fp16 ? ribsr::launch_hopper_fp16(shape, multiprocessors, on)
-                 : ribsr::launch_hopper_bf16(shape, multiprocessors, on);
+    error = fp16 ? launch_hopper_fp16(shape, multiprocessors, on) : launch_hopper_bf16(shape, multiprocessors, on);
   } else {
-    error = fp16 ? ribsr::launch_portable_fp16(shape, on) : ribsr::launch_portable_bf16(shape, on);
+    error = fp16 ? launch_portable_fp16(shape, on) : launch_portable_bf16(shape, on);
   }
-  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "launch failed: %s", cudaGetErrorString(error));
-  return RIBSR_OK;
+  return launched(error);
 }
 
 int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path) {
-  message[0] = '\0';
+  clear_message();
   Shape shape;
   int multiprocessors = 0;
   const int32_t code = describe(params, &shape);
@@ -154,9 +106,5 @@ int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path) 
   RIBSR_CHECK(path != nullptr, "path is null");
   return choose(*params, shape, path, &multiprocessors);
 }
-
-const char *ribsr_error_message(void) { return message; }
-
-int32_t ribsr_interface_version(void) { return 1; }
 
 }  // extern "C"

@@ -100,16 +100,31 @@ __device__ __forceinline__ void mask(float (&scores)[Keys / 2], int valid) {
   }
 }
 
+template <int Keys>
+__device__ __forceinline__ float row_maximum(const float (&scores)[Keys / 2], int row) {
+  float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
+#pragma unroll
+  for (int j = 1; j < Keys / 8; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * row], scores[4 * j + 2 * row + 1]));
+  return quad_max(top);
+}
+
+// The first tile's maxima as references.
+template <int Keys>
+__device__ __forceinline__ void set_reference(const float (&scores)[Keys / 2], Rows &rows, float scale) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    rows.reference[i] = row_maximum<Keys>(scores, i) * scale;
+    rows.sum[i] = 0.0f;
+  }
+}
+
 // Move the references up to this tile's maxima, and rescale the accumulator and the sums.
 template <int Keys, int Outputs>
 __device__ __forceinline__ void move_reference(const float (&scores)[Keys / 2], float (&output)[Outputs], Rows &rows,
                                                float scale) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float top = fmaxf(scores[2 * i], scores[2 * i + 1]);
-#pragma unroll
-    for (int j = 1; j < Keys / 8; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * i], scores[4 * j + 2 * i + 1]));
-    const float reference = fmaxf(quad_max(top) * scale, rows.reference[i]);
+    const float reference = fmaxf(row_maximum<Keys>(scores, i) * scale, rows.reference[i]);
     const float factor = exp2_special(rows.reference[i] - reference);
     rows.reference[i] = reference;
     rows.sum[i] *= factor;
@@ -198,25 +213,26 @@ __device__ __forceinline__ void load_gate(uint4 (&gate)[D / 16], const Pieces<D>
   }
 }
 
-// output[4j..] / sum * gate for the two rows, in 16-byte stores.
+// output[4j..] * inverse for the two rows, rounded, times gate, in 16-byte stores.
 template <int D, bool BF16>
-__device__ __forceinline__ void store_vectorised(const float *output, const float (&inverse)[2], uint4 (&gate)[D / 16],
-                                                 const Pieces<D> &pieces, const Shape &shape, const Unit &unit) {
+__device__ __forceinline__ void store_vectorised(const float *output, const float (&inverse)[2],
+                                                 const uint4 (&gate)[D / 16], const Pieces<D> &pieces,
+                                                 const Shape &shape, const Unit &unit) {
   constexpr int kGroups = D / 8;
   uint4 *head = head_of(shape.out, shape, unit);
 #pragma unroll
   for (int t = 0; t < D / 16; ++t) {
-    uint32_t v[4] = {gate[t].x, gate[t].y, gate[t].z, gate[t].w};
-    transpose_quad(v);
+    uint32_t v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int half = (4 * t + i) / kGroups, j = (4 * t + i) % kGroups;
-      const float2 g = unpack<BF16>(v[i]);
-      v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half] * g.x,
-                        output[4 * j + 2 * half + 1] * inverse[half] * g.y);
+      v[i] = pack<BF16>(output[4 * j + 2 * half] * inverse[half], output[4 * j + 2 * half + 1] * inverse[half]);
     }
     transpose_quad(v);
-    if (pieces.inside[t]) head[pieces.out[t]] = make_uint4(v[0], v[1], v[2], v[3]);
+    if (pieces.inside[t]) {
+      head[pieces.out[t]] = make_uint4(multiply_packed<BF16>(v[0], gate[t].x), multiply_packed<BF16>(v[1], gate[t].y),
+                                       multiply_packed<BF16>(v[2], gate[t].z), multiply_packed<BF16>(v[3], gate[t].w));
+    }
   }
 }
 

@@ -72,6 +72,24 @@ __device__ __forceinline__ float2 unpack(uint32_t both) {
   return value;
 }
 
+// Two 16-bit products at once. bfloat16 through fma, which compute capability 8.0 has too.
+template <bool BF16>
+__device__ __forceinline__ uint32_t multiply_packed(uint32_t a, uint32_t b) {
+  uint32_t both;
+  if constexpr (BF16) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(0x80008000u));
+  } else {
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
+  }
+  return both;
+}
+
+__device__ __forceinline__ float reciprocal(float x) {  // to one unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ float exp2_special(float x) {  // special-function unit: 16 per clock and multiprocessor
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -203,24 +221,26 @@ __device__ __forceinline__ void group_multiply(float (&d)[32], uint64_t a, uint6
   }
 }
 
-#define RIBSR_VALUES(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                              \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1 \
-               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 1;"                                                      \
+#define RIBSR_VALUES(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, P, ...)                                           \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %" P ", 0;\n"                                                 \
+               "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1 \
+               ",%" A2 ",%" A3 "}, %" B ", p, 1, 1, 1;}"                                                     \
                : __VA_ARGS__                                                                                 \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// d[64 x N] += a[64 x 16] b[16 x N], a in registers, b in shared memory, MN-major.
+// d[64 x N] (+)= a[64 x 16] b[16 x N], a in registers, b in shared memory, MN-major.
 template <int N, bool BF16>
-__device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+__device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                                                         bool accumulate) {
   static_assert(N == 16 || N == 32, "unwritten shape");
   if constexpr (N == 16 && BF16) {
-    RIBSR_VALUES("bf16", "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
+    RIBSR_VALUES("bf16", "16", RIBSR_D8, "8", "9", "10", "11", "12", "13", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
   } else if constexpr (N == 16) {
-    RIBSR_VALUES("f16", "16", RIBSR_D8, "8", "9", "10", "11", "12", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
+    RIBSR_VALUES("f16", "16", RIBSR_D8, "8", "9", "10", "11", "12", "13", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
   } else if constexpr (BF16) {
-    RIBSR_VALUES("bf16", "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));
+    RIBSR_VALUES("bf16", "32", RIBSR_D16, "16", "17", "18", "19", "20", "21", RIBSR_F16(d, 0));
   } else {
-    RIBSR_VALUES("f16", "32", RIBSR_D16, "16", "17", "18", "19", "20", RIBSR_F16(d, 0));
+    RIBSR_VALUES("f16", "32", RIBSR_D16, "16", "17", "18", "19", "20", "21", RIBSR_F16(d, 0));
   }
 }
 

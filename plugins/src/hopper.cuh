@@ -132,14 +132,19 @@ struct Producer {
   template <int Count>
   __device__ __forceinline__ void factors(uint32_t to, int head, int first, const uint16_t *factor, int turn) {
     constexpr int kPieces = R / 8;
-    const int last = (shape.tokens - first) * kPieces - 1;  // piece
     const uint16_t *source = factor + (static_cast<long long>(head) * shape.tokens + first) * R;
+    const int last = (shape.tokens - first) * kPieces - 1;  // piece
+    const bool whole = last >= Count * kPieces - 1;
 #pragma unroll 1
     for (int base = 32 * ((warp + turn) % kProducers); base < Count; base += 32 * kProducers) {
+      const uint16_t *from = source + base * R + 8 * lane;
+      const uint32_t there = to + base * 2 * L::kFactor;
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
-        const int piece = base * kPieces + 32 * i + lane;
-        copy_async(to + swizzled<2 * L::kFactor>(piece / kPieces, piece % kPieces), source + 8 * min(piece, last));
+        const int piece = 32 * i + lane;
+        const int place = swizzled<2 * L::kFactor>(piece / kPieces, piece % kPieces);
+        copy_async(there + place,
+                   whole ? from + 256 * i : source + 8 * min(base * kPieces + piece, last));
       }
     }
   }
@@ -193,6 +198,7 @@ struct Producer {
 template <int D, int R, bool Shared, bool BF16>
 __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
   using L = Layout<D, R, Shared>;
+  memory = __shfl_sync(kAllLanes, memory, 0);  // else it is made anew from special registers for every tile
   const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                  query_empty = query_full + 16;
   const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
@@ -200,69 +206,68 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
   const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
   const float scale = shape.exponent_scale;
 
+  const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
+
   float scores[kKeys / 2];
   float output[D / 2];
+#pragma unroll
+  for (float &x : output) x = 0.0f;
   uint32_t probabilities[kKeys / 16][4];
   Ring stage, query;
   if constexpr (!Shared) stage.slot = group;
 
   for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
     Rows rows;
-    reset(rows);
-#pragma unroll
-    for (float &x : output) x = 0.0f;
-    int previous = 0;  // stage whose values are still being multiplied
+    uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
 
     barrier_wait(query_full + 8 * query.slot, query.phase);
     const uint32_t queries =
         descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
 
+    int remaining = shape.tokens;  // keys, from this tile on
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
-      barrier_wait(full + 8 * stage.slot, stage.phase);
-      const uint32_t keys = descriptor_address(memory + L::kStageOffset + stage.slot * L::kStageBytes);
+      const uint32_t full_now = full + 8 * stage.slot;
+      barrier_wait(full_now, stage.phase);
+      const uint32_t keys = first_keys + stage.slot * (L::kStageBytes / 16);
       const uint32_t values = keys + L::kValueOffset / 16;
 
       group_fence();
 #pragma unroll
       for (int k = 0; k < L::kSteps; ++k) {
-        if (k < D / 16) {
-          group_multiply<BF16>(scores, matrix_descriptor<2 * D>(queries + 2 * k),
-                                         matrix_descriptor<2 * D>(keys + 2 * k), k > 0);
-        } else {
-          constexpr int kWidth = 2 * L::kFactor;
-          const int step = 2 * (k - D / 16);
-          group_multiply<BF16>(scores, matrix_descriptor<kWidth>(queries + kRows * D * 2 / 16 + step),
-                                         matrix_descriptor<kWidth>(keys + L::kFactorOffset / 16 + step), true);
-        }
+        const bool factor = k >= D / 16;
+        const uint64_t b = factor ? matrix_descriptor<2 * L::kFactor>(keys + L::kFactorOffset / 16 + 2 * (k - D / 16))
+                                  : matrix_descriptor<2 * D>(keys + 2 * k);
+        const uint64_t a =
+            factor ? matrix_descriptor<2 * L::kFactor>(queries + kRows * D * 2 / 16 + 2 * (k - D / 16))
+                   : matrix_descriptor<2 * D>(queries + 2 * k);
+        group_multiply<BF16>(scores, a, b, k > 0);
       }
       group_commit();
       group_wait<0>();
-      if (tile > 0 && leader) barrier_arrive(empty + 8 * previous);
+      if (tile > 0 && leader) barrier_arrive(previous);
 
-      const int valid = shape.tokens - (Shared ? tile * kKeys : 0);
-      if (__builtin_expect(valid < kKeys, 0)) mask<kKeys>(scores, valid);
-      // Against the reference of the tiles before; only where that turns out too low, the maximum is looked for.
+      if (__builtin_expect(remaining < kKeys, 0)) mask<kKeys>(scores, remaining);
+      // Against the first tile's maximum; only where that turns out too low for a later tile is it moved.
+      if (tile == 0) set_reference<kKeys>(scores, rows, scale);
       float sum[2];
-      bool redo = true;
-      if (tile > 0) {
-        exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
-        redo = __any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit));
-      }
-      if (__builtin_expect(redo, 0)) {
+      exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
+      if (__builtin_expect(__any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit)), 0)) {
         move_reference<kKeys>(scores, output, rows, scale);
         exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
       }
       rows.sum[0] += sum[0];
       rows.sum[1] += sum[1];
+      previous = full_now + 8 * kStages;
+      stage.advance<kStages>(Shared ? 1 : kConsumers);
       group_fence();
 #pragma unroll
       for (int k = 0; k < kKeys / 16; ++k) {
-        group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D));
+        group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D),
+                                          k > 0 || tile > 0);
       }
       group_commit();
-      previous = stage.slot;
-      stage.advance<kStages>(Shared ? 1 : kConsumers);
+      remaining -= kKeys;
     }
 
     const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
@@ -276,11 +281,11 @@ __device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
     load_gate<D>(gate, pieces, shape, unit);
     group_wait<0>();
     if (leader) {
-      barrier_arrive(empty + 8 * previous);
+      barrier_arrive(previous);
       barrier_arrive(query_empty + 8 * query.slot);
     }
     query.advance<2>();
-    const float inverse[2] = {1.0f / quad_sum(rows.sum[0]), 1.0f / quad_sum(rows.sum[1])};
+    const float inverse[2] = {reciprocal(quad_sum(rows.sum[0])), reciprocal(quad_sum(rows.sum[1]))};
     store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
   }
 }

@@ -125,3 +125,47 @@ def test_what_fails_inside_pytorch_is_one_line(checkpoint: Path) -> None:
             with pytest.raises(EngineError, match=expected) as info:
                 engine.run(fakes.picture())
             assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "suits"),
+    [
+        ("sst-light", "float16", True),
+        ("sst-l+", "bfloat16", True),
+        ("sst", "float16", False),  # heads of 30 and ranks of 34: only correct there
+        ("sst-light", "float32", False),
+    ],
+)
+def test_which_models_the_fused_kernel_is_for(
+    name: str, dtype: str, suits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.pytorch import _suits_kernel
+
+    with torch.device("meta"):
+        model = ribsr.build(ribsr.config(name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert _suits_kernel(model, torch.device("cuda", 0), getattr(torch, dtype)) is suits
+    assert not _suits_kernel(model, torch.device("cpu"), getattr(torch, dtype))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not _suits_kernel(model, torch.device("cuda", 0), getattr(torch, dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_fused_kernel_is_chosen_by_itself_or_its_absence_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plugins import library
+
+    ribsr.save(ribsr.build(ribsr.config("sst-light")), tmp_path / "light.pt")
+    x = fakes.picture(40, 56)
+    with open_engine(tmp_path / "light.pt", precision="fp16", attention="sdpa") as other:
+        expected = other.run(x)
+    if library.path().exists():
+        with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
+            assert engine.describe().attention == "kernel"
+            np.testing.assert_allclose(engine.run(x), expected, atol=4e-3)
+    monkeypatch.setenv(library.VARIABLE, str(tmp_path / "none.so"))
+    with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
+        assert engine.describe().attention == "sdpa"
+        assert any("python -m plugins.build" in note for note in engine.describe().notes)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from export import lower
+from export import lower, precision
 from export.cyclic_window import DOMAIN, NAME
 from tests.export.conftest import run, traced
 
@@ -43,18 +43,12 @@ def test_canonical_graph_has_one_node_a_layer_and_no_shape_arithmetic(name):
     assert [value.name for value in bare.graph.output] == ["output"]
 
 
-def test_canonical_file_carries_one_function_and_plugin_form_none(name):
+def test_canonical_file_carries_one_function_and_strip_takes_it_away(name):
     _, bare = traced(name, 17)
     canonical = lower.lower(bare, "canonical")
     assert [(function.domain, function.name) for function in canonical.functions] == [(DOMAIN, NAME)]
     assert canonical.ir_version == 8
-    plugin = lower.lower(bare, "plugin")
-    assert not plugin.functions
-    for node in plugin.graph.node:
-        if node.op_type == NAME:
-            attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-            assert {"window", "heads", "shift", "scale", "plugin_version", "plugin_namespace"} == set(attributes)
-            assert attributes["plugin_namespace"] == b"ribsr"
+    assert lower.strip(canonical) == bare
 
 
 @pytest.mark.parametrize(
@@ -67,6 +61,16 @@ def test_flat_files_use_no_domain_of_ours(name, form, opset, domains):
     assert not flat.functions
     assert {node.domain for node in flat.graph.node} == domains
     assert {entry.domain for entry in flat.opset_import} == domains
+
+
+def test_matmul_form_has_only_what_tensorrt_8_6_reads(name):
+    """Its parser has no CastLike, and ignores `start` and `end` of a Shape in silence."""
+    golden, bare = traced(name, 17)
+    half, _ = precision.to_half(bare, precision.measure(lower.lower(bare, "canonical"), [golden.x]))
+    for model in (bare, half):
+        nodes = lower.lower(model, "matmul").graph.node
+        assert "CastLike" not in {node.op_type for node in nodes}
+        assert not any(node.attribute for node in nodes if node.op_type == "Shape")
 
 
 def test_attention_needs_opset_23():

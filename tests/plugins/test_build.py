@@ -23,10 +23,15 @@ def built() -> Path:
 
 
 @pytest.fixture
-def refusal(built: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Call the library with changed parameters; what it says."""
+def loaded(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plugins.library` uses the library just built."""
     monkeypatch.setenv(library.VARIABLE, str(built))
     library.load.cache_clear()
+
+
+@pytest.fixture
+def refusal(loaded: None) -> Callable[..., str]:
+    """Call the library with changed parameters; what it says."""
 
     def call(**changes: object) -> str:
         block = ctypes.create_string_buffer(64)  # stands for device memory: checks come before any access
@@ -47,7 +52,7 @@ def refusal(built: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         }
         values |= {name: library.Map(pointer, 1, 1, 1, 1) for name in ("qkv", "gate", "out")}
         with pytest.raises(library.LibraryError) as error:
-            library.chosen_path(library.Params(**(values | changes)))
+            library.chosen_path(library.AttentionParams(**(values | changes)))
         return str(error.value)
 
     return call
@@ -94,8 +99,40 @@ def test_parameters_are_checked(refusal: Callable[..., str], changes: dict[str, 
 
 
 def test_callers_of_another_version_are_refused(built: Path) -> None:
-    params = library.Params(struct_size=8)
+    params = library.AttentionParams(struct_size=8)
     handle = ctypes.CDLL(str(built))
     handle.ribsr_error_message.restype = ctypes.c_char_p
     assert handle.ribsr_attention(ctypes.byref(params), None) == 1
     assert b"struct_size is 8" in handle.ribsr_error_message()
+
+
+@pytest.mark.parametrize(
+    ("params", "changes", "message"),
+    [
+        (library.LayerNormParams, {"dtype": 0}, "ChannelLayerNorm: dtype 0 is neither float16"),
+        (library.LayerNormParams, {"channels": 0}, "channels is 0"),
+        (library.LayerNormParams, {"batch": 0}, "all must be positive"),
+        (library.LayerNormParams, {"height": 1 << 20, "width": 1 << 11}, "at most 2^30 pixels"),
+        (library.LayerNormParams, {"epsilon": -1.0}, "epsilon is -1"),
+        (library.LayerNormParams, {"epsilon": float("nan")}, "epsilon is nan"),
+        (library.LayerNormParams, {"bias": None}, "an array is null"),
+        (library.DepthwiseParams, {"dtype": 3}, "DepthwiseConv3x3: dtype 3 is neither float16"),
+        (library.DepthwiseParams, {"channels": -8}, "channels is -8"),
+        (library.DepthwiseParams, {"width": 0}, "all must be positive"),
+        (library.DepthwiseParams, {"epilogue": 2}, "epilogue 2 is unknown"),
+        (library.DepthwiseParams, {"input_gelu": 2}, "input_gelu is 2"),
+        (library.DepthwiseParams, {"weight": None}, "an array is null"),
+        (library.DepthwiseParams, {}, "must not overlap"),
+    ],
+)
+def test_parameters_of_the_other_kernels_are_checked(
+    loaded: None, params: Callable[..., library.Params], changes: dict[str, object], message: str
+) -> None:
+    pointer = ctypes.addressof(ctypes.create_string_buffer(64))  # checks come before any access
+    maps = {name: library.Map(pointer, 1, 1, 1, 1) for name in ("input", "out")}
+    values = {"dtype": library.FLOAT16, "batch": 1, "channels": 8, "height": 4, "width": 4, "epsilon": 1e-5}
+    if params is library.DepthwiseParams:
+        del values["epsilon"]
+    with pytest.raises(library.LibraryError) as error:
+        library.call(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)), 0)
+    assert message in str(error.value)

@@ -1,12 +1,11 @@
-/* ribsr::CyclicWindowAttention on NVIDIA GPUs: the C interface of the shared library.
+/* ribsr's kernels for NVIDIA GPUs: the C interface of the shared library.
  *
- * out = gate * softmax(scale * (q k^T + rib_q rib_k^T)) v, per window and head, where the map is reflect-padded right
- * and bottom to multiples of the window and rolled by -shift first, and rolled back and cropped afterwards. Nothing of
- * that is done as data movement. The library needs the CUDA driver and nothing else; every call is asynchronous on
- * `stream`, allocates nothing and may be captured in a CUDA graph.
+ * ribsr_attention: ribsr::CyclicWindowAttention. ribsr_layer_norm and ribsr_depthwise: what the layers around it need and
+ * runtimes do slowly on channels-last maps. The library needs the CUDA driver and nothing else; every call is asynchronous
+ * on `stream` (a cudaStream_t) of the current device, allocates nothing and may be captured in a CUDA graph.
  */
-#ifndef RIBSR_ATTENTION_H
-#define RIBSR_ATTENTION_H
+#ifndef RIBSR_KERNELS_H
+#define RIBSR_KERNELS_H
 
 #include <stdint.h>
 
@@ -20,7 +19,7 @@
 extern "C" {
 #endif
 
-/* What ribsr_attention and ribsr_attention_path return; ribsr_error_message() says it in words. */
+/* What every function but the last two returns; ribsr_error_message() says it in words. */
 enum {
   RIBSR_OK = 0,
   RIBSR_INVALID_ARGUMENT = 1, /* a parameter is outside what the operator allows */
@@ -60,11 +59,46 @@ typedef struct {
   const void *rib_k;
 } RibsrAttentionParams;
 
-/* Enqueue the operator on `stream` (a cudaStream_t) of the current device. */
+/* out = gate * softmax(scale * (q k^T + rib_q rib_k^T)) v, per window and head, where the map is reflect-padded right and
+ * bottom to multiples of the window and rolled by -shift first, and rolled back and cropped afterwards. Nothing of that is
+ * done as data movement. */
 RIBSR_API int32_t ribsr_attention(const RibsrAttentionParams *params, void *stream);
 
 /* Write to `path` which path ribsr_attention would take on the current device. */
 RIBSR_API int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path);
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrLayerNormParams) */
+  int32_t dtype;        /* of all four arrays */
+  int32_t batch, channels, height, width;
+  float epsilon;
+  RibsrMap in, out;
+  const void *weight; /* [channels], contiguous */
+  const void *bias;
+} RibsrLayerNormParams;
+
+/* Layer normalisation over the channels of every pixel: (x - mean) / sqrt(variance + epsilon) * weight + bias, the
+ * statistics in float32. */
+RIBSR_API int32_t ribsr_layer_norm(const RibsrLayerNormParams *params, void *stream);
+
+enum {
+  RIBSR_EPILOGUE_NONE = 0,
+  RIBSR_EPILOGUE_ADD_GELU = 1 /* out = in + gelu(convolution), gelu by the error function */
+};
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrDepthwiseParams) */
+  int32_t dtype;        /* of all four arrays */
+  int32_t input_gelu;   /* 1: gelu(in) takes the place of in, wherever it stands below */
+  int32_t epilogue;
+  int32_t batch, channels, height, width;
+  RibsrMap in, out;   /* must not overlap */
+  const void *weight; /* [channels, 3, 3], contiguous */
+  const void *bias;   /* [channels] */
+} RibsrDepthwiseParams;
+
+/* Depthwise 3x3 convolution, padded with one zero on every side, accumulated in float32. */
+RIBSR_API int32_t ribsr_depthwise(const RibsrDepthwiseParams *params, void *stream);
 
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);

@@ -1,0 +1,189 @@
+"""The `plugin` form: what TensorRT is slow at becomes nodes that our plugins take, in the domain `ribsr`.
+
+ChannelLayerNorm (x [B, C, H, W], weight [C], bias [C]; epsilon) → like x: LayerNorm over the channels, for
+    Transpose → LayerNormalization → Transpose.
+DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input_gelu) → like x: a depthwise convolution
+    of stride and padding 1; with add_gelu = 1 x + GELU(conv(x)); with input_gelu = 1 all of that of GELU(x), not of x.
+    The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
+CyclicWindowAttention stays as it is.
+
+Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
+`export.precision` keeps in float32, and whatever else looks different, stays in standard operators.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from export import cyclic_window
+
+LAYER_NORM, DEPTHWISE = "ChannelLayerNorm", "DepthwiseConv3x3"
+PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE)
+"""The operators of the domain `ribsr` that a graph in plugin form may have."""
+
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
+    """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32."""
+    graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
+    # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
+    scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
+    attentions = [node for node in graph.nodes if node.op == cyclic_window.NAME]
+    if single := [node for node in attentions if not _is_half(node.inputs[1])]:
+        raise ValueError(
+            f"the form 'plugin' computes in half precision, but {len(single)} of {len(attentions)} "
+            f"{cyclic_window.NAME} nodes are in float32, the first is {single[0].outputs[0].name}: use --fp16, or "
+            "where float16 would overflow --bf16 (TensorRT 10 and later), or another form"
+        )
+    for node in list(graph.nodes):
+        if node.op == "LayerNormalization":
+            _fuse_layer_norm(graph, node)
+        elif node.op == "Conv":
+            _fuse_depthwise(graph, node, scalars)
+    graph.cleanup().toposort()
+    lowered = gs.export_onnx(graph)
+    lowered.ir_version, lowered.producer_name = bare.ir_version, bare.producer_name
+    return lowered
+
+
+def count(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each of PLUGINS a model has."""
+    ops = [node.op_type for node in model.graph.node if node.domain == cyclic_window.DOMAIN]
+    return {name: ops.count(name) for name in PLUGINS}
+
+
+def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
+    """Transpose → norm → Transpose as one ChannelLayerNorm, if that is what stands there."""
+    before = _producer(norm.inputs[0])
+    after = _only_consumer(norm.outputs[0])
+    if (
+        before is not None
+        and after is not None
+        and _permutes(before, [0, 2, 3, 1])
+        and _permutes(after, [0, 3, 1, 2])
+        and norm.attrs.get("axis", -1) in (-1, 3)
+        and len(norm.outputs) == 1
+        and _is_half(norm.inputs[1])
+    ):
+        weight = norm.inputs[1]
+        bias = norm.inputs[2] if len(norm.inputs) > 2 else _zeros(weight, norm)
+        attributes = {"epsilon": norm.attrs.get("epsilon", 1e-5)}
+        _replace(graph, LAYER_NORM, norm.name, attributes, [before.inputs[0], weight, bias], after.outputs[0])
+
+
+def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> None:
+    """A depthwise 3x3 convolution as one DepthwiseConv3x3, with the GELU and the addition behind it if they are."""
+    x, weight = conv.inputs[:2]
+    channels = conv.attrs.get("group", 1)
+    if not (
+        isinstance(weight, gs.Constant)
+        and list(weight.shape) == [channels, 1, 3, 3]
+        and conv.attrs.get("pads") == [1, 1, 1, 1]
+        and conv.attrs.get("strides", [1, 1]) == [1, 1]
+        and conv.attrs.get("dilations", [1, 1]) == [1, 1]
+        and conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"
+        and _is_half(weight)
+    ):
+        return
+    bias = conv.inputs[2] if len(conv.inputs) > 2 else _zeros(weight, conv)
+    total = _plus_gelu(x, conv.outputs[0], scalars)
+    before = None if total is None else _before_gelu(x, scalars)
+    attributes = {"add_gelu": int(total is not None), "input_gelu": int(before is not None)}
+    x = x if before is None else before
+    _replace(graph, DEPTHWISE, conv.name, attributes, [x, weight, bias], conv.outputs[0] if total is None else total)
+
+
+def _plus_gelu(x: Any, y: Any, scalars: dict[str, float]) -> Any:
+    """The tensor x + GELU(y), or None if something else is made of y or of GELU(y)."""
+    gelu = _gelu(y, scalars)
+    total = None if gelu is None else _only_consumer(gelu)
+    if total is None or total.op != "Add" or not any(tensor is x for tensor in total.inputs):
+        return None
+    return total.outputs[0]
+
+
+def _before_gelu(x: Any, scalars: dict[str, float]) -> Any:
+    """The tensor whose GELU x is, or None if x is something else, or is read by more than a convolution and a sum."""
+    if len(x.inputs) != 1 or len(x.outputs) != 2:
+        return None
+    return next((y for y in x.inputs[0].inputs if isinstance(y, gs.Variable) and _gelu(y, scalars) is x), None)
+
+
+def _gelu(y: Any, scalars: dict[str, float]) -> Any:
+    """The tensor GELU(y): one Gelu from opset 20 on, y·(½·(erf(y/√2) + 1)) below. None if y is used otherwise."""
+    gelu = _only_consumer(y)
+    if gelu is not None and gelu.op == "Gelu":
+        return gelu.outputs[0] if gelu.attrs.get("approximate", "none") == "none" else None
+    factor = y
+    for op, constant in (("Div", 2**0.5), ("Erf", None), ("Add", 1.0), ("Mul", 0.5)):
+        factor = next(
+            (node.outputs[0] for node in factor.outputs if _computes(node, op, factor, constant, scalars)), None
+        )
+        if factor is None or len(factor.outputs) != 1:
+            return None
+    (product,) = factor.outputs
+    if product.op != "Mul" or len(y.outputs) != 2 or not any(tensor is y for tensor in product.inputs):
+        return None
+    return product.outputs[0]
+
+
+def _computes(node: gs.Node, op: str, x: Any, constant: float | None, scalars: dict[str, float]) -> bool:
+    """Whether node is op(x, constant), or op(x) if there is no constant, as far as half precision can tell."""
+    others = [tensor.name for tensor in node.inputs if tensor is not x]
+    if node.op != op or (op == "Div" and node.inputs[0] is not x):
+        return False
+    if constant is None:
+        return not others
+    return len(others) == 1 and math.isclose(scalars.get(others[0], math.nan), constant, rel_tol=4e-3)
+
+
+def _replace(graph: Any, op: str, name: str, attributes: dict[str, Any], inputs: list[gs.Tensor], output: Any) -> None:
+    """`output` comes from a new node. What it came from goes with the next clean-up, unless something else needs it."""
+    (old,) = output.inputs
+    old.outputs.clear()
+    attributes = {**attributes, **cyclic_window.PLUGIN}
+    graph.nodes.append(
+        gs.Node(op, name=name, domain=cyclic_window.DOMAIN, attrs=attributes, inputs=inputs, outputs=[output])
+    )
+
+
+def _producer(tensor: Any) -> gs.Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def _only_consumer(tensor: Any) -> gs.Node | None:
+    return tensor.outputs[0] if len(tensor.outputs) == 1 else None
+
+
+def _permutes(node: gs.Node, order: list[int]) -> bool:
+    return node.op == "Transpose" and node.attrs.get("perm") == order
+
+
+def _zeros(weight: Any, node: gs.Node) -> gs.Constant:
+    """A bias for a node that has none: the plugins always take one."""
+    import ml_dtypes  # comes with onnx-graphsurgeon
+
+    dtype = np.float16 if type_of(weight) == onnx.TensorProto.FLOAT16 else ml_dtypes.bfloat16
+    return gs.Constant(f"{node.outputs[0].name}/bias", np.zeros(weight.shape[0], dtype))
+
+
+def _is_half(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant in float16 or bfloat16."""
+    return isinstance(tensor, gs.Constant) and type_of(tensor) in HALF
+
+
+def type_of(tensor: gs.Tensor) -> int:
+    """ONNX's number of a tensor's type, which graphsurgeon gives for types that numpy lacks only."""
+    if isinstance(tensor.dtype, int):
+        return tensor.dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+
+
+def _scalar(tensor: onnx.TensorProto) -> float:
+    return float(onnx.numpy_helper.to_array(tensor).reshape(()))

@@ -1,0 +1,113 @@
+"""What an engine really computes in: read from TensorRT's inspector, and held against what was promised.
+
+TensorRT may build something else than it was asked for and say nothing: float32 engines under the name of float16 are
+a known failure. The inspector's words differ between versions, so little is relied on: a layer's type, and the element
+types of its tensors ("Channel major FP16 format where channel % 8 == 0" in 8.6, "Half" in 10 and 11).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+HEAVY = re.compile(r"conv|gemm|mat_?mul|matrix_?multiply|mha|attention", re.IGNORECASE)
+"""What the type of a layer that does the arithmetic contains: convolutions and matrix products, in all versions."""
+
+TYPES = (("bf16", re.compile(r"bf16|bfloat16", re.I)), ("fp16", re.compile(r"fp16|half", re.I)))
+SINGLE = re.compile(r"fp32|float", re.I)
+
+
+class PrecisionError(ValueError):
+    """An engine that does not compute in the precision that was promised."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An engine's layers: how many there are, and how many plugins and heavy layers compute in which type.
+
+    plugins, heavy: by fp16, bf16, fp32 or `unknown`. suspect: the name of the first heavy layer that is in neither
+    half-precision type, or nothing.
+    """
+
+    layers: int
+    plugins: dict[str, int]
+    heavy: dict[str, int]
+    suspect: str = ""
+
+    def summary(self) -> dict[str, int]:
+        """For the manifest: counts under names such as `plugins fp16`."""
+        found = {"layers": self.layers}
+        found |= {f"plugins {dtype}": count for dtype, count in self.plugins.items()}
+        return found | {f"heavy {dtype}": count for dtype, count in self.heavy.items()}
+
+    def __str__(self) -> str:
+        def listed(counts: dict[str, int]) -> str:
+            return " + ".join(f"{count} {dtype}" for dtype, count in counts.items()) or "none"
+
+        return f"{self.layers} layers; plugins: {listed(self.plugins)}; convolutions and products: {listed(self.heavy)}"
+
+
+def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
+    """Counts an engine's layers, as `engines.tensorrt_api.layers` gives them.
+
+    A layer computes in the type of its first floating-point input: what a convolution writes may already be converted
+    for its reader, what it reads is not.
+    """
+    total, plugins, heavy, suspect = 0, Counter(), Counter(), ""
+    for layer in layers:
+        total += 1
+        kind = str(layer.get("LayerType", ""))
+        if kind.lower().startswith("plugin"):
+            plugins[_computed_in(layer)] += 1
+        elif _is_heavy(layer, kind):
+            dtype = _computed_in(layer)
+            heavy[dtype] += 1
+            if dtype not in ("fp16", "bf16"):
+                suspect = suspect or str(layer.get("Name", ""))
+    return Inspection(total, dict(plugins), dict(heavy), suspect)
+
+
+def check(inspection: Inspection, precision: str, plugins: int, float32: int) -> None:
+    """Raises PrecisionError unless the engine keeps the promise of `precision` (fp16 or bf16).
+
+    The rule: at least `plugins` plugin layers, the graph's plugin nodes, all in that type; and of the convolutions and
+    matrix products at most `float32` in another type, the number that the graph has in float32 on purpose; and at
+    least one layer of either kind in that type, so that an inspector which says nothing proves nothing.
+    """
+    made = sum(inspection.plugins.values())
+    if made < plugins:
+        raise PrecisionError(f"the engine has {made} plugin layers where the graph has {plugins}")
+    wrong = made - inspection.plugins.get(precision, 0)
+    if wrong:
+        raise PrecisionError(f"{wrong} of the engine's {made} plugin layers do not compute in {precision}")
+    if not inspection.plugins.get(precision, 0) + inspection.heavy.get(precision, 0):
+        raise PrecisionError(f"the inspector shows no layer of the engine that computes in {precision}")
+    others = sum(inspection.heavy.values()) - inspection.heavy.get(precision, 0)
+    if others > float32:
+        raise PrecisionError(
+            f"{others} of the engine's {sum(inspection.heavy.values())} convolutions and matrix products do not "
+            f"compute in {precision}, and the graph accounts for {float32}; the first is {inspection.suspect[:120]}"
+        )
+
+
+def _is_heavy(layer: dict[str, Any], kind: str) -> bool:
+    if kind == "kgen":  # generated kernels: element-wise ones, and fused attention under its name
+        return "mha" in str(layer.get("Name", "")).lower()
+    return bool(HEAVY.search(kind) or HEAVY.search(str(layer.get("ParameterType", ""))))
+
+
+def _computed_in(layer: dict[str, Any]) -> str:
+    found = (_type(tensor) for tensor in layer.get("Inputs", []) if isinstance(tensor, dict))
+    return next((dtype for dtype in found if dtype), "unknown")
+
+
+def _type(tensor: dict[str, Any]) -> str:
+    """fp16, bf16 or fp32; nothing for integers."""
+    text = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+    for dtype, pattern in TYPES:
+        if pattern.search(text):
+            return dtype
+    return "fp32" if SINGLE.search(text) else ""

@@ -1,0 +1,237 @@
+"""The plugin form: what becomes a plugin's node, and that the graph still computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+import ribsr
+from export import cyclic_window, fuse, lower, precision
+from export.canonical import trace
+from export.fold import fold
+from ribsr.attention import reference
+from tests.export.conftest import run, traced
+
+
+class CyclicWindowAttention(OpRun):
+    op_domain = cyclic_window.DOMAIN
+
+    def _run(self, qkv, rib_q, rib_k, gate, window, heads, shift, scale, **_):
+        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (qkv, rib_q, rib_k, gate)]
+        y = reference(*tensors, window=tuple(window), heads=heads, shift=tuple(shift), scale=scale)
+        return (y.numpy().astype(qkv.dtype),)
+
+
+class ChannelLayerNorm(OpRun):
+    op_domain = cyclic_window.DOMAIN
+
+    def _run(self, x, weight, bias, epsilon, **_):
+        wide = x.astype(np.float64)
+        centred = wide - wide.mean(1, keepdims=True)
+        normal = centred / np.sqrt(np.square(centred).mean(1, keepdims=True) + epsilon)
+        columns = (1, -1, 1, 1)
+        return ((normal * weight.reshape(columns) + bias.reshape(columns)).astype(x.dtype),)
+
+
+class DepthwiseConv3x3(OpRun):
+    op_domain = cyclic_window.DOMAIN
+
+    def _run(self, x, weight, bias, add_gelu, input_gelu, **_):
+        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, weight, bias)]
+        if input_gelu:
+            tensors[0] = torch.nn.functional.gelu(tensors[0])
+        y = torch.nn.functional.conv2d(tensors[0], tensors[1], tensors[2], padding=1, groups=x.shape[1])
+        if add_gelu:
+            y = tensors[0] + torch.nn.functional.gelu(y)
+        return (y.numpy().astype(x.dtype),)
+
+
+def evaluate(model: onnx.ModelProto, x: np.ndarray, name: str = "input") -> list[np.ndarray]:
+    """What ONNX's reference evaluator makes of a model in plugin form."""
+    return [np.asarray(y) for y in ReferenceEvaluator(model, new_ops=PLUGINS).run(None, {name: x})]
+
+
+PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3]
+
+
+def half_of(bare: onnx.ModelProto) -> onnx.ModelProto:
+    names = [name for node in bare.graph.node for name in node.output]
+    return precision.to_half(bare, dict.fromkeys(names, 1.0))[0]
+
+
+def attributes_of(node: onnx.NodeProto) -> dict:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_fused_graph_computes_the_same(name, opset, monkeypatch):
+    """Exactly: in float32, which the fusion would leave alone otherwise."""
+    golden, bare = traced(name, opset)
+    monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
+    fused = lower.lower(bare, "plugin")
+    assert min(fuse.count(fused).values()) > 0
+    x = golden.x[:1, :, :13, :10]
+    (y,) = evaluate(fused, x)
+    np.testing.assert_allclose(y, run(lower.lower(bare, "canonical"), x), rtol=0, atol=1e-5)
+
+
+def test_fused_half_graph_errs_as_half_precision_does(name):
+    """Up to three times as much as in ONNX Runtime: the evaluator's convolutions add up in float16."""
+    golden, bare = traced(name, 17)
+    half = half_of(bare)
+    x = golden.x[:1, :, :13, :10]
+    exact = run(lower.lower(bare, "canonical"), x)
+    (fused,) = evaluate(lower.lower(half, "plugin"), x)
+    canonical = run(lower.lower(half, "canonical"), x)
+    error, allowed = (float(np.sqrt(np.square(y - exact).mean())) for y in (fused, canonical))
+    assert 0 < error <= 3 * allowed
+
+
+@cache
+def small(name: str, opset: int) -> onnx.ModelProto:
+    """A released network in bare form, with the fewest blocks: the others are alike."""
+    config = ribsr.config(name)
+    torch.manual_seed(0)
+    return trace(fold(ribsr.build(replace(config, blocks=1)))[0], opset)
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["sst-light", "sst-l+", "esc-rib"])
+def test_released_networks_are_fused_completely(name, dtype, opset):
+    bare = small(name, opset)
+    fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
+    before = [node.op_type for node in bare.graph.node]
+    found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
+    assert not {"LayerNormalization", "Transpose"} & set(found)
+    assert count["ChannelLayerNorm"] == before.count("LayerNormalization")
+    assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
+    weights = {tensor.name: list(tensor.dims) for tensor in bare.graph.initializer}
+    depthwise = [
+        node
+        for node in bare.graph.node
+        if node.op_type == "Conv" and weights[node.input[1]] == [attributes_of(node)["group"], 1, 3, 3]
+    ]
+    assert count["DepthwiseConv3x3"] == len(depthwise) > 0
+    # One with GELU for each feed-forward block, one without for each attention's gate.
+    nodes = [attributes_of(node) for node in fused.graph.node if node.op_type == "DepthwiseConv3x3"]
+    assert sum(node["add_gelu"] == 0 for node in nodes) == count["CyclicWindowAttention"]
+    assert all(node["add_gelu"] == node["input_gelu"] for node in nodes)
+    assert sum(found.count(op) for op in ("Erf", "Gelu")) == before.count("Erf") + before.count("Gelu") - 2 * sum(
+        node["add_gelu"] for node in nodes
+    )
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
+def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtype, number):
+    _, bare = traced(name, 17)
+    fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
+    onnx.checker.check_model(fused)
+    constants = {tensor.name: tensor for tensor in fused.graph.initializer}
+    assert not fused.functions
+    expected = {
+        "CyclicWindowAttention": {"window", "heads", "shift", "scale"},
+        "ChannelLayerNorm": {"epsilon"},
+        "DepthwiseConv3x3": {"add_gelu", "input_gelu"},
+    }
+    seen = set()
+    for node in fused.graph.node:
+        if node.domain != "ribsr":
+            continue
+        seen.add(node.op_type)
+        attributes = attributes_of(node)
+        assert set(attributes) == expected[node.op_type] | {"plugin_version", "plugin_namespace"}
+        assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", b"ribsr")
+        assert len(node.input) == (4 if node.op_type == "CyclicWindowAttention" else 3)
+        for tensor in node.input:
+            assert tensor not in constants or constants[tensor].data_type == number
+    assert seen == set(expected)
+    kinds = {tensor.data_type for tensor in fused.graph.initializer} - {onnx.TensorProto.INT64}
+    assert kinds == {number}
+
+
+def test_missing_bias_becomes_zeros():
+    """The released networks' convolutions have none where their weights have been found to be so."""
+    _, bare = traced("sst_shifted_x2", 17)
+    without = onnx.ModelProto()
+    without.CopyFrom(bare)
+    for node in without.graph.node:
+        if node.op_type == "Conv" and attributes_of(node)["group"] > 1:
+            del node.input[2:]
+    fused = lower.lower(half_of(without), "plugin")
+    constants = {tensor.name: tensor for tensor in fused.graph.initializer}
+    for node in fused.graph.node:
+        if node.op_type == "DepthwiseConv3x3":
+            bias, weight = (onnx.numpy_helper.to_array(constants[node.input[i]]) for i in (2, 1))
+            assert bias.shape == weight.shape[:1]
+            assert not bias.any()
+
+
+def test_float32_attention_is_refused_with_what_to_do():
+    _, bare = traced("sst_shifted_x2", 17)
+    with pytest.raises(ValueError, match=r"half precision.*CyclicWindowAttention nodes are in float32.*--bf16"):
+        lower.lower(bare, "plugin")
+
+
+def test_what_stays_in_float32_stays_a_standard_operator():
+    """A wide residual stream: the LayerNorms that read it are float32 and none of the plugin's business."""
+    _, bare = traced("sst_shifted_x2", 17)
+    magnitudes = {name: 1.0 for node in bare.graph.node for name in node.output}
+    norm = next(node for node in bare.graph.node if node.op_type == "LayerNormalization")
+    magnitudes[norm.input[0]] = 1e5
+    half, report = precision.to_half(bare, magnitudes)
+    assert report.float32_nodes
+    fused = lower.lower(half, "plugin")
+    before = [node.op_type for node in bare.graph.node].count("LayerNormalization")
+    assert fuse.count(fused)["ChannelLayerNorm"] == before - 1
+    assert [node.op_type for node in fused.graph.node].count("LayerNormalization") == 1
+
+
+def one_block(consumer: bool, padding: int = 1, divisor: float = 2**0.5) -> onnx.ModelProto:
+    """conv → GELU → + x, with half-precision weights; consumer: something else reads the convolution as well."""
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.random((4, 1, 3, 3)), "b": rng.random(4), "r": divisor, "one": 1.0, "half": 0.5}
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float16[1, 4, h, w_] x) => (float16[1, 4, h, w_] out{", float16[1, 4, h, w_] more" if consumer else ""}) {{
+      y = Conv <group = 4, kernel_shape = [3, 3], pads = [{", ".join([str(padding)] * 4)}]> (x, w, b)
+      d = Div (y, r)
+      e = Erf (d)
+      s = Add (one, e)
+      f = Mul (s, half)
+      g1 = Mul (f, y)
+      out = Add (g1, x)
+      {"more = Sigmoid (y)" if consumer else ""}
+    }}"""
+    model = onnx.parser.parse_model(text)
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, np.float16), name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "add_gelu"),
+    [
+        (one_block(consumer=False), 1),  # operands the other way round
+        (one_block(consumer=True), 0),
+        (one_block(consumer=False, divisor=1.5), 0),
+    ],
+)
+def test_gelu_is_fused_only_where_it_is_one_and_nobody_else_reads_the_convolution(model, add_gelu):
+    fused = fuse.to_plugins(model)
+    (node,) = (node for node in fused.graph.node if node.op_type == "DepthwiseConv3x3")
+    assert attributes_of(node)["add_gelu"] == add_gelu
+    x = np.random.default_rng(1).random((1, 4, 6, 5)).astype(np.float16)
+    for mine, theirs in zip(evaluate(fused, x, "x"), evaluate(model, x, "x"), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=6e-3)
+
+
+def test_convolutions_of_another_padding_are_left_alone():
+    assert fuse.count(fuse.to_plugins(one_block(consumer=False, padding=0)))["DepthwiseConv3x3"] == 0
