@@ -129,7 +129,7 @@ def layers(trt: Any, engine: Any) -> list[dict[str, Any]]:
     for index in range(engine.num_layers):
         text = inspector.get_layer_information(index, trt.LayerInformationFormat.JSON)
         try:
-            layer = json.loads(text)
+            layer = json.loads(text, strict=False)
         except json.JSONDecodeError:
             layer = {"Name": str(index), "LayerType": "unreadable"}
         # Without detailed verbosity there is a bare name instead of an object.
@@ -281,6 +281,7 @@ def config(
         made.set_tactic_sources(1 << int(sources.JIT_CONVOLUTIONS) | 1 << int(sources.EDGE_MASK_CONVOLUTIONS))
         if half:
             made.set_flag(trt.BuilderFlag.FP16)
+            # Not OBEY: plugins' neighbours then have no implementation at all. export.inspection checks what came out.
             made.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
             _pin_types(trt, trt_network)
     if workspace is not None:
@@ -347,27 +348,27 @@ def _pin_types(trt: Any, trt_network: Any) -> None:
     """Makes a weakly typed network compute in the types that the graph's Casts announce.
 
     Without that, TensorRT 8.6 runs in float16 also what the graph keeps in float32 to be safe from overflow, and in
-    float32 whatever seems faster so. Pinned are all layers behind a Cast to float32 up to the next Cast, and the
-    convolutions and matrix products elsewhere; the rest follows their formats.
+    float32 whatever seems faster so. Layers behind the input or a Cast to float32 are float32, up to the next Cast;
+    all others are float16. Which Cast is which, the names say that `export.precision` gives (`x/float16`): 8.6 infers
+    types only when it builds, so the network's own are of no help here.
     """
     single = {trt_network.get_input(index).name for index in range(trt_network.num_inputs)}
-    kinds = trt.LayerType
-    heavy = (kinds.CONVOLUTION, kinds.DECONVOLUTION, kinds.MATRIX_MULTIPLY)
-    untyped = (kinds.CONSTANT, kinds.SHAPE, kinds.PLUGIN_V2)
+    kinds, floats = trt.LayerType, (trt.DataType.FLOAT, trt.DataType.HALF)
     for index in range(trt_network.num_layers):
         layer = trt_network.get_layer(index)
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type == kinds.CAST:
-            if outputs[0].dtype == trt.DataType.FLOAT:
-                single.add(outputs[0].name)
+        if layer.type in (kinds.CAST, kinds.IDENTITY):
+            single.update(tensor.name for tensor in outputs if not tensor.name.endswith("/float16"))
             continue
-        if layer.type in untyped:
+        if layer.type in (kinds.CONSTANT, kinds.SHAPE, kinds.PLUGIN_V2):
+            continue
+        if any(tensor.dtype not in floats for tensor in outputs):
             continue
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-        if any(tensor is not None and tensor.name in single for tensor in inputs):
-            layer.precision = trt.DataType.FLOAT
-            for i, tensor in enumerate(outputs):
-                layer.set_output_type(i, trt.DataType.FLOAT)
+        wide = any(tensor is not None and tensor.name in single for tensor in inputs)
+        dtype = trt.DataType.FLOAT if wide else trt.DataType.HALF
+        layer.precision = dtype
+        for i, tensor in enumerate(outputs):
+            layer.set_output_type(i, dtype)
+            if wide:
                 single.add(tensor.name)
-        elif layer.type in heavy:
-            layer.precision = trt.DataType.HALF

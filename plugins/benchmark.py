@@ -186,21 +186,22 @@ def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
 
     dtype = torch.bfloat16 if bf16 else torch.float16
     bias = torch.randn(case.channels, device="cuda").to(dtype)
-    if case.operator == "layer_norm":
-        weight, extra = torch.randn(case.channels, device="cuda").to(dtype), (1e-5,)
-        parameters, reference = operators.layer_norm_parameters, operators.layer_norm_reference
-    else:
-        weight = torch.randn(case.channels, 1, 3, 3, device="cuda").to(dtype)
-        extra = (case.add_gelu, case.input_gelu)
-        parameters, reference = operators.depthwise_parameters, operators.depthwise_reference
+    norm = case.operator == "layer_norm"
+    weight = torch.randn(bias.shape if norm else (case.channels, 1, 3, 3), device="cuda").to(dtype)
     calls, keep = [], []
     for _ in range(sets(case.bytes)):
         x = padded_map(case, dtype)
         if not ours:
-            calls.append(lambda x=x: reference(x, weight, bias, *extra))
+            if norm:
+                calls.append(lambda x=x: operators.layer_norm_reference(x, weight, bias, 1e-5))
+            else:
+                calls.append(lambda x=x: operators.depthwise_reference(x, weight, bias, case.add_gelu, case.input_gelu))
             continue
-        out = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="cuda")
-        params = parameters(out, x, weight, bias, *extra)
+        out = padded_map(case, dtype)
+        if norm:
+            params = operators.layer_norm_parameters(out, x, weight, bias, 1e-5)
+        else:
+            params = operators.depthwise_parameters(out, x, weight, bias, case.add_gelu, case.input_gelu)
         keep.append((x, out))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)

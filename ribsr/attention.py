@@ -188,11 +188,14 @@ def _flash_installed() -> bool:
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The fastest backend registered for tensors of `dtype` on `device`: what `auto` means."""
+    """The fastest of PyTorch's own backends for tensors of `dtype` on `device`: what `auto` means.
+
+    A registered one such as the fused kernel is taken by name only: it may suit few shapes, or have no gradient.
+    """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return "reference"
     if device.type == "cuda" and dtype != torch.float32:
-        return "kernel" if "kernel" in _BACKENDS else "flash" if _flash_installed() else "sdpa"
+        return "flash" if _flash_installed() else "sdpa"
     return "sdpa"
 
 

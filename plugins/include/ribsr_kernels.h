@@ -67,6 +67,9 @@ RIBSR_API int32_t ribsr_attention(const RibsrAttentionParams *params, void *stre
 /* Write to `path` which path ribsr_attention would take on the current device. */
 RIBSR_API int32_t ribsr_attention_path(const RibsrAttentionParams *params, int32_t *path);
 
+/* ribsr_layer_norm and ribsr_depthwise, from channels-last to channels-last: where `channels` is no multiple of 8 and the
+ * pixel stride of `out` is the next one, the lanes between are set to zero. Otherwise nothing but `out` is written. */
+
 typedef struct {
   uint32_t struct_size; /* sizeof(RibsrLayerNormParams) */
   int32_t dtype;        /* of all four arrays */

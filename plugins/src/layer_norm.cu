@@ -217,8 +217,8 @@ extern "C" int32_t ribsr_layer_norm(const RibsrLayerNormParams *params, void *st
   if (code != RIBSR_OK) return code;
   const RibsrLayerNormParams &p = *params;
   RIBSR_CHECK(p.channels > 0 && p.channels <= (1 << 20), "channels is %d: it must be 1 to 2^20", p.channels);
-  RIBSR_CHECK(1ll * p.batch * p.height * p.width <= (1 << 30), "batch, height, width are %d, %d, %d: at most 2^30 pixels",
-              p.batch, p.height, p.width);
+  RIBSR_CHECK(1ll * p.batch * p.height * p.width <= (1 << 30),
+              "batch, height, width are %d, %d, %d: at most 2^30 pixels", p.batch, p.height, p.width);
   RIBSR_CHECK(p.epsilon >= 0.0f, "epsilon is %g: it must not be negative", static_cast<double>(p.epsilon));
   RIBSR_CHECK(p.in.data && p.out.data && p.weight && p.bias, "an array is null");
   Device device;

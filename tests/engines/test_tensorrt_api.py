@@ -233,16 +233,21 @@ def test_8_6_keeps_float32_islands_and_forces_half_convolutions():
         return instance(trt, "ITensor", name=name, dtype=dtype)
 
     chain = [
-        (kinds.CAST, half),
-        (kinds.CONVOLUTION, single),  # what 8.6 says of an activation's type means nothing
-        (kinds.CAST, single),
-        (kinds.ELEMENTWISE, single),
-        (kinds.CAST, half),
-        (kinds.PLUGIN_V2, half),
-        (kinds.CONVOLUTION, single),
-        (kinds.CAST, single),
+        (kinds.CAST, "input/float16"),
+        (kinds.CONVOLUTION, "a"),
+        (kinds.CAST, "a/float32"),
+        (kinds.ELEMENTWISE, "b"),
+        (kinds.ACTIVATION, "c"),
+        (kinds.CAST, "c/float16"),
+        (kinds.PLUGIN_V2, "d"),
+        (kinds.CONVOLUTION, "e"),
+        (kinds.SHAPE, "f"),
+        (kinds.CONVOLUTION, "g"),
+        (kinds.CAST, "output"),
     ]
-    tensors = [tensor("input"), *(tensor(f"t{i}", dtype) for i, (_, dtype) in enumerate(chain))]
+    # What 8.6 says of an activation's type before it builds means nothing; integers it knows.
+    dtypes = {"f": trt.DataType.INT32}
+    tensors = [tensor("input"), *(tensor(name, dtypes.get(name, single)) for _, name in chain)]
     layers = [instance(trt, "ILayer", type=kind, num_inputs=1, num_outputs=1) for kind, _ in chain]
     trt.behaviour |= {
         "ILayer.get_input": lambda self, i: tensors[layers.index(self)],
@@ -251,8 +256,9 @@ def test_8_6_keeps_float32_islands_and_forces_half_convolutions():
         "INetworkDefinition.get_input": lambda self, i: tensors[0],
     }
     configured(trt, True, instance(trt, "INetworkDefinition", num_layers=len(layers), num_inputs=1))
-    assert [layer.precision for layer in layers] == [None, half, None, single, None, None, half, None]
-    assert arguments(trt, "ILayer.set_output_type") == [(0, single)]
+    expected = [None, half, None, single, single, None, None, half, None, half, None]
+    assert [layer.precision for layer in layers] == expected
+    assert arguments(trt, "ILayer.set_output_type") == [(0, dtype) for dtype in expected if dtype is not None]
 
 
 def test_profile_that_tensorrt_refuses_is_an_error(trt):

@@ -129,7 +129,7 @@ def test_automatic_choice(monkeypatch):
     assert choose_backend(cuda, torch.bfloat16) == "flash"
     assert choose_backend(cuda, torch.float32) == "sdpa"
     monkeypatch.setitem(attention._BACKENDS, "kernel", sdpa)
-    assert choose_backend(cuda, torch.float16) == "kernel"
+    assert choose_backend(cuda, torch.bfloat16) == "flash", "a registered backend is taken by name only"
 
 
 def test_core_layer_passes_its_geometry_on():
