@@ -65,20 +65,6 @@ def where(description: Description | dict[str, Any]) -> str:
     return f"{values['runtime']} {values['runtime_version']}, {device}"
 
 
-class Size(click.ParamType):
-    """`WIDTHxHEIGHT` in pixels → (width, height)."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", value)
-        if not match:
-            self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, e.g. 640x360", param, ctx)
-        return int(match[1]), int(match[2])
-
-
 def environment() -> dict[str, Any]:
     """The machine and the software that figures depend on."""
     import importlib.metadata

@@ -25,8 +25,8 @@ import click
 
 from engines import Engine, EngineError
 from engines.base import Description, Timer
-from engines.cli import Command, engine_options
-from tools._common import ModelName, Size, console, environment, environment_line, model_name, open_model, write_json
+from engines.cli import Command, Size, engine_options
+from tools._common import ModelName, console, environment, environment_line, model_name, open_model, write_json
 from tools.latency import measure, report, show, with_ratios
 
 AUTHORS = {"cpu": (ModelName("authors"),), "cuda": (ModelName("authors"), ModelName("authors", "fp16"))}

@@ -26,11 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, engine_options
+from engines.cli import Command, Size, engine_options
 from engines.errors import EngineError
 from tools._common import (
     ModelName,
-    Size,
     console,
     environment,
     environment_line,

@@ -24,12 +24,11 @@ import click
 
 from engines import SUFFIXES, is_checkpoint
 from engines.base import Shape
-from engines.cli import Command, engine_options
+from engines.cli import Command, Size, engine_options
 from engines.errors import EngineError, first_line
 from engines.files import atomic
 from tools._common import (
     ModelName,
-    Size,
     console,
     environment,
     environment_line,
@@ -176,7 +175,10 @@ class LiveReference(AbstractContextManager):
 
     def _engine(self, precision: str | None) -> Engine:
         if precision not in self._engines:
-            engine = open_model(ModelName(self._name.path, precision), self._options)
+            options = self._options
+            if precision is not None and is_checkpoint(self._name.path) and options.get("attention") is None:
+                options = {**options, "attention": "sdpa"}  # not our own kernel, whose errors would excuse themselves
+            engine = open_model(ModelName(self._name.path, precision), options)
             self._engines[precision] = self._stack.enter_context(engine)
         return self._engines[precision]
 
@@ -416,12 +418,16 @@ def discover(folder: Path, options: dict[str, Any]) -> tuple[list[Comparison], l
 def _identify(name: ModelName, options: dict[str, Any]) -> tuple[tuple[str, int, str], str]:
     """(network, scale, checkpoint) and precision of a file, without opening a session for it."""
     from engines.metadata import read_stamp
+    from engines.plan import read_manifest
 
     if name.path.endswith(".onnx"):
         stamp = read_stamp(name.path)
         if stamp.attention == "plugin":
             raise EngineError(f"{name}: is in plugin form, which only TensorRT runs")
         return (stamp.model, stamp.scale, stamp.checkpoint_sha256), stamp.precision
+    if name.path.endswith(".plan"):
+        manifest = read_manifest(name.path)
+        return (manifest.stamp.model, manifest.stamp.scale, manifest.stamp.checkpoint_sha256), manifest.precision
     with open_model(name, {**options, "device": "cpu"}) as engine:
         described = engine.describe()
     return (described.model, described.scale, described.checkpoint_sha256), described.precision
@@ -429,7 +435,7 @@ def _identify(name: ModelName, options: dict[str, Any]) -> tuple[tuple[str, int,
 
 def _choose_reference(names: list[ModelName], precisions: dict[str, str]) -> ModelName | None:
     checkpoints = [name for name in names if is_checkpoint(name.path)]
-    full = [name for name in names if precisions[name.path] == "fp32"]
+    full = [name for name in names if name.path.endswith(".onnx") and precisions[name.path] == "fp32"]
     return next(iter([*checkpoints, *full]), None)
 
 

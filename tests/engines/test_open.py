@@ -30,7 +30,7 @@ def test_checkpoints_are_told_by_their_suffix(name: str, expected: bool) -> None
         ("x2.tflite", r"x2\.tflite: unknown kind of model file; engines open \.pt, .*\.onnx"),
         ("missing.onnx", r"missing\.onnx: no such file"),
         ("folder.onnx", r"folder\.onnx: is a folder"),
-        ("x2.plan", r"x2\.plan: TensorRT plans cannot be run yet; run the \.onnx"),
+        ("x2.plan", r"x2\.plan: its manifest x2\.plan\.json is missing"),
     ],
 )
 def test_files_that_cannot_be_opened(tmp_path: Path, name: str, message: str) -> None:
@@ -55,3 +55,8 @@ def test_unknown_devices_and_threads_are_refused(file: str, request: pytest.Fixt
         open_engine(path, device="tpu")
     with pytest.raises(EngineError, match="threads must be at least 1, got 0"):
         open_engine(path, threads=0)
+
+
+def test_cuda_graphs_are_for_plans(onnx_file: Path) -> None:
+    with pytest.raises(EngineError, match=r"CUDA graphs can be chosen for TensorRT plans \(\.plan\) only"):
+        open_engine(onnx_file, cuda_graphs=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tools import _common
 from tools._common import ModelName, environment, environment_line, gpu_query, model_name, write_json
 
 
@@ -61,3 +62,21 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     write_json(str(tmp_path / "a.json"), {"x": 1})
     assert (tmp_path / "a.json").read_text() == '{\n  "x": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "passed_on"),
+    [
+        ("x2.pt", {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None}),
+        ("x2.onnx", {"device": "cpu", "threads": 2}),
+        ("x2.plan", {"device": "cpu", "threads": 2, "cuda_graphs": True}),
+    ],
+)
+def test_each_option_goes_to_the_models_that_take_it(
+    file: str, passed_on: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(_common, "open_engine", lambda path, precision, **options: seen.append(options))
+    options = {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None, "cuda_graphs": True}
+    _common.open_model(ModelName(file), options)
+    assert seen == [passed_on]

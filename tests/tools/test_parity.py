@@ -7,16 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fakes
 import numpy as np
 import pytest
+import test_plan
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines.files import sha256
+from engines.plan import write_manifest
+from tools import parity
+from tools._common import ModelName, open_model
 from tools.parity import Errors, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,7 +257,18 @@ def test_without_arguments_what_is_left_out_is_listed_with_the_reason(folder: Pa
     assert "only TensorRT runs" in reasons["plugin.onnx"]
     assert "was made from another checkpoint than x2.pt" in reasons["stale.onnx"]
     assert "the checkpoint of tiny x4 that it was made from is not here" in reasons["x4.onnx"]
-    assert "TensorRT plans cannot be run yet" in reasons["x2.plan"]
+    assert "its manifest x2.plan.json is missing" in reasons["x2.plan"]
+
+
+def test_without_arguments_a_plan_belongs_to_its_checkpoint(folder: Path) -> None:
+    """Without a GPU it fails, rather than being left out."""
+    plan = Path("x2.fp16.plan")
+    plan.write_bytes(b"engine")
+    stamp = replace(test_plan.STAMP, checkpoint_sha256=sha256("x2.pt"))
+    write_manifest(plan, replace(test_plan.manifest(plan), stamp=stamp))
+    ((reference, models),) = ((c.reference, c.models) for c in parity.discover(Path(), {"device": "auto"})[0])
+    assert str(reference) == "x2.pt"
+    assert [str(model) for model in models] == ["x2.fp16.onnx", "x2.fp16.plan", "x2.onnx"]
 
 
 def test_without_arguments_each_checkpoint_has_its_own_group(folder: Path) -> None:
@@ -351,3 +367,22 @@ def test_errors_are_what_their_names_say() -> None:
     same = Errors()
     same.add(reference, reference)
     assert same.to_json()["psnr"] is None
+
+
+@pytest.mark.parametrize(("asked", "half"), [(None, "sdpa"), ("reference", "reference")])
+def test_the_yardstick_in_half_precision_does_not_run_our_own_kernel(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, half: str
+) -> None:
+    """On a GPU `auto` takes it, and its errors would excuse themselves."""
+    opened: dict[str | None, str | None] = {}
+
+    def spy(name: ModelName, options: dict[str, Any]) -> Any:
+        opened[name.precision] = options.get("attention")
+        return open_model(name, options)
+
+    monkeypatch.setattr(parity, "open_model", spy)
+    options = {"device": "cpu", "attention": asked}
+    with parity.LiveReference(ModelName("x2.pt"), options, [], [(8, 8)]) as reference:
+        ((name, x), *_) = reference.pictures((None, 3, None, None))
+        assert reference.half_output("fp16", name, x) is not None
+    assert opened == {None: asked, "fp16": half}
