@@ -34,7 +34,8 @@ class Description:
     attention: the form of the attention: the lowering of a file, or PyTorch's backend.
     version: the release of this toolkit that made the file.
     checkpoint_sha256: of the checkpoint that the weights come from.
-    shape: the input shapes that it takes; None where any size is allowed.
+    shape: the input shapes that it takes; None where more than one size is allowed.
+    sizes: the smallest and the largest (H, W) that it takes; None where there are no limits but those of `shape`.
     notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
     """
 
@@ -50,6 +51,7 @@ class Description:
     version: str
     checkpoint_sha256: str
     shape: Shape = (None, 3, None, None)
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -279,6 +279,8 @@ def config(
         # measured to lose nothing. Later versions do not use them by themselves.
         sources = trt.TacticSource
         made.set_tactic_sources(1 << int(sources.JIT_CONVOLUTIONS) | 1 << int(sources.EDGE_MASK_CONVOLUTIONS))
+        # Several contexts use the one profile at the same time; from 9 on they may without being asked for.
+        made.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if half:
             made.set_flag(trt.BuilderFlag.FP16)
             # Not OBEY: plugins' neighbours then have no implementation at all. export.inspection checks what came out.

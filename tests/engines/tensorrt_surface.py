@@ -39,6 +39,7 @@ ENUMS = (
     "LayerType",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
+    "PreviewFeature",
     "ProfilingVerbosity",
     "TacticSource",
     "TensorIOMode",

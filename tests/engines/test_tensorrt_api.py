@@ -224,6 +224,17 @@ def test_8_6_needs_neither_cublas_nor_cudnn():
         assert arguments(later, "IBuilderConfig.set_tactic_sources") == []
 
 
+def test_contexts_of_8_6_may_share_the_profile_as_later_ones_do_anyway():
+    trt = fake_tensorrt(VERSIONS[0])
+    configured(trt, half=False)
+    shared = trt.PreviewFeature.PROFILE_SHARING_0806
+    assert arguments(trt, "IBuilderConfig.set_preview_feature") == [(shared, True)]
+    for version in MODERN:
+        later = fake_tensorrt(version)
+        configured(later, half=False)
+        assert arguments(later, "IBuilderConfig.set_preview_feature") == []
+
+
 def test_8_6_keeps_float32_islands_and_forces_half_convolutions():
     """input → Cast 16 → Conv → Cast 32 → Mul → Cast 16 → Conv → Cast 32 → output, as `export.precision` writes it."""
     trt = fake_tensorrt(VERSIONS[0])
