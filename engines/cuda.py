@@ -21,6 +21,9 @@ class CUDAError(EngineError):
         super().__init__(message)
         self.name = name
 
+    def __reduce__(self) -> tuple[Any, ...]:  # so that other processes get it as it is
+        return type(self), (self.name, str(self))
+
     @property
     def out_of_memory(self) -> bool:
         return self.name == "cudaErrorMemoryAllocation"
@@ -172,7 +175,7 @@ class Graph:
 
 
 class Clock:
-    """Milliseconds between two points of a stream, by CUDA events."""
+    """Milliseconds between two points of a stream, by CUDA events. For one use: stopping frees them."""
 
     def __init__(self, stream: Stream):
         self._stream = stream
@@ -184,4 +187,7 @@ class Clock:
     def stop(self) -> float:
         call("cudaEventRecord", self._events[1], self._stream.handle)
         call("cudaEventSynchronize", self._events[1])
-        return float(call("cudaEventElapsedTime", *self._events))
+        milliseconds = float(call("cudaEventElapsedTime", *self._events))
+        for event in self._events:
+            call("cudaEventDestroy", event)
+        return milliseconds

@@ -103,7 +103,12 @@ def deserialise(trt_runtime: Any, log: Any, plan: bytes, path: str) -> Any:
     log.clear()
     engine = trt_runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path}: TensorRT cannot read this plan ({why(log)}); build it again: python -m export.trt")
+        reason = why(log)
+        if "memory" in reason.lower():
+            raise EngineError(
+                f"{path}: too little GPU memory for this plan ({reason}); nvidia-smi shows what else is on the GPU"
+            )
+        raise EngineError(f"{path}: TensorRT cannot read this plan ({reason}); build it again: python -m export.trt")
     return engine
 
 
@@ -141,12 +146,19 @@ class OutOfMemory(Exception):
     """TensorRT found too little GPU memory."""
 
 
-def context(engine: Any, log: Any, path: str) -> Any:
-    """An execution context: one thread at a time may use it. Raises OutOfMemory, EngineError."""
+def context(engine: Any, log: Any, path: str, stream: Any) -> Any:
+    """An execution context for work on a CUDA stream, for one thread at a time. Raises OutOfMemory, EngineError."""
     log.clear()
     made = engine.create_execution_context()
     if made is None:
         raise _failure(log, f"{path}: TensorRT cannot make an execution context")
+    # 8.6 gives the profile to the first context only; the others have to ask for it. Later versions give it to all.
+    if -1 in tuple(engine.get_tensor_shape("input")) and made.active_optimization_profile != 0:
+        log.clear()
+        if not made.set_optimization_profile_async(0, int(stream)):
+            raise _failure(
+                log, f"{path}: this plan runs in one thread at a time; build it again for more: python -m export.trt"
+            )
     return made
 
 

@@ -67,6 +67,7 @@ class TensorRTEngine(Engine):
             version=stamp.version,
             checkpoint_sha256=stamp.checkpoint_sha256,
             shape=(b, c, h, w),
+            sizes=((self._smallest[2], self._smallest[3]), (self._largest[2], self._largest[3])),
         )
 
     def describe(self) -> Description:
@@ -78,17 +79,19 @@ class TensorRTEngine(Engine):
             return lane.run(x, self._cuda_graphs)
 
     def timer(self, x: np.ndarray) -> Timer:
-        """Times the network alone, between CUDA events. The memory is all that this engine has taken of the GPU since
-        it was opened, by the driver's account: weights, activations, inputs and outputs, and code loaded for it."""
+        """Times the network alone, between CUDA events. The memory is all that this engine took of the GPU from its
+        opening to its first run, by the driver's account: weights, activations, inputs and outputs, and code loaded
+        for it. It is taken here, since what other processes take later would be counted, too."""
         self._check(x)
         with self._lane(x) as lane:
             lane.run(x, graphs=False)
+        taken = self._free_before - cuda.free_memory()
 
         def once() -> float:
             with self._lane(x) as lane:
                 return lane.time(x.shape, self._cuda_graphs)
 
-        return Timer("CUDA events, pictures on the GPU", once, lambda: self._free_before - cuda.free_memory())
+        return Timer("CUDA events, pictures on the GPU", once, lambda: taken)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
         """Each layer's mean milliseconds over `runs` runs, in the engine's order. They add up to more than a run."""
@@ -117,13 +120,13 @@ class TensorRTEngine(Engine):
     @contextmanager
     def _lane(self, x: np.ndarray) -> Iterator[_Lane]:
         """A context that nobody else uses, for a call on x; CUDA's lack of memory as an EngineError about x."""
-        if self._engine is None:
+        with self._lock:  # another thread may close the engine at any time
+            engine, lane = self._engine, self._idle.pop() if self._idle else None
+        if engine is None:
             raise base.closed(self._path)
-        cuda.call("cudaSetDevice", self._gpu.index)  # threads start on device 0
         try:
-            with self._lock:
-                lane = self._idle.pop() if self._idle else None
-            lane = lane or _Lane(self._engine, self._log, self._path)
+            cuda.call("cudaSetDevice", self._gpu.index)  # threads start on device 0
+            lane = lane or _Lane(engine, self._log, self._path)
             try:
                 yield lane
             except BaseException:
@@ -156,8 +159,12 @@ class _Lane:
 
     def __init__(self, engine: Any, log: Any, path: str):
         self._path, self._log = path, log
-        self.context: Any = api.context(engine, log, path)
         self._stream = cuda.Stream()
+        try:
+            self.context: Any = api.context(engine, log, path, self._stream.handle)
+        except Exception:
+            self._stream.close()
+            raise
         self._buffers: dict[str, cuda.Buffer] = {}
         self._shape: tuple[int, ...] | None = None
         self._graph: cuda.Graph | None = None

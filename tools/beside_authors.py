@@ -158,7 +158,9 @@ class Opener:
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each model.")
 @click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
 @engine_options
+@click.pass_context
 def main(
+    context: click.Context,
     repository: Path,
     network: str,
     names: tuple[str, ...],
@@ -184,6 +186,8 @@ def main(
     out.print(environment_line(values["environments"][0]), style="dim", soft_wrap=True)
     if json_target:
         write_json(json_target, values)
+    if any(result["failure"] for result in values["results"]):
+        context.exit(1)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ from tools._common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from engines import Engine
 
 PAUSE = 0.02
@@ -61,21 +63,23 @@ def worker(
 
     At False it sends its peak memory (process, GPU allocator) in bytes and ends.
     """
-    from engines.samples import sample
-
-    width, height = size
     try:
         with opener(name, options) as engine:
-            description = engine.describe()
-            batch = description.shape[0] or 1
-            picture = sample("astronaut", height, width)
-            timer = engine.timer(picture.repeat(batch, axis=0))
-            pipe.send({"description": asdict(description), "clock": timer.clock})
+            timer = engine.timer(_input(engine, size))
+            pipe.send({"description": asdict(engine.describe()), "clock": timer.clock})
             while pipe.recv():
                 pipe.send(timer.once())
             pipe.send((_peak_memory(), timer.peak_memory()))
     except EngineError as error:
-        pipe.send(error)
+        pipe.send(EngineError(str(error)))  # subclasses with more arguments do not survive the way
+
+
+def _input(engine: Engine, size: tuple[int, int]) -> np.ndarray:
+    """The picture that is timed, at size (width, height), as often as the engine's batch wants it."""
+    from engines.samples import sample
+
+    width, height = size
+    return sample("astronaut", height, width).repeat(engine.describe().shape[0] or 1, axis=0)
 
 
 def _peak_memory() -> int:
@@ -156,7 +160,7 @@ class Result:
     """One model at one size. Times in ms, memory in bytes; `failure` instead of times if it did not run.
 
     gpu_memory: by how much the GPU's used memory grew: context, weights, workspace and caches, whatever the runtime.
-    gpu_allocated: most that the runtime's own allocator held, where it says.
+    gpu_allocated: most that the engine itself held of it, where it says: weights, activations, inputs and outputs.
     """
 
     file: str
@@ -274,8 +278,9 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def show(out: Any, results: list[dict[str, Any]]) -> None:
     """Prints results with their ratios as a table, and which clock, failures and notes belong to which model."""
     rows = table(
-        "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread", "memory MiB", "GPU MiB", "ratio"
-    )
+        "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread",
+        "memory MiB", "GPU MiB", "engine MiB", "ratio",
+    )  # fmt: skip
     for result in results:
         if result["failure"]:
             rows.add_row(result["file"], result["size"], "failed")
@@ -290,6 +295,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
             *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
             _mebibytes(result["peak_memory"]),
             _mebibytes(result["gpu_memory"]),
+            _mebibytes(result["gpu_allocated"]),
             f"{result['ratio']:.3f}",
         )
     out.print(rows)
@@ -301,6 +307,21 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
             out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
         for note in (result["description"] or {}).get("notes", ()):
             out.print(f"Note: {note}", style="yellow", soft_wrap=True)
+
+
+def show_layers(out: Any, name: ModelName, size: tuple[int, int], options: dict[str, Any], count: int) -> None:
+    """Prints the `count` layers of a plan that take longest. Raises EngineError if it cannot be run."""
+    from engines.trt import TensorRTEngine
+
+    with open_model(name, options) as engine:
+        assert isinstance(engine, TensorRTEngine)
+        layers = engine.profile(_input(engine, size))
+    total = sum(ms for _, ms in layers)
+    rows = table(f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size[0]}x{size[1]}", "ms", "share")
+    for layer, ms in sorted(layers, key=lambda entry: entry[1], reverse=True)[:count]:
+        rows.add_row(layer, f"{ms:.3f}", f"{ms / total:.1%}" if total else "")
+    out.print(rows)
+    out.print(f"All layers: {total:.2f} ms, each timed on its own, which takes longer than a run", style="dim")
 
 
 def _mebibytes(value: int | None) -> str:
@@ -336,6 +357,7 @@ def _machines(environments: list[dict[str, Any]]) -> int:
 @click.option("--size", "sizes", multiple=True, type=Size(), help="Of the input; may be repeated.  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed runs of each model.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Runs before, not counted.")
+@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each .plan.")
 @click.option("--merge", "merging", is_flag=True, help="MODELs are result files of --json: show them as one table.")
 @click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
 @engine_options
@@ -346,6 +368,7 @@ def main(
     sizes: tuple[tuple[int, int], ...],
     rounds: int,
     warmup: int,
+    layers: int | None,
     merging: bool,
     json_target: str | None,
     **options: Any,
@@ -353,8 +376,12 @@ def main(
     """Times models side by side: median, 95th percentile, spread (between quartiles), memory, ratio to the first.
 
     Each model runs in a process of its own, one at a time, interleaved, on the same picture. A checkpoint runs in half
-    precision as x2.pt@fp16. Memory is the peak of the process; GPU, by how much the GPU's used memory grew.
+    precision as x2.pt@fp16. Memory is the peak of the process; GPU, by how much the GPU's used memory grew; engine,
+    what the engine itself held of that, without what CUDA needs for any process.
     """
+    plans = [] if merging else [name for name in names if name.endswith(".plan")]
+    if layers is not None and not plans:
+        raise click.UsageError("--layers needs a TensorRT plan (.plan) to run; other runtimes do not tell")
     out = console(stderr=json_target == "-")
     if merging:
         built = merge(names)
@@ -372,6 +399,12 @@ def main(
         out.print("Warning: these figures come from different machines", style="yellow")
     if json_target:
         write_json(json_target, built)
+    if layers is not None:
+        ran = {(result["file"], result["size"]) for result in built["results"] if not result["failure"]}
+        for name in plans:
+            for size in sizes or ((128, 128),):
+                if (name, f"{size[0]}x{size[1]}") in ran:
+                    show_layers(out, ModelName(name), size, options, layers)
     if any(result["failure"] for result in built["results"]):
         context.exit(1)
 

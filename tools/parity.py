@@ -301,7 +301,8 @@ def measure(
         with open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
-            pictures = reference.pictures(description.shape)
+            pictures, left_out = _within(description, reference.pictures(description.shape))
+            measured.warnings += [f"{name}: {line}" for line in left_out]
             for title, x in pictures:
                 y = engine.run(np.repeat(x, description.shape[0] or 1, axis=0))
                 wanted = np.broadcast_to(reference.output(title, x), y.shape)
@@ -312,6 +313,20 @@ def measure(
     except EngineError as error:
         measured.failure = str(error).removeprefix(f"{name.path}: ")
     return measured
+
+
+def _within(description: Description, pictures: Pictures) -> tuple[Pictures, list[str]]:
+    """The pictures whose size the model takes, and a line about those that it does not. Raises EngineError for none."""
+    if description.sizes is None:
+        return pictures, []
+    (h0, w0), (h1, w1) = description.sizes
+    fitting = [(n, x) for n, x in pictures if h0 <= x.shape[2] <= h1 and w0 <= x.shape[3] <= w1]
+    if not fitting:
+        raise EngineError(f"takes pictures from {w0}x{h0} to {w1}x{h1} only; compare on such a size (--size)")
+    outside = [title for title, x in pictures if all(x is not kept for _, kept in fitting)]
+    if not outside:
+        return fitting, []
+    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures from {w0}x{h0} to {w1}x{h1}"]
 
 
 def _differences(name: str, description: Description, reference: Reference) -> list[str]:

@@ -95,6 +95,18 @@ def test_deserialise_gives_the_engine_or_the_reason(trt):
         api.deserialise(runtime, log, b"plan", "x2.plan")
 
 
+def test_a_plan_that_does_not_fit_the_gpu_is_not_called_unreadable(trt):
+    log = api.logger(trt)
+    runtime = api.runtime(trt, log)
+
+    def fails(self: Any, plan: bytes) -> None:
+        log.log(trt.ILogger.Severity.ERROR, "Requested amount of GPU memory (9 bytes) could not be allocated.")
+
+    trt.behaviour["Runtime.deserialize_cuda_engine"] = fails
+    with pytest.raises(EngineError, match=r"x2.plan: too little GPU memory .*could not be allocated.*nvidia-smi"):
+        api.deserialise(runtime, log, b"plan", "x2.plan")
+
+
 def test_device_memory_is_the_newest_property_there_is(trt):
     name = "device_memory_size" if api.version(trt)[0] == 8 else "device_memory_size_v2"
     assert api.device_memory(instance(trt, "ICudaEngine", **{name: 7 << 20})) == 7 << 20
@@ -117,7 +129,8 @@ def test_layers_that_are_no_json_are_told_apart(trt):
 
 def test_running_takes_calls_that_every_version_has(trt):
     log = api.logger(trt)
-    context = api.context(instance(trt, "ICudaEngine"), log, "x2.plan")
+    trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, 8, 12)
+    context = api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 7)
     trt.behaviour["IExecutionContext.get_tensor_shape"] = lambda self, name: [1, 3, 16, 24]
     api.set_input_shape(context, log, "x2.plan", (1, 3, 8, 12))
     api.set_address(context, "input", 4096)
@@ -150,12 +163,38 @@ def test_running_that_fails_says_why(trt, message, error):
         "IExecutionContext.set_input_shape": fails,
     }
     for call in (
-        lambda: api.context(instance(trt, "ICudaEngine"), log, "x2.plan"),
+        lambda: api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 0),
         lambda: api.enqueue(context, log, "x2.plan", 0),
         lambda: api.set_input_shape(context, log, "x2.plan", (1, 3, 8, 8)),
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("shape", "active", "asked"),
+    [((1, 3, -1, -1), -1, True), ((1, 3, -1, -1), 0, False), ((1, 3, 8, 8), -1, False)],
+    ids=["8.6, not the first", "has it", "static"],
+)
+def test_a_context_without_the_profile_asks_for_it_on_its_stream(trt, shape, active, asked):
+    trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: shape
+    trt.behaviour["IExecutionContext.active_optimization_profile"] = active
+    api.context(instance(trt, "ICudaEngine"), api.logger(trt), "x2.plan", 7)
+    assert arguments(trt, "IExecutionContext.set_optimization_profile_async") == ([(0, 7)] if asked else [])
+
+
+def test_a_plan_whose_profile_cannot_be_shared_is_named(trt):
+    log = api.logger(trt)
+
+    def fails(self: Any, index: int, stream: int) -> bool:
+        log.log(trt.ILogger.Severity.ERROR, "Profile 0 has been chosen by another IExecutionContext")
+        return False
+
+    trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, -1, -1)
+    trt.behaviour["IExecutionContext.active_optimization_profile"] = -1
+    trt.behaviour["IExecutionContext.set_optimization_profile_async"] = fails
+    with pytest.raises(EngineError, match=r"x2.plan: .*one thread at a time.*python -m export.trt .Profile 0 has been"):
+        api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 7)
 
 
 @pytest.mark.parametrize(("version", "flag"), [*zip(VERSIONS, ("EXPLICIT_BATCH", "STRONGLY_TYPED", None), strict=True)])

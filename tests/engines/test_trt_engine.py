@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ class CUDA:
         self.held: dict[int, Any] = {}
         self.mallocs: list[int] = []
         self.streams: set[int] = set()
+        self.events: set[int] = set()
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.launches = 0
@@ -131,7 +133,13 @@ class CUDA:
         return (Code.cudaSuccess,)
 
     def cudaEventCreate(self) -> tuple[Code, int]:
-        return Code.cudaSuccess, self._next()
+        number = self._next()
+        self.events.add(number)
+        return Code.cudaSuccess, number
+
+    def cudaEventDestroy(self, event: int) -> tuple[Code]:
+        self.events.remove(event)
+        return (Code.cudaSuccess,)
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Code]:
         return (Code.cudaSuccess,)
@@ -154,16 +162,26 @@ def view(address: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Context:
-    """An execution context that notices when two threads use it at once."""
+    """An execution context that notices when two threads use it at once.
+
+    As in 8.6 the first one of an engine has its profile, and any other only if it asks.
+    """
 
     def __init__(self, played: TensorRT):
         self._played, self._addresses, self._shape = played, {}, (0, 0, 0, 0)
         self._used = threading.Lock()
         self.profiler: Any = None
+        self.active_optimization_profile = -1 if played.contexts else 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream in self._played.cuda.streams
+        if self._played.shares_profile:
+            self.active_optimization_profile = index
+        return self._played.shares_profile
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shape = shape
-        return True
+        return self.active_optimization_profile == 0
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         b, c, h, w = self._shape
@@ -207,6 +225,7 @@ class TensorRT:
 
     def __init__(self, played_cuda: CUDA):
         self.cuda, self.failure = played_cuda, ""
+        self.shares_profile = True
         self.meet: threading.Barrier | None = None
         self.contexts: list[Context] = []
         self.log: Any = None
@@ -223,6 +242,9 @@ class TensorRT:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], ...]:
         return SMALLEST, (1, 3, 16, 16), LARGEST
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(low if low == high else -1 for low, high in zip(SMALLEST, LARGEST, strict=True))
 
     def create_execution_context(self) -> Context | None:
         if self.failure:
@@ -279,6 +301,7 @@ def test_it_computes_and_describes_itself(trt: TensorRT, plan: Path) -> None:
     )
     assert (described.precision, described.attention, described.scale) == ("fp16", "plugin", 2)
     assert described.shape == (1, 3, None, None)
+    assert described.sizes == ((4, 4), (32, 48))
 
 
 def test_everything_is_given_back(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
@@ -319,6 +342,17 @@ def test_threads_have_contexts_of_their_own_which_are_reused(trt: TensorRT, plan
     for x, y in zip(pictures, outputs, strict=True):
         np.testing.assert_array_equal(y, network(x))
     assert len(trt.contexts) == 4
+
+
+def test_a_plan_for_one_thread_says_so_and_goes_on_in_that_one(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
+    """Plans of TensorRT 8.6 that another tool or an older release of this one built."""
+    trt.shares_profile = False
+    x = fakes.picture(8, 8)
+    with TensorRTEngine(plan) as engine, engine._lane(x):
+        held = set(gpu.streams)
+        with pytest.raises(EngineError, match="runs in one thread at a time; build it again"):
+            engine.run(x)
+        assert gpu.streams == held, "what the second one had is given back"
 
 
 def test_graphs_are_recorded_at_the_second_run_and_dropped_with_the_size(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
@@ -372,7 +406,11 @@ def test_timer_and_profile(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
     with TensorRTEngine(plan) as engine:
         timer = engine.timer(fakes.picture(8, 8))
         assert timer.once() == 1.5
-        assert (timer.peak_memory() or 0) >= 8 * 8 * 3 * 4 * 5, "input and output, on the device"
+        assert not gpu.events
+        taken = timer.peak_memory() or 0
+        assert taken >= 8 * 8 * 3 * 4 * 5, "input and output, on the device"
+        gpu.limit -= 1 << 20
+        assert timer.peak_memory() == taken, "what another process takes is not this engine's"
         assert engine.profile(fakes.picture(8, 8), runs=2) == [("attention", 2.0), ("convolution", 0.5)]
 
 
@@ -420,6 +458,12 @@ def test_without_a_driver_or_gpu(trt: TensorRT, gpu: CUDA, plan: Path, code: Cod
     message = refusal(plan)
     assert advice in message
     assert code.name in message
+
+
+def test_errors_of_cuda_go_from_process_to_process() -> None:
+    error = pickle.loads(pickle.dumps(cuda.CUDAError("cudaErrorMemoryAllocation", "out of GPU memory")))
+    assert error.out_of_memory
+    assert str(error) == "out of GPU memory"
 
 
 def test_it_runs_on_gpus_only(trt: TensorRT, plan: Path) -> None:

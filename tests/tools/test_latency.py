@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +16,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from engines import EngineError
+from engines.cuda import CUDAError
+from engines.trt import TensorRTEngine
+from tools import latency
+from tools._common import ModelName, console
 from tools.latency import _grown, _rotated, main, statistics, with_ratios
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +167,69 @@ def test_gpu_memory_is_what_the_process_added(
     monkeypatch.setattr("tools.latency._gpu_memory", lambda: after)
     running: Any = SimpleNamespace(used_before=before, opened={"description": {"device": device}})
     assert _grown(running) == grown
+
+
+def test_what_an_engine_says_arrives_in_the_other_process_whatever_its_type() -> None:
+    """CUDA's errors carry more than a line, which multiprocessing cannot rebuild."""
+
+    def opener(name: ModelName, options: dict[str, Any]) -> Any:
+        raise CUDAError("cudaErrorNoDevice", "the NVIDIA driver finds no GPU")
+
+    ours, theirs = multiprocessing.Pipe()
+    latency.worker(theirs, ModelName("x2.plan"), (8, 8), {}, opener)
+    received = ours.recv()
+    assert isinstance(received, EngineError)
+    assert str(received) == "the NVIDIA driver finds no GPU"
+
+
+def test_what_an_engine_holds_of_the_gpu_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    described = {"runtime": "tensorrt", "runtime_version": "8.6.0", "device": "cuda:0", "attention": "plugin"}
+    result = {"file": "x2.plan", "size": "8x8", "failure": None, "clock": "", "median": 2.0, "p95": 3.0, "spread": 0.5}
+    memory = {"peak_memory": 900 << 20, "gpu_memory": 700 << 20, "gpu_allocated": 123 << 20, "ratio": 1.0}
+    latency.show(console(), [{**result, **memory, "description": {**described, "precision": "fp16"}}])
+    heading, _, row = (line for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert heading.split("engine MiB")[1].split() == ["ratio"]
+    assert row.split()[-4:] == ["900", "700", "123", "1.000"]
+
+
+def test_the_slowest_layers_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Played(TensorRTEngine):
+        def __init__(self) -> None:
+            pass
+
+        def describe(self) -> Any:
+            return SimpleNamespace(shape=(1, 3, None, None))
+
+        def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
+            seen.append(x.shape)
+            return [("[norm]", 1.0), ("attention", 6.0), ("convolution", 3.0)]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(latency, "open_model", lambda name, options: Played())
+    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 2)
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.strip()]
+    assert seen == [(1, 3, 10, 20)]
+    assert "2 of 3 layers of x2.plan at 20x10" in printed
+    assert rows[2:4] == [["attention", "6.000", "60.0%"], ["convolution", "3.000", "30.0%"]]
+    assert "All layers: 10.00 ms" in printed
+    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 9)
+    assert "3 of 3 layers" in (printed := capsys.readouterr().out)
+    assert "[norm]" in printed
+
+
+def test_layers_are_those_of_plans_that_ran(models: Path) -> None:
+    assert "--layers needs a TensorRT plan" in run("a.onnx", "--layers", "3").stderr
+    assert run("--merge", "a.json", "x2.plan", "--layers", "3").exit_code == 2
+    Path("x2.plan").write_bytes(b"engine")
+    result = run("x2.plan", *QUICK, "--layers", "3", "--json", "out.json")
+    assert result.exit_code == 1
+    assert "FAIL x2.plan at 128x128: its manifest x2.plan.json is missing" in result.stdout
+    assert Path("out.json").is_file()
 
 
 def test_statistics() -> None:

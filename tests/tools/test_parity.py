@@ -18,6 +18,7 @@ import test_plan
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from engines import Description, Engine
 from engines.files import sha256
 from engines.plan import write_manifest
 from tools import parity
@@ -386,3 +387,55 @@ def test_the_yardstick_in_half_precision_does_not_run_our_own_kernel(
         ((name, x), *_) = reference.pictures((None, 3, None, None))
         assert reference.half_output("fp16", name, x) is not None
     assert opened == {None: asked, "fp16": half}
+
+
+class Limited(Engine):
+    """The model of an ONNX file that says it takes pictures of certain (H, W) only, as plans do."""
+
+    def __init__(self, engine: Engine, smallest: tuple[int, int], largest: tuple[int, int]):
+        self._engine, self._sizes = engine, (smallest, largest)
+        self.ran: list[tuple[int, ...]] = []
+
+    def describe(self) -> Description:
+        return replace(self._engine.describe(), sizes=self._sizes)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self.ran.append(x.shape[2:])
+        return self._engine.run(x)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "ran", "left_out"),
+    [
+        ((64, 64), (200, 200), [(128, 128), (131, 97)], "not compared on chelsea 7x5: it takes pictures from 64x64"),
+        ((1, 1), (128, 128), [(128, 128), (5, 7)], "not compared on coffee 97x131: it takes pictures from 1x1"),
+        ((5, 7), (131, 128), [(128, 128), (131, 97), (5, 7)], None),
+    ],
+)
+def test_pictures_of_sizes_that_a_model_does_not_take_are_left_out_and_named(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    smallest: tuple[int, int],
+    largest: tuple[int, int],
+    ran: list[tuple[int, int]],
+    left_out: str | None,
+) -> None:
+    limited = Limited(open_model(ModelName("x2.onnx"), {}), smallest, largest)
+    with parity.LiveReference(ModelName("x2.pt"), {}, [], []) as reference:
+        monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
+        measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
+    assert measured.failure is None
+    assert limited.ran == ran
+    assert len(measured.warnings) == (left_out is not None)
+    assert all(str(left_out) in warning for warning in measured.warnings)
+
+
+def test_a_model_that_takes_none_of_the_pictures_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = Limited(open_model(ModelName("x2.onnx"), {}), (256, 256), (512, 768))
+    with parity.LiveReference(ModelName("x2.pt"), {}, [], []) as reference:
+        monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
+        measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
+    assert measured.failure == "takes pictures from 256x256 to 768x512 only; compare on such a size (--size)"
