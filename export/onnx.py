@@ -87,6 +87,7 @@ def export_onnx(
 
     if not output.parent.is_dir():
         raise ExportError(f"{output}: there is no folder {output.parent}")
+    checkpoint = ribsr.bundled.find(checkpoint)
     network = ribsr.load(checkpoint, model=model, config=config)
     say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
     folded, layers = fold(network, options.rib_tolerance)
@@ -201,7 +202,12 @@ def describe_precision(report: Report) -> list[str]:
 
 
 @click.command(cls=Command)
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="Checkpoint: .pt, .pth or .safetensors.")
+@click.option(
+    "--ckpt",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint: .pt, .pth, .safetensors, or the name of a bundled one.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default: CKPT's name here.")
 @click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+.")
 @click.option("--config", type=click.Path(), help="Instead of --model: own JSON, or the authors' option YAML.")

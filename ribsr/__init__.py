@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ribsr import bundled
 from ribsr.configs import CONFIGS, Config, ESCRIBConfig, SSTConfig, config
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "ESCRIBConfig",
     "SSTConfig",
     "build",
+    "bundled",
     "config",
     "load",
     "register_attention",

@@ -54,17 +54,24 @@ def source_indices(size: int, window: int, shift: int, device: torch.device | No
     return last - (last - i % max(2 * last, 1)).abs()
 
 
+def _windows(x: Tensor, parts: int, heads: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """[B, parts·heads·D, H, W], padded and rolled, as a view [parts, B, rows, columns, wh, ww, heads, D] of windows."""
+    (wh, ww), (b, c, h, w) = window, x.shape
+    if h % wh or w % ww or any(shift):
+        rows = source_indices(h, wh, shift[0], x.device)
+        columns = source_indices(w, ww, shift[1], x.device)
+        x = x.index_select(2, rows).index_select(3, columns)
+    nh, nw, d = x.shape[2] // wh, x.shape[3] // ww, c // (parts * heads)
+    return x.view(b, parts, heads, d, nh, wh, nw, ww).permute(1, 0, 4, 6, 5, 7, 2, 3)
+
+
 def split_windows(
     x: Tensor, parts: int, heads: int, window: tuple[int, int], shift: tuple[int, int]
 ) -> tuple[Tensor, ...]:
     """[B, parts·heads·D, H, W] → `parts` tensors [B·windows, heads, N, D], padded and rolled."""
-    (wh, ww), (b, c, h, w) = window, x.shape
-    rows = source_indices(h, wh, shift[0], x.device)
-    columns = source_indices(w, ww, shift[1], x.device)
-    x = x.index_select(2, rows).index_select(3, columns)
-    nh, nw, d = len(rows) // wh, len(columns) // ww, c // (parts * heads)
-    x = x.view(b, parts, heads, d, nh, wh, nw, ww).permute(1, 0, 4, 6, 2, 5, 7, 3)
-    return tuple(x.reshape(parts, b * nh * nw, heads, wh * ww, d).unbind(0))
+    x = _windows(x, parts, heads, window, shift).permute(0, 1, 2, 3, 6, 4, 5, 7)
+    (_, b, nh, nw), d = x.shape[:4], x.shape[-1]
+    return tuple(x.reshape(parts, b * nh * nw, heads, window[0] * window[1], d).unbind(0))
 
 
 def merge_windows(x: Tensor, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
@@ -151,6 +158,45 @@ def sdpa(
     return merge_windows(out[..., :d], (qkv.shape[2], qkv.shape[3]), window, shift) * gate
 
 
+def _cudnn_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """cuDNN's kernel or its error: scaled_dot_product_attention would choose another kernel in silence."""
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False, scale=scale)[0]
+
+
+def cudnn(
+    qkv: Tensor,
+    rib_q: Tensor,
+    rib_k: Tensor,
+    gate: Tensor,
+    *,
+    window: tuple[int, int],
+    heads: int,
+    shift: tuple[int, int],
+    scale: float,
+) -> Tensor:
+    """cuDNN's attention by name, made for training: CUDA, float16 or bfloat16, channels-last maps.
+
+    Tokens keep all their channels side by side, which is how a channels-last map has them, so that torch.compile makes
+    one pass of the padding, splitting and concatenating, and one of merging and gating. V keeps its width (to a
+    multiple of 8), forward and backward.
+    """
+    (b, _, h, w), n = qkv.shape, window[0] * window[1]
+    split = _windows(qkv, 3, heads, window, shift)
+    q, k, v = split.reshape(3, -1, n, heads, split.shape[-1]).unbind(0)
+    d, width = v.shape[-1], -(-(v.shape[-1] + rib_q.shape[-1]) // 8) * 8
+    q, k = (
+        _pad_width(torch.cat([x, rib.to(x.dtype).transpose(0, 1).expand(len(x), -1, -1, -1)], dim=-1), width)
+        for x, rib in ((q, rib_q), (k, rib_k))
+    )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, _pad_width(v, -(-d // 8) * 8)))
+    out = _cudnn_kernel(q, k, v, scale)
+    out = out.transpose(1, 2)[..., :d].reshape(b, *split.shape[2:4], *window, heads * d).transpose(2, 3)
+    out = out.reshape(b, split.shape[2] * window[0], split.shape[3] * window[1], heads * d).permute(0, 3, 1, 2)
+    if any(shift):
+        out = out.roll(shift, (2, 3))
+    return out[:, :, :h, :w] * gate
+
+
 def flash(
     qkv: Tensor,
     rib_q: Tensor,
@@ -172,7 +218,7 @@ def flash(
     return merge_windows(out, (qkv.shape[2], qkv.shape[3]), window, shift) * gate
 
 
-_BACKENDS: dict[str, Attention] = {"reference": reference, "sdpa": sdpa, "flash": flash}
+_BACKENDS: dict[str, Attention] = {"reference": reference, "sdpa": sdpa, "cudnn": cudnn, "flash": flash}
 
 
 def register_attention(name: str, fn: Attention) -> None:
@@ -290,6 +336,7 @@ __all__ = [
     "WindowAttention",
     "bias",
     "choose_backend",
+    "cudnn",
     "flash",
     "merge_windows",
     "reference",

@@ -7,7 +7,8 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ribsr import configs
+from ribsr import bundled, configs
 from ribsr.configs import CONFIGS, Config
 from ribsr.layers import RIBModel
 from ribsr.models import build
@@ -26,6 +27,10 @@ FORMAT = 1
 """Version of the own file format: {"ribsr": FORMAT, "config": …, "params": …}."""
 
 SCALES = (2, 3, 4)
+
+
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
+"""What torch.load raises for files that are no checkpoints, or cut short."""
 
 
 class CheckpointError(ValueError):
@@ -37,13 +42,20 @@ def save(model: RIBModel, path: str | Path) -> None:
     path = Path(path)
     params = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = configs.to_dict(model.config)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with atomic(path) as temporary:
         if path.suffix == ".safetensors":
             save_file(params, temporary, metadata={"ribsr": str(FORMAT), "config": json.dumps(config)})
         else:
             torch.save({"ribsr": FORMAT, "config": config, "params": params}, temporary)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary name in `path`'s folder; it becomes `path` when the block ends without an exception."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
@@ -54,14 +66,14 @@ def load(path: str | Path, model: str | None = None, config: Config | str | Path
     """The model of a checkpoint, in float32 and eval mode, on the CPU.
 
     path: an own file (configuration inside), the authors' `.pth` (`params_ema` before `params`), a bare state dict,
-        or `.safetensors`.
+        `.safetensors`, or the name of a bundled checkpoint (see `ribsr.bundled`).
     model: a name in CONFIGS, for files without a configuration; the scale is read off the weights.
     config: instead of `model`, a configuration, own JSON or the authors' option YAML.
 
     Raises CheckpointError: not a checkpoint, would execute code, no or a wrong configuration, missing or surplus keys,
     wrong shapes. Window sizes cannot be read from weights (sst and sst+ have equal shapes), so nothing is guessed.
     """
-    path = Path(path)
+    path = bundled.find(path)
     params, stored = _read(path)
     chosen = _choose_config(path, params, stored, model, config)
     with torch.device("meta"):
@@ -74,7 +86,8 @@ def load(path: str | Path, model: str | None = None, config: Config | str | Path
 def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     """Tensors and, in own files, the configuration."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        names = f"; bundled are {', '.join(bundled.names())}" if bundled.names() and not path.suffix else ""
+        raise CheckpointError(f"{path}: no such file{names}")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
@@ -100,7 +113,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], Config | None]:
                 "Save its state dict alone, or as safetensors, where you trust it"
             ) from None
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({_first_line(error)})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")

@@ -36,7 +36,7 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = F.gelu(self.proj(x))
         u = u + F.gelu(self.dwc(u))
-        return self.get_submodule(self.last)(u)
+        return getattr(self, self.last)(u)
 
 
 def conv3x3(dim_in: int, dim_out: int) -> nn.Conv2d:

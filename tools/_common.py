@@ -20,6 +20,7 @@ from engines import is_checkpoint, open_engine
 from engines.base import PRECISIONS, Description
 from engines.errors import EngineError
 from engines.files import atomic
+from ribsr import bundled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,11 +41,11 @@ class ModelName:
 
 
 def model_name(text: str) -> ModelName:
-    """Splits `x2.pt@fp16`; a file that really has that name is taken as it is."""
+    """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
     match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
     if match and not Path(text).exists():
-        return ModelName(match[1], match[2])
-    return ModelName(text)
+        return ModelName(str(bundled.find(match[1])), match[2])
+    return ModelName(str(bundled.find(text)))
 
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:

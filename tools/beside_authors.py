@@ -17,7 +17,7 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +28,9 @@ from engines.base import Description, Timer
 from engines.cli import Command, Size, engine_options
 from tools._common import ModelName, console, environment, environment_line, model_name, open_model, write_json
 from tools.latency import measure, report, show, with_ratios
+
+if TYPE_CHECKING:
+    from ribsr.configs import Config
 
 AUTHORS = {"cpu": (ModelName("authors"),), "cuda": (ModelName("authors"), ModelName("authors", "fp16"))}
 """Their model as it runs on each device."""
@@ -54,6 +57,29 @@ def import_authors(repository: Path) -> Any:
     return importlib.import_module("authors_archs.sst_arch").SST
 
 
+def build_authors(repository: Path, config: Config) -> Any:
+    """Their model of a configuration, with random weights."""
+    from ribsr.configs import SSTConfig
+
+    if not isinstance(config, SSTConfig):
+        raise EngineError(f"{config.name} is not an SST; choose one of theirs, e.g. sst-light")
+    return import_authors(repository)(
+        dim=config.dim,
+        window_sizes=list(config.windows),
+        num_heads=list(config.heads),
+        ranks=list(config.ranks),
+        n_blocks=config.blocks,
+        exp_ratio=config.expansion,
+        upsampler_type="pixelshuffle_direct" if config.upsampler == "direct" else "pixelshuffle",
+        intermediate_dim=config.intermediate_dim,
+        upscaling_factor=config.scale,
+        attn_type="RIB",
+        rib_hidden_dim=config.rib_hidden_dim,
+        rib_n_freqs=config.rib_freqs,
+        gate_type="DWC",
+    )
+
+
 class AuthorsEngine(Engine):
     """The authors' SST as an engine: `run` takes and gives float32 [B, 3, H, W]."""
 
@@ -61,28 +87,11 @@ class AuthorsEngine(Engine):
         import torch
 
         import ribsr
-        from ribsr.configs import SSTConfig
 
         if threads is not None:
             torch.set_num_threads(threads)
         config = ribsr.config(model, scale)
-        if not isinstance(config, SSTConfig):
-            raise EngineError(f"{model} is not an SST; choose one of theirs, e.g. sst-light")
-        self._model = import_authors(repository)(
-            dim=config.dim,
-            window_sizes=list(config.windows),
-            num_heads=list(config.heads),
-            ranks=list(config.ranks),
-            n_blocks=config.blocks,
-            exp_ratio=config.expansion,
-            upsampler_type="pixelshuffle_direct" if config.upsampler == "direct" else "pixelshuffle",
-            intermediate_dim=config.intermediate_dim,
-            upscaling_factor=scale,
-            attn_type="RIB",
-            rib_hidden_dim=config.rib_hidden_dim,
-            rib_n_freqs=config.rib_freqs,
-            gate_type="DWC",
-        ).eval()
+        self._model = build_authors(repository, config).eval()
         self._device = torch.device(device)
         self._dtype = torch.float16 if half else torch.float32
         self._model = self._model.to(self._device, self._dtype)

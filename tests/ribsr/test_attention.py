@@ -93,8 +93,8 @@ def test_large_logits_do_not_overflow_in_half_precision():
 
 def test_unknown_and_missing_backends_say_what_to_choose(monkeypatch):
     model = ribsr.build(ribsr.config("sst-light"))
-    with pytest.raises(ValueError, match="choose one of auto, reference, sdpa, flash"):
-        ribsr.set_attention(model, "cudnn")
+    with pytest.raises(ValueError, match="choose one of auto, reference, sdpa, cudnn, flash"):
+        ribsr.set_attention(model, "cutlass")
     monkeypatch.setattr(attention, "_flash_installed", lambda: False)
     with pytest.raises(ValueError, match="flash-attn, which is not installed"):
         ribsr.set_attention(model, "flash")

@@ -1,0 +1,200 @@
+"""Training recipes: the paper's for every model and scale, and YAML files that say what differs. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ribsr import configs
+from ribsr.configs import Config
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message says which field of which file and what it may be."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of high-resolution pictures; low: of their low-resolution sides, made on the fly if None."""
+
+    high: str
+    low: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one model. Steps are weight updates; sides are pixels of the low-resolution picture.
+
+    model, scale: a name in CONFIGS, or a configuration file (own JSON, the authors' option YAML); the upscaling factor.
+    output: folder for weights, state and logs.
+    train: where the pictures are. validation: folders of benchmark sets (see `ribsr.benchmark.find_sets`).
+    init: finished weights to start from, of the same model at any scale.
+    steps, batch (over all GPUs together), crop.
+    lr, betas, weight_decay: of AdamW. clip: largest norm of the gradient, None for no limit.
+    warmup: steps of linear warm-up. schedule: `multistep` halves lr at each of `milestones`, `cosine` goes to 0.
+    ema: decay of the averaged weights, which are what validation and the written model use.
+    precision: bf16 (autocast) or fp32. compile: with torch.compile.
+    seed: of initial weights and of the choice of crops.
+    log_every, validate_every, save_every: steps.
+    """
+
+    model: str
+    scale: int = 2
+    output: str = "run"
+    train: tuple[Folder, ...] = ()
+    validation: tuple[str, ...] = ()
+    init: str | None = None
+    steps: int = 500_000
+    batch: int = 32
+    crop: int = 64
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = 0.0
+    clip: float | None = None
+    warmup: int = 20_000
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000, 490_000)
+    ema: float = 0.999
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = True
+    seed: int = 0
+    log_every: int = 100
+    validate_every: int = 5_000
+    save_every: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "log_every", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= self.steps:
+            raise RecipeError(f"warmup must be 0 to steps ({self.steps}), got {self.warmup}")
+        if not 0 < self.lr < math.inf or not 0 <= self.ema < 1:
+            raise RecipeError(f"lr must be positive and ema 0 to below 1, got {self.lr} and {self.ema}")
+        if self.clip is not None and self.clip <= 0:
+            raise RecipeError(f"clip must be positive, or null for no limit, got {self.clip}")
+        for name, choices in (("schedule", ("multistep", "cosine")), ("precision", ("bf16", "fp32"))):
+            if getattr(self, name) not in choices:
+                raise RecipeError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if self.scale not in (2, 3, 4):
+            raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
+
+    def network(self) -> Config:
+        """The configuration to train. Raises RecipeError when there is none, OSError when it cannot be read."""
+        return _network(self.model, self.scale)
+
+    def learning_rate(self, step: int) -> float:
+        """Of the update that follows `step` finished ones."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+        return self.lr * 0.5 ** sum(step >= milestone for milestone in self.milestones)
+
+
+def paper(model: str, scale: int) -> Recipe:
+    """The paper's recipe (the authors' option files): their 4 GPUs with 8 crops each, 16 for the light models.
+
+    x3 and x4 start from the finished weights of the scale below (`init`), for half as long at half the rate.
+    The crop holds the largest window.
+    """
+    network = _network(model, scale)
+    batch = 64 if network.upsampler == "direct" else 32
+    recipe = Recipe(model, scale, batch=batch, crop=max(64, *network.windows))
+    if scale == 2:
+        return recipe
+    halved = tuple(milestone // 2 for milestone in recipe.milestones)
+    return replace(recipe, steps=recipe.steps // 2, lr=recipe.lr / 2, milestones=halved)
+
+
+def _network(model: str, scale: int) -> Config:
+    try:
+        if Path(model).suffix in (".json", ".yml", ".yaml"):
+            return replace(configs.read(model), scale=scale)
+        return configs.config(model, scale)
+    except configs.ConfigError as error:
+        raise RecipeError(str(error)) from None
+
+
+def read(path: str | Path) -> Recipe:
+    """The recipe of a YAML file: `model`, `scale`, and whatever differs from the paper's recipe for them.
+
+    Raises RecipeError for a file that says something else, OSError for one that cannot be read.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict) or "model" not in values:
+        raise RecipeError(f"{path}: holds no recipe; python -m ribsr recipe sst-light writes one to start from")
+    return from_dict(values, str(path))
+
+
+def from_dict(values: dict[str, Any], source: str) -> Recipe:
+    """The recipe of `to_dict`'s form, with the paper's values for what is left out; `source` stands in errors."""
+    known = {field.name for field in fields(Recipe)}
+    if unknown := [str(name) for name in values if name not in known]:
+        raise RecipeError(f"{source}: unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    try:
+        base = asdict(paper(values["model"], values.get("scale", 2)))
+        checked = {name: _checked(name, value, base[name]) for name, value in values.items()}
+        return Recipe(**{**base, "train": (), **checked})
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain lists, numbers and strings, for YAML."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(recipe).items()}
+    values["train"] = [asdict(folder) if folder.low else folder.high for folder in recipe.train]
+    return values
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """`value` in the field's type. YAML reads 5e-4 as a string, and whole numbers stand for floating-point ones."""
+    if name == "train":
+        return tuple(_folder(entry) for entry in _sequence(name, value))
+    if name == "validation":
+        return tuple(str(entry) for entry in _sequence(name, value))
+    if name in ("betas", "milestones"):
+        kind = float if name == "betas" else int
+        return tuple(_number(name, entry, kind) for entry in _sequence(name, value))
+    if name in ("init", "clip") and value is None:
+        return None
+    if name == "clip" or isinstance(default, float):
+        return _number(name, value, float)
+    if name == "init" or isinstance(default, str):
+        if not isinstance(value, str):
+            raise RecipeError(f"{name} must be text, got {value!r}")
+        return value
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} must be true or false, got {value!r}")
+        return value
+    return _number(name, value, int)
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    try:
+        number = float(value)
+        if isinstance(value, bool) or number != kind(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        what = "a whole number" if kind is int else "a number"
+        raise RecipeError(f"{name} must be {what}, got {value!r}") from None
+    return kind(number)
+
+
+def _sequence(name: str, value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _folder(entry: Any) -> Folder:
+    if isinstance(entry, str):
+        return Folder(entry)
+    if isinstance(entry, dict) and set(entry) <= {"high", "low"} and "high" in entry:
+        return Folder(str(entry["high"]), None if entry.get("low") is None else str(entry["low"]))
+    raise RecipeError(f"train must list folders, or pairs of folders as {{high: DIR, low: DIR}}, got {entry!r}")

@@ -1,0 +1,73 @@
+"""Benchmark sets: what is found, what is refused, and both conventions for gray pictures."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ribsr import benchmark
+from ribsr.benchmark import DataError
+
+SAMPLE = Path(__file__).parents[2] / "engines" / "samples" / "chelsea.png"
+BENCHMARK = os.environ.get("RIBSR_BENCHMARK", "")
+
+
+def photograph(path: Path, gray: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(SAMPLE).crop((60, 30, 131, 90))
+    image.convert("L" if gray else "RGB").save(path)
+    return path
+
+
+def test_sets_are_found_by_their_folders(tmp_path: Path) -> None:
+    one, two = photograph(tmp_path / "SetA" / "HR" / "1.png"), photograph(tmp_path / "SetB" / "2.png")
+    (tmp_path / "SetB" / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    assert benchmark.find_sets(tmp_path) == {"SetA": [one], "SetB": [two]}
+    assert benchmark.find_sets(tmp_path / "SetA") == {"SetA": [one]}
+    with pytest.raises(DataError, match="empty: holds no pictures"):
+        benchmark.find_sets(tmp_path / "empty")
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+        benchmark.find_sets(tmp_path / "nowhere")
+
+
+def test_a_perfect_model_has_no_error(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "1.png")
+    original = np.asarray(Image.open(path))[:60, :70]
+    (perfect,) = benchmark.score(lambda low: original, [path], 2)
+    assert (perfect.picture, perfect.psnr, perfect.ssim) == ("1.png", math.inf, pytest.approx(1))
+    (bicubic,) = benchmark.score(benchmark.bicubic(2), [path], 2)
+    assert 20 < bicubic.psnr < 50
+    assert 0.5 < bicubic.ssim < 1
+
+
+def test_both_conventions_for_gray_pictures(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "gray.png", gray=True)
+    (plane,) = benchmark.score(benchmark.bicubic(2), [path], 2)
+    (rgb,) = benchmark.score(benchmark.bicubic(2), [path], 2, as_rgb=True)
+    assert rgb.psnr - plane.psnr == pytest.approx(20 * math.log10(255 / 219))
+
+
+def test_pictures_that_cannot_be_scored_are_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(SAMPLE.read_bytes()[:500])
+    Image.new("RGBA", (40, 40)).save(tmp_path / "alpha.png")
+    Image.new("RGB", (12, 12)).save(tmp_path / "small.png")
+    for name, reason in (("broken", "not a readable"), ("alpha", "mode RGBA"), ("small", "SSIM needs 11x11")):
+        with pytest.raises(DataError, match=rf"{name}\.png: .*{reason}"):
+            list(benchmark.score(benchmark.bicubic(2), [tmp_path / f"{name}.png"], 2))
+
+
+@pytest.mark.skipif(not BENCHMARK, reason="RIBSR_BENCHMARK does not name the benchmark folder")
+@pytest.mark.parametrize(
+    ("scale", "set5", "set14"), [(2, 33.66, 30.24), (3, 30.39, 27.55), (4, 28.42, 26.00)], ids=["x2", "x3", "x4"]
+)
+def test_the_baseline_is_the_published_one(scale: int, set5: float, set14: float) -> None:
+    sets = benchmark.find_sets(Path(BENCHMARK))
+    for name, expected in (("Set5", set5), ("Set14", set14)):
+        scores = benchmark.score(benchmark.bicubic(scale), sets[name], scale)
+        assert np.mean([score.psnr for score in scores]) == pytest.approx(expected, abs=0.02)

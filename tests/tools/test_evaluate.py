@@ -1,0 +1,99 @@
+"""tools/evaluate.py as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from engines.files import sha256
+from tools.evaluate import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def benchmark(folder: Path) -> Path:
+    """Sets A (two photographs) and B (one) beside the models of `folder`."""
+    for name, box in (("A/HR/1", (0, 0, 61, 50)), ("A/HR/2", (50, 60, 96, 100)), ("B/HR/3", (9, 9, 70, 60))):
+        path = folder / "sets" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(ROOT / "engines" / "samples" / "coffee.png").crop(box).save(path)
+    return folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--data", "sets", *arguments])
+
+
+def report(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_models_and_the_baseline_stand_in_one_table(benchmark: Path) -> None:
+    seen = report("x2.pt", "x2.onnx", "x2.pt@bf16", "--bicubic")
+    bicubic, torch_model, onnx_model, half = seen["results"]
+    assert [result["file"] for result in seen["results"]] == ["bicubic", "x2.pt", "x2.onnx", "x2.pt@bf16"]
+    assert list(bicubic["sets"]) == ["A", "B"]
+    for name, of in torch_model["sets"].items():
+        assert of["psnr"] == pytest.approx(onnx_model["sets"][name]["psnr"], abs=0.01)
+        assert of["ssim"] == pytest.approx(onnx_model["sets"][name]["ssim"], abs=1e-4)
+        assert of["psnr"] == pytest.approx(half["sets"][name]["psnr"], abs=0.5)
+        assert of["psnr"] < bicubic["sets"][name]["psnr"]
+        assert of["psnr"] == pytest.approx(np.mean([one["psnr"] for one in of["pictures"]]))
+    assert [one["picture"] for one in bicubic["sets"]["A"]["pictures"]] == ["1.png", "2.png"]
+    assert (seen["scale"], seen["border"], seen["gray"]) == (2, 2, "plane")
+    assert half["description"]["precision"] == "bf16"
+
+
+def test_it_runs_from_a_clone(benchmark: Path) -> None:
+    program = [sys.executable, str(ROOT / "tools" / "evaluate.py")]
+    result = subprocess.run([*program, "--bicubic", "--data", "sets"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.strip().startswith("bicubic")]
+    assert row[0] == "bicubic"
+    assert 20 < float(row[2]) < 50
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['evaluate', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({program[1]!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print({'numpy', 'PIL', 'onnxruntime', 'torch', 'rich'} & set(sys.modules) or 'light')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith("light"), result.stderr
+
+
+def test_what_cannot_be_scored_is_an_error(benchmark: Path) -> None:
+    params = fakes.weights()
+    params["up.bias"] = params["up.bias"] * np.float32(np.nan)
+    fakes.write_onnx(Path("nan.onnx"), params, sha256=sha256("x2.pt"))
+    for arguments, message in (
+        (["x2.pt", "--scale", "3"], "Error: x2.pt: enlarges x2; evaluate it with --scale 2"),
+        (["nan.onnx"], "Error: nan.onnx: no score, since the engine produced"),
+        (["gone.onnx"], "Error: gone.onnx: no such file"),
+        (["x2.pt", "--data", "nowhere"], "Error: nowhere: there is no such folder"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith(message)
+    assert "nothing to evaluate" in run().stderr
+
+
+def test_gray_pictures_follow_the_convention_asked_for(benchmark: Path) -> None:
+    path = benchmark / "sets" / "B" / "HR" / "3.png"
+    Image.open(path).convert("L").save(path)
+    plane, rgb = report("--bicubic"), report("--bicubic", "--gray-as-rgb")
+    difference = rgb["results"][0]["sets"]["B"]["psnr"] - plane["results"][0]["sets"]["B"]["psnr"]
+    assert difference == pytest.approx(1.322, abs=1e-3)

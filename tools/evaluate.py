@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""How good are a model's pictures? PSNR and SSIM on benchmark sets, by the field's protocol.
+
+    tools/evaluate.py x2.pt x2.onnx x2.fp16.plan --data benchmark --bicubic
+
+Low-resolution pictures are made from the high-resolution ones (MATLAB-style antialiased bicubic, bit for bit the
+published ones), models get and give 8-bit pictures, and the luma is compared without a border as wide as the scale.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import click
+
+from engines.cli import Command, engine_options
+from engines.errors import EngineError
+from tools._common import (
+    console,
+    environment,
+    environment_line,
+    model_name,
+    open_model,
+    progress,
+    table,
+    where,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engines import Engine
+    from ribsr.benchmark import Score, Upscaler
+
+
+def as_upscaler(engine: Engine) -> Upscaler:
+    """The engine on 8-bit pictures [H, W, 3]. Raises EngineError when NaN or infinite values come out."""
+    import numpy as np
+
+    from engines.pictures import check_finite, to_bytes
+
+    def upscale(pixels: np.ndarray) -> np.ndarray:
+        y = engine.run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255))
+        check_finite(y, f"{engine.describe().path}: no score, since")
+        return to_bytes(y)[0].transpose(1, 2, 0)
+
+    return upscale
+
+
+@contextmanager
+def opened(name: str, scale: int, options: dict[str, Any]) -> Iterator[tuple[Upscaler, dict[str, Any]]]:
+    """The model (or `bicubic`) as an upscaler, and what the report says about it."""
+    if name == "bicubic":
+        from ribsr.benchmark import bicubic
+
+        yield bicubic(scale), {"file": name, "description": None}
+        return
+    with open_model(model_name(name), options) as engine:
+        description = engine.describe()
+        if description.scale != scale:
+            raise EngineError(f"{name}: enlarges x{description.scale}; evaluate it with --scale {description.scale}")
+        yield as_upscaler(engine), {"file": name, "description": vars(description)}
+
+
+def summary(scores: list[Score]) -> dict[str, Any]:
+    """Means over a set, and its pictures. An infinite PSNR (equal pictures) is null in JSON."""
+    psnr, ssim = (math.fsum(getattr(score, of) for score in scores) / len(scores) for of in ("psnr", "ssim"))
+    pictures = [{"picture": score.picture, "psnr": finite(score.psnr), "ssim": score.ssim} for score in scores]
+    return {"psnr": finite(psnr), "ssim": ssim, "pictures": pictures}
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def show(out: Any, results: list[dict[str, Any]]) -> None:
+    """One row a model, PSNR / SSIM of every set."""
+    sets = list(results[0]["sets"])
+    rows = table("model", "runs on", "precision", *(f"{name} PSNR / SSIM" for name in sets))
+    for result in results:
+        description = result["description"]
+        of = [result["sets"][name] for name in sets]
+        rows.add_row(
+            result["file"],
+            where(description) if description else "numpy",
+            description["precision"] if description else "",
+            *(f"{'inf' if one['psnr'] is None else format(one['psnr'], '.3f')} / {one['ssim']:.4f}" for one in of),
+        )
+    out.print(rows)
+
+
+@click.command(cls=Command)
+@click.argument("names", nargs=-1, metavar="MODEL...")
+@click.option(
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of pictures, or of sets NAME/HR; may be repeated.",
+)
+@click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Upscaling factor.")
+@click.option("--bicubic", is_flag=True, help="Score bicubic interpolation, too.")
+@click.option("--gray-as-rgb", is_flag=True, help="Studio-range luma for gray pictures (see ribsr/benchmark.py).")
+@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@engine_options
+def main(
+    names: tuple[str, ...],
+    folders: tuple[Path, ...],
+    scale: int,
+    bicubic: bool,
+    gray_as_rgb: bool,
+    json_target: str | None,
+    **options: Any,
+) -> None:
+    """PSNR (dB) and SSIM of MODELs (.pt, .onnx, .plan; a checkpoint in half precision as x2.pt@fp16)."""
+    if not names and not bicubic:
+        raise click.UsageError("nothing to evaluate: name a model, or give --bicubic")
+    from ribsr import benchmark
+
+    out = console(stderr=json_target == "-")
+    sets = {name: paths for folder in folders for name, paths in benchmark.find_sets(folder).items()}
+    results = []
+    for name in [*(["bicubic"] if bicubic else []), *names]:
+        with opened(name, scale, options) as (upscaler, entry):
+            for note in (entry["description"] or {}).get("notes", ()):
+                out.print(f"Note: {note}", soft_wrap=True)
+            entry["sets"] = {}
+            for title, paths in sets.items():
+                with progress(f"{name} on {title}"):
+                    entry["sets"][title] = summary(list(benchmark.score(upscaler, paths, scale, gray_as_rgb)))
+        results.append(entry)
+    show(out, results)
+    seen = environment()
+    out.print(environment_line(seen), style="dim", soft_wrap=True)
+    if json_target:
+        protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane"}
+        write_json(json_target, {"tool": "evaluate", **protocol, "results": results, "environment": seen})
+
+
+if __name__ == "__main__":
+    main(prog_name="tools/evaluate.py")

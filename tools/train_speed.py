@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""One training step of ours beside the paper authors' code, in one run: milliseconds and peak memory.
+
+    tools/train_speed.py SST_REPO
+    tools/train_speed.py SST_REPO --case sst-light:32:64 --json speed.json
+
+SST_REPO is a checkout of github dslisleedh/SST, which needs einops; none of its code is here. A step is forward, L1,
+backward and AdamW under autocast to bfloat16, on random pictures that lie on the GPU; what runs is the model as
+`python -m ribsr train` prepares it, and theirs as their trainer does (cuDNN's search on, nothing compiled). Each has a
+process of its own, so that memory is that model's alone. The last row is how fast batches are cut from pictures.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import click
+
+from engines.cli import Command
+from engines.errors import EngineError, first_line
+from tools._common import console, environment, environment_line, table, write_json
+
+FORMS = ("authors", "eager", "compiled")
+"""Theirs; ours without and with torch.compile."""
+
+
+class Case(click.ParamType):
+    """NETWORK:BATCH:CROP."""
+
+    name = "NETWORK:BATCH:CROP"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int, int]:
+        parts = value.split(":")
+        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+            self.fail(f"{value!r} is not {self.name}, e.g. sst-light:32:64", param, ctx)
+        return parts[0], int(parts[1]), int(parts[2])
+
+
+def prepare(form: str, repository: str, network: str, scale: int, device: Any) -> Any:
+    """The model of a form, ready for training on `device`."""
+    import torch
+
+    import ribsr
+    from ribsr import fast
+
+    torch.manual_seed(0)
+    config = ribsr.config(network, scale)
+    if form != "authors":
+        return fast.prepare(ribsr.build(config), device, half=True, compiled=form == "compiled").train()
+    from tools.beside_authors import build_authors
+
+    return build_authors(Path(repository), config).to(device).train()
+
+
+def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, fused: bool) -> Callable[[], float]:
+    """A function that makes one step and returns milliseconds. fused: AdamW as our trainer has it."""
+    import torch
+    import torch.nn.functional as F
+
+    from engines.base import host_clock
+    from engines.pytorch import cuda_timer
+
+    torch.backends.cudnn.benchmark = True
+    low = torch.rand(batch, 3, crop, crop, device=device)
+    high = torch.rand(batch, 3, crop * scale, crop * scale, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.9), weight_decay=0, fused=fused)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = F.l1_loss(model(low), high)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return cuda_timer(step, device).once if device.type == "cuda" else host_clock(step)
+
+
+def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, int], scale: int, rounds: int) -> None:
+    """A form's process: sends its figures, or an error."""
+    import torch
+
+    network, batch, crop = case
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    start = time.perf_counter()
+    try:
+        model = prepare(form, repository, network, scale, device)
+        once = stepper(model, batch, crop, scale, device, fused=form != "authors")
+        once()
+        first = time.perf_counter() - start
+        for _ in range(min(3, rounds)):
+            once()
+        peak = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        times = sorted(once() for _ in range(rounds))
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+        pipe.send({"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": peak, "first_step_s": first})
+    except (EngineError, RuntimeError, ValueError) as error:
+        pipe.send({"failure": first_line(error)})
+
+
+def measured(*arguments: Any) -> dict[str, Any]:
+    """What `worker` says of these arguments."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=worker, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = {"failure": "its process ended without an answer (out of memory?)"}
+    process.join()
+    return answer
+
+
+def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[str, Any]:
+    """How fast batches come from 100 pictures of 480x320 (as those of BSDS500 are), where training keeps them."""
+    import numpy as np
+    import torch
+
+    from ribsr.data import Batches, Crops, Pair, storage_device
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)
+    pairs = [Pair(low, rng.integers(0, 256, (160 * scale, 240 * scale, 3), dtype=np.uint8)) for _ in range(100)]
+    seen: dict[str, Any] = {}
+    for name, stored in (("device", storage_device(pairs, device)), ("host", torch.device("cpu"))):
+        batches = Batches(Crops(pairs, scale, crop, stored), 0, batch, device)
+        for step in range(rounds + 3):
+            if step == 3:
+                _wait(device)
+                start = time.perf_counter()
+            batches[step]
+        _wait(device)
+        seen[f"from_{name}"] = rounds / (time.perf_counter() - start)
+    return seen
+
+
+def _wait(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@click.command(cls=Command)
+@click.argument("repository", metavar="SST_REPO")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    type=Case(),
+    default=("sst-light:32:64", "sst-l+:8:96"),
+    show_default=True,
+    help="Network, batch and side of the low-resolution crops; may be repeated.",
+)
+@click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True)
+@click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), default=FORMS, help="Leave others out.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed steps of each.")
+@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+def main(
+    repository: str,
+    cases: tuple[tuple[str, int, int], ...],
+    scale: int,
+    forms: tuple[str, ...],
+    rounds: int,
+    json_target: str | None,
+) -> None:
+    """Times training steps of the authors' model and of ours, on the GPU if there is one."""
+    out = console(stderr=json_target == "-")
+    results = []
+    for case in cases:
+        base = None
+        for form in forms:
+            answer = measured(form, repository, case, scale, rounds)
+            base = base or (answer.get("median_ms") if form == "authors" else None)
+            if base and "median_ms" in answer:
+                answer["times_faster"] = base / answer["median_ms"]
+            results.append({"network": case[0], "batch": case[1], "crop": case[2], "form": form, **answer})
+            out.print(_line(results[-1]), soft_wrap=True)
+    pipeline = batches_per_second(cases[0][1], cases[0][2], scale, 10 * rounds)
+    rows = table("network", "batch", "crop", "form", "ms", "steps/s", "peak GiB", "times faster", "first step s")
+    for result in results:
+        rows.add_row(*_cells(result))
+    out.print(rows)
+    rates = ", ".join(f"{rate:.0f} {name.replace('_', ' ')}" for name, rate in pipeline.items())
+    out.print(f"Batches of {cases[0][1]} crops of {cases[0][2]} a second: {rates}", soft_wrap=True)
+    seen = environment()
+    out.print(environment_line(seen), style="dim", soft_wrap=True)
+    if json_target:
+        values = {"scale": scale, "results": results, "batches_per_second": pipeline, "environment": seen}
+        write_json(json_target, {"tool": "train_speed", **values})
+
+
+def _line(result: dict[str, Any]) -> str:
+    """What is known so far: a run may be cut off before its table."""
+    return " ".join(cell for cell in _cells(result) if cell)
+
+
+def _cells(result: dict[str, Any]) -> list[str]:
+    named = [str(result[name]) for name in ("network", "batch", "crop", "form")]
+    if "failure" in result:
+        return [*named, result["failure"], "", "", "", ""]
+    ms, peak, ratio = result["median_ms"], result["peak"], result.get("times_faster")
+    return [
+        *named,
+        f"{ms:.1f}",
+        f"{1000 / ms:.2f}",
+        f"{peak / 2**30:.1f}" if peak else "",
+        f"{ratio:.2f}" if ratio else "",
+        f"{result['first_step_s']:.1f}",
+    ]
+
+
+if __name__ == "__main__":
+    main(prog_name="tools/train_speed.py")
