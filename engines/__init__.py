@@ -13,7 +13,7 @@ from pathlib import Path
 from engines.base import Description, Engine, Timer
 from engines.errors import EngineError
 
-__all__ = ["Description", "Engine", "EngineError", "Timer", "is_checkpoint", "open_engine"]
+__all__ = ["Description", "Engine", "EngineError", "Timer", "find_model", "is_checkpoint", "open_engine"]
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 """Suffixes that PyTorch runs."""
@@ -27,6 +27,15 @@ def is_checkpoint(path: str | Path) -> bool:
     return Path(path).suffix in CHECKPOINTS
 
 
+def find_model(path: str | Path) -> Path:
+    """The file of a bundled checkpoint (`ribsr.bundled`) if `path` is the name of one; else `path` itself."""
+    if Path(path).suffix:
+        return Path(path)
+    from ribsr import bundled  # here: files with a suffix are opened where ribsr is not installed
+
+    return bundled.find(path)
+
+
 def open_engine(
     path: str | Path,
     *,
@@ -38,7 +47,7 @@ def open_engine(
     config: str | Path | None = None,
     cuda_graphs: bool = False,
 ) -> Engine:
-    """Opens a model file with the runtime that its suffix names.
+    """Opens a model file with the runtime that its suffix names, or a bundled checkpoint by its name.
 
     device: `auto` (the GPU if the runtime can use it), `cpu` or `cuda`; the last fails rather than fall back.
     threads: CPU threads of the runtime; None leaves it to the runtime.
@@ -50,7 +59,7 @@ def open_engine(
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
     """
-    path = Path(path)
+    path = find_model(path)
     if path.suffix not in SUFFIXES:
         raise EngineError(f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}")
     if not path.is_file():

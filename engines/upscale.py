@@ -18,7 +18,7 @@ from engines.cli import Command, engine_options
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
 )
 def main(model_file: str, source: str, target: str, **options: Any) -> None:
-    """Enlarges the picture IN with MODEL (.onnx, or a checkpoint for PyTorch) and writes OUT.
+    """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
 
     The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL.
     """

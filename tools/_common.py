@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import is_checkpoint, open_engine
+from engines import find_model, is_checkpoint, open_engine
 from engines.base import PRECISIONS, Description
 from engines.errors import EngineError
 from engines.files import atomic
-from ribsr import bundled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,8 +43,8 @@ def model_name(text: str) -> ModelName:
     """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
     match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
     if match and not Path(text).exists():
-        return ModelName(str(bundled.find(match[1])), match[2])
-    return ModelName(str(bundled.find(text)))
+        return ModelName(str(find_model(match[1])), match[2])
+    return ModelName(str(find_model(text)))
 
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ribsr
+from engines import open_engine
 from ribsr import bundled
 from tools._common import ModelName, model_name
 
@@ -31,6 +32,8 @@ def test_a_name_finds_its_checkpoint(shipped: Path) -> None:
     assert ribsr.load("tiny-x2").config.name == "tiny"
     assert model_name("tiny-x2@fp16") == ModelName(str(shipped / "tiny-x2.safetensors"), "fp16")
     assert model_name("tiny-x2.onnx") == ModelName("tiny-x2.onnx")
+    with open_engine("tiny-x2") as engine:
+        assert engine.describe().model == "tiny"
     with pytest.raises(ribsr.CheckpointError, match="tiny-x3: no such file; bundled are tiny-x2"):
         ribsr.load("tiny-x3")
 
