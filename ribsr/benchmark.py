@@ -7,12 +7,13 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ribsr import metrics, resize
 
@@ -67,11 +68,12 @@ def read_picture(path: Path) -> np.ndarray:
     """uint8 RGB [H, W, 3], or [H, W] for a gray picture. Raises DataError for anything else."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "L"):
-                raise DataError(f"{path}: is of mode {image.mode}; give an RGB or gray picture of 8 bits")
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise DataError(f"{path}: not a readable picture ({str(error).splitlines()[0]})") from None
+            mode, pixels = image.mode, np.asarray(image)
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise DataError(f"{path}: not a readable picture ({(str(error) or 'damaged').splitlines()[0]})") from None
+    if mode not in ("RGB", "L"):
+        raise DataError(f"{path}: is of mode {mode}; give an RGB or gray picture of 8 bits")
+    return pixels
 
 
 def bicubic(scale: int) -> Upscaler:

@@ -50,6 +50,9 @@ def place(model: RIBModel, device: torch.device) -> None:
     """Moves the model to `device`, channels-last."""
     model.to(device)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for parameter in model.parameters():  # with the strides of a matrix, which the gradients of `Pointwise` have
+        if parameter.dim() == 4 and parameter.shape[2:] == (1, 1):
+            parameter.data = parameter.data.flatten(1)[..., None, None]
 
 
 def prepare(model: RIBModel, device: torch.device, half: bool, compiled: bool) -> RIBModel:

@@ -81,7 +81,7 @@ class Recipe:
             raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
 
     def network(self) -> Config:
-        """The configuration to train. Raises RecipeError when there is none, OSError when it cannot be read."""
+        """The configuration to train. Raises RecipeError when there is none, or its file cannot be read."""
         return _network(self.model, self.scale)
 
     def learning_rate(self, step: int) -> float:
@@ -115,6 +115,10 @@ def _network(model: str, scale: int) -> Config:
         return configs.config(model, scale)
     except configs.ConfigError as error:
         raise RecipeError(str(error)) from None
+    except OSError as error:
+        raise RecipeError(
+            f"model {model}: {error.strerror}; give a file, or one of {', '.join(configs.CONFIGS)}"
+        ) from None
 
 
 def read(path: str | Path) -> Recipe:

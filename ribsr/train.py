@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,15 +78,41 @@ def joined() -> Iterator[Process]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Process(distributed.get_rank(), distributed.get_world_size(), device)
+        distributed.barrier()  # nobody leaves while the first process still validates
     finally:
         distributed.destroy_process_group()
+
+
+class Interruption:
+    """Within it Ctrl-C and SIGTERM only set `asked`; a second Ctrl-C interrupts. Ignored signals stay ignored."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     """Trains to the recipe's last step, or to the first one after `stop_after` seconds, and writes the state there.
 
     Goes on from the output folder's state.pt if there is one. Raises TrainingError (another recipe's state there, loss
-    or weights not finite), CheckpointError, DataError.
+    or weights not finite), CheckpointError, DataError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the
+    last step written (several processes stop at the next record).
     """
     with joined() as process:
         if recipe.batch % process.world:
@@ -144,23 +172,37 @@ class Run:
         """The loop: updates, and now and then a record, a state, a validation."""
         recipe, start = self.recipe, time.monotonic()
         columns = ("step", "loss", "lr", "steps_per_second"), ("step", "set", "psnr", "ssim")
-        with Log(self, "log.csv", columns[0]) as log, Log(self, "validation.csv", columns[1]) as scores:
+        with (
+            Log(self, "log.csv", columns[0]) as log,
+            Log(self, "validation.csv", columns[1]) as scores,
+            Interruption() as interruption,
+        ):
+            if self._due(recipe.validate_every) and scores.last != self.step:  # killed between state and validation
+                self.validate(scores)
             last, since, clock = self.step >= recipe.steps, self.step, time.monotonic()
             while not last:
                 self.update()
-                last = self.step == recipe.steps
-                if last or self.step % recipe.log_every == 0:
+                if record := self._due(recipe.log_every):
                     loss = self.mean_loss(self.step - since)
                     rate = (self.step - since) / (time.monotonic() - clock)
                     log.write(self.step, f"{loss:.6g}", f"{recipe.learning_rate(self.step - 1):.4g}", f"{rate:.4g}")
                     self.report.progress(self.step, loss, rate)
                     since, clock = self.step, time.monotonic()
-                    last = last or self._agree(stop_after is not None and clock - start > stop_after)
-                if last or self.step % recipe.save_every == 0:
+                late = stop_after is not None and time.monotonic() - start > stop_after
+                late, interrupted = self._agree(late, interruption.asked, record)
+                last = late or interrupted or self.step == recipe.steps
+                if last or self._due(recipe.save_every):
                     self.save()
-                if last or self.step % recipe.validate_every == 0:
+                if interrupted:
+                    self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
+                    raise KeyboardInterrupt
+                if last or self._due(recipe.validate_every):
                     self.validate(scores)
                     clock = time.monotonic()  # the rate is that of training alone
+
+    def _due(self, every: int) -> bool:
+        """Whether this is a step for what is done every so many steps, and after the last."""
+        return self.step == self.recipe.steps or (self.step > 0 and self.step % every == 0)
 
     def update(self) -> None:
         """One step: forward, backward, optimizer, average. Does not wait for the GPU."""
@@ -178,13 +220,19 @@ class Run:
         self.loss += loss.detach()
         self.step += 1
 
-    def _agree(self, stop: bool) -> bool:
-        """Whether any process wants to stop: all must stop after the same step."""
+    def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
+        """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
+
+        Several processes ask each other only when they record, since that waits for the GPU.
+        """
         if self.process.world == 1:
-            return stop
-        votes = torch.tensor(float(stop), device=self.process.device)
+            return late, interrupted
+        if not record:
+            return False, False
+        votes = torch.tensor([float(late), float(interrupted)], device=self.process.device)
         distributed.all_reduce(votes)
-        return bool(votes)
+        late, interrupted = (bool(vote) for vote in votes.tolist())
+        return late, interrupted
 
     def mean_loss(self, steps: int) -> float:
         """Over the last `steps` steps and all processes. Raises TrainingError when it or a weight is not finite."""
@@ -242,15 +290,20 @@ class Run:
 
 
 class Log:
-    """A CSV file that the first process writes; rows beyond the step that a run goes on from are dropped."""
+    """A CSV file that the first process writes; rows beyond the step that a run goes on from are dropped.
+
+    last: the step of the last row that was kept, if any.
+    """
 
     def __init__(self, run: Run, name: str, columns: Sequence[str]):
         self._path, self._columns, self._step = run.folder / name, columns, run.step
         self._writes = run.process.first
+        self.last: int | None = None
 
     def __enter__(self) -> Log:
         if self._writes:
             kept = [row for row in self._rows() if int(row[0]) <= self._step]
+            self.last = int(kept[-1][0]) if kept else None
             self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
             self._writer = csv.writer(self._file)
             self._writer.writerows([self._columns, *kept])

@@ -56,6 +56,7 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
         ("lr: 1", "holds no recipe"),
         ("model: [", "not YAML"),
         ("model: sst-huge", "no model is called 'sst-huge'; choose one of sst-light"),
+        ("model: none.json", "model none.json: No such file or directory; give a file, or one of sst-light"),
         ("model: sst\nscale: 5", "scale must be 2, 3 or 4"),
         ("model: sst\nlearning_rate: 1", "unknown field 'learning_rate'; there are batch"),
         ("model: sst\nsteps: 2.5", "steps must be a whole number, got 2.5"),

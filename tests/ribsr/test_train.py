@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -137,9 +138,54 @@ def test_stopping_after_a_time_is_no_loss(plan: Recipe, tmp_path: Path) -> None:
     stopped = replace(plan, output=str(tmp_path / "stopped"))
     train(plan, None, Report())
     train(stopped, 0, Report())
-    assert state(stopped)["step"] == 2
+    assert state(stopped)["step"] == 1
     train(stopped, None, Report())
     assert_equal_states(plan, stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_state_written(
+    plan: Recipe, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two states: nothing of the four steps made is lost, and the handlers are the old ones afterwards."""
+    stopped = replace(plan, output=str(tmp_path / "stopped"))
+    handlers = [signal.getsignal(of) for of in (signal.SIGINT, signal.SIGTERM)]
+    update = Run.update
+
+    def signalled(run: Run) -> None:
+        update(run)
+        if run.step == 4:
+            os.kill(os.getpid(), number)
+
+    said = Said()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, None, said)
+    assert said.lines[-1] == f"interrupted: step 4 is in {tmp_path / 'stopped' / 'state.pt'}; the same command goes on"
+    assert [signal.getsignal(of) for of in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert state(stopped)["step"] == 4
+    train(stopped, None, Report())
+    train(plan, None, Report())
+    assert_equal_states(plan, stopped)
+
+
+def test_a_run_killed_before_its_validation_makes_up_for_it(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = replace(plan, steps=3, validation=(str(tmp_path / "pictures"),))
+
+    def dying(run: Run, log: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "validate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed, None, Report())
+    assert [row[0] for row in rows(killed, "validation.csv")] == ["step"]
+    for _ in range(2):
+        train(killed, None, Report())
+        assert [row[0] for row in rows(killed, "validation.csv")] == ["step", "3"]
 
 
 def test_divergence_keeps_the_last_good_state(plan: Recipe) -> None:
