@@ -54,7 +54,10 @@ def import_authors(repository: Path) -> Any:
     package = types.ModuleType("authors_archs")
     package.__path__ = [str(repository / "sst" / "archs")]
     sys.modules["authors_archs"] = package
-    return importlib.import_module("authors_archs.sst_arch").SST
+    try:
+        return importlib.import_module("authors_archs.sst_arch").SST
+    except ModuleNotFoundError as error:
+        raise EngineError(f"their code needs {error.name}, which is not installed: pip install {error.name}") from None
 
 
 def build_authors(repository: Path, config: Config) -> Any:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The whole way on a CPU: a checkpoint, its ONNX file, the proof of parity, and an enlarged photograph.
+"""The whole way on a CPU: the bundled checkpoint, its ONNX file, the proof of parity, and an enlarged photograph.
 
-Works in the folder demo/ of the clone and runs the commands that a user would type; `make demo` calls it.
+Works in the folder demo/ of the clone and runs the commands that a user would type; `make demo` calls it. The
+photograph is made half as large first, so that bicubic interpolation and the model can be compared with what it was.
 """
 
 from __future__ import annotations
@@ -11,40 +12,72 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SEED = 0
+if TYPE_CHECKING:
+    import numpy as np
+
+CHECKPOINT, SCALE = "sst-light-x2", 2
 
 
 @click.command()
-@click.option("--model", default="sst-light", show_default=True, help="Which network to make.")
-def main(model: str) -> None:
-    """Make a seeded checkpoint, export it, prove parity, and enlarge a photograph."""
+def main() -> None:
+    """Export the bundled checkpoint, prove parity, and enlarge a photograph."""
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
-    click.echo(f"1. A checkpoint: demo/x2.pt, {model} x2 with random weights (seed {SEED}).")
-    click.echo("   No trained weights are bundled yet, so its picture shows the way, not the quality.")
-    _make_checkpoint(folder / "x2.pt", model)
-    run(folder, "2. Its ONNX file:", sys.executable, "-m", "export.onnx", "--ckpt", "x2.pt")
-    run(folder, "3. Does it compute the same?", sys.executable, str(ROOT / "tools" / "parity.py"), "x2.pt", "x2.onnx")
-    photograph = ROOT / "engines" / "samples" / "astronaut.png"
+    original = _read(ROOT / "engines" / "samples" / "astronaut.png")
+    python, parity = sys.executable, str(ROOT / "tools" / "parity.py")
+    run(folder, "1. The ONNX file of the bundled checkpoint:", python, "-m", "export.onnx", "--ckpt", CHECKPOINT)
+    run(folder, "2. Does it compute the same?", python, parity, CHECKPOINT, f"{CHECKPOINT}.onnx")
+    bicubic = _make_small(folder, original)
     run(
-        folder, "4. A photograph:", sys.executable, "-m", "engines.upscale", "x2.onnx", str(photograph), "astronaut.png"
+        folder,
+        "3. A photograph, enlarged:",
+        python,
+        "-m",
+        "engines.upscale",
+        f"{CHECKPOINT}.onnx",
+        "small.png",
+        "large.png",
     )
-    click.echo(f"\nThe enlarged photograph is {folder / 'astronaut.png'}")
+    _compare(folder, original, bicubic, _read(folder / "large.png"))
 
 
-def _make_checkpoint(path: Path, model: str) -> None:
-    import torch
+def _read(path: Path) -> np.ndarray:
+    from ribsr import benchmark, resize
 
-    import ribsr
+    return resize.crop_to_multiple(benchmark.read_picture(path), SCALE)
 
-    torch.manual_seed(SEED)
-    ribsr.save(ribsr.build(ribsr.config(model, 2)), path)
+
+def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
+    """Writes small.png, half as large, and returns it enlarged again by bicubic interpolation."""
+    from PIL import Image
+
+    from ribsr import resize
+
+    small = resize.downscale(original, SCALE)
+    Image.fromarray(small).save(folder / "small.png")
+    return resize.upscale(small, SCALE)
+
+
+def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:
+    """Tells both PSNR, and writes bicubic, ours and the original side by side, each pixel as four."""
+    import numpy as np
+    from PIL import Image
+
+    from ribsr import metrics
+
+    planes = [metrics.crop_border(metrics.luma(of), SCALE) for of in (original, bicubic, ours)]
+    by_bicubic, by_model = (metrics.psnr(planes[0], of) for of in planes[1:])
+    strip = Image.fromarray(np.concatenate((bicubic, ours, original), axis=1))
+    strip.resize((2 * strip.width, 2 * strip.height), Image.Resampling.NEAREST).save(folder / "comparison.png")
+    click.echo(f"\nPSNR against the photograph: bicubic {by_bicubic:.2f} dB, {CHECKPOINT} {by_model:.2f} dB")
+    click.echo(f"{folder / 'comparison.png'} shows bicubic, {CHECKPOINT} and the photograph side by side")
 
 
 def run(folder: Path, title: str, *command: str) -> None:
