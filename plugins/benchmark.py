@@ -8,15 +8,17 @@ Layer norm and depthwise convolution: channels-last maps whose pixels are padded
 operators on the same memory. Their floor is reading and writing the map once at 3.0 TB/s, about what an H100 reaches.
 
 Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
+Attention's and cuDNN's graphs are replayed in turn, and the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,29 +104,45 @@ MAP_CASES = (
 )
 
 
-def measure(calls: list[Callable[[], object]], repeats: int) -> float:
-    """Milliseconds per call: the median over graph replays of all `calls`, divided by their number."""
+def in_turn(alternatives: Sequence[list[Callable[[], object]]], repeats: int) -> list[list[float]]:
+    """Milliseconds per call of each alternative, one figure per round.
+
+    Each is a graph of its calls. A round replays all of them one after the other: clocks fall under load, so that only
+    what ran side by side compares.
+    """
     import torch
 
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graphs = []
+    for calls in alternatives:
         for call in calls:
             call()
-    for _ in range(2):
-        graph.replay()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        graphs.append(graph)
+    rounds = []
+    for _ in range(2 + repeats):
+        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in graphs]
+        for graph, (start, end) in zip(graphs, events, strict=True):
+            start.record()
+            graph.replay()
+            end.record()
+        rounds.append(events)
     torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in events)[repeats // 2] / len(calls)
+    return [
+        [start.elapsed_time(end) / len(calls) for start, end in column]
+        for calls, column in zip(alternatives, zip(*rounds[2:], strict=True), strict=True)
+    ]
 
 
-def time_ours(case: Case, bf16: bool, path: str, repeats: int) -> float:
+def measure(calls: list[Callable[[], object]], repeats: int) -> float:
+    """Milliseconds per call: the median over graph replays of all `calls`, divided by their number."""
+    return median(in_turn([calls], repeats)[0])
+
+
+def our_calls(case: Case, bf16: bool, path: str) -> list[Callable[[], object]]:
     import torch
 
     from plugins import library
@@ -132,7 +150,7 @@ def time_ours(case: Case, bf16: bool, path: str, repeats: int) -> float:
 
     dtype = torch.bfloat16 if bf16 else torch.float16
     channels, tokens = case.heads * case.head_width, case.window**2
-    calls, keep = [], []
+    calls: list[Callable[[], object]] = []
     for _ in range(sets(5 * channels * case.height * case.width * 2)):
         shape = (1, 3 * channels, case.height, case.width)
         qkv = torch.randn(shape, device="cuda").to(dtype, memory_format=torch.channels_last)
@@ -144,28 +162,32 @@ def time_ours(case: Case, bf16: bool, path: str, repeats: int) -> float:
         scale = case.head_width**-0.5
         window = [case.window, case.window]
         params = parameters(out, qkv, factors[0], factors[1], gate, window, case.heads, [0, 0], scale, path)
-        keep.append((qkv, gate, factors, out))
-        calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
-    return measure(calls, repeats)
+
+        def call(params: Any = params, keep: object = (out, qkv, factors, gate)) -> None:
+            library.call(params, torch.cuda.current_stream().cuda_stream)
+
+        calls.append(call)
+    return calls
 
 
-def time_cudnn(case: Case, bf16: bool, repeats: int) -> float:
+def cudnn_calls(case: Case, bf16: bool, width_v: int) -> list[Callable[[], object]]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
     dtype = torch.bfloat16 if bf16 else torch.float16
     tokens, joint = case.window**2, case.head_width + case.rank
-    times = []
-    for width_v in {case.head_width, joint}:
-        calls = []
-        for _ in range(sets(case.windows * case.heads * tokens * (2 * joint + 2 * width_v) * 2)):
-            shape = (case.windows, case.heads, tokens)
-            q, k, v = (torch.randn(*shape, n, device="cuda").to(dtype) for n in (joint, joint, width_v))
-            calls.append(lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, scale=case.head_width**-0.5))
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            times.append(measure(calls, repeats))
-    return min(times)
+    calls: list[Callable[[], object]] = []
+    for _ in range(sets(case.windows * case.heads * tokens * (2 * joint + 2 * width_v) * 2)):
+        shape = (case.windows, case.heads, tokens)
+        q, k, v = (torch.randn(*shape, n, device="cuda").to(dtype) for n in (joint, joint, width_v))
+
+        def call(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> None:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                scaled_dot_product_attention(q, k, v, scale=case.head_width**-0.5)
+
+        calls.append(call)
+    return calls
 
 
 def padded_map(case: MapCase, dtype: torch.dtype) -> torch.Tensor:
@@ -213,13 +235,19 @@ def sets(size: int) -> int:
 
 
 def attention_row(case: Case, bf16: bool, path: str, repeats: int, cudnn: bool) -> dict[str, Any]:
-    """Measure and print one case."""
-    ours = time_ours(case, bf16, path, repeats)
+    """Measure and print one case. The ratio is the median over rounds, each with its own."""
+    alternatives = [our_calls(case, bf16, path)]
+    if cudnn:
+        alternatives += [cudnn_calls(case, bf16, width) for width in (case.head_width, case.head_width + case.rank)]
+    rounds, *others = in_turn(alternatives, repeats)
+    ours = median(rounds)
     line = f"{case}: {ours:7.3f} ms {case.scores / ours / 1e9:5.2f}e12 scores/s"
     row = {**asdict(case), "ours_ms": ours}
     if cudnn:
-        row["cudnn_ms"] = theirs = time_cudnn(case, bf16, repeats)
-        line += f"   cuDNN {theirs:7.3f} ms {case.scores / theirs / 1e9:5.2f}   {theirs / ours:5.2f}x"
+        faster = min(others, key=median)
+        row["cudnn_ms"] = theirs = median(faster)
+        row["ratio"] = ratio = median(b / a for a, b in zip(rounds, faster, strict=True))
+        line += f"   cuDNN {theirs:7.3f} ms {case.scores / theirs / 1e9:5.2f}   {ratio:5.2f}x"
     click.echo(line)
     return row
 
