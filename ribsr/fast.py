@@ -1,15 +1,18 @@
-"""The form of a model that trains fast: channels-last maps, and regions that torch.compile fuses.
+"""The form of a model that trains fast: channels-last maps, regions that torch.compile fuses, steps that are replayed.
 
 The parameters are those of the plain model, under the same names, so that checkpoints and exports do not know of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribsr import attention, escrib, sst
+from ribsr.depthwise import depthwise
 from ribsr.layers import RIBModel
 
 
@@ -26,10 +29,7 @@ class Pointwise(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A depthwise 3x3 convolution as nine shifted products, which a compiler fuses with what stands around them.
-
-    In float32, rounded to x's type at the end.
-    """
+    """A depthwise 3x3 convolution by `ribsr.depthwise`, in the type of autocast where that is on."""
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
@@ -37,13 +37,9 @@ class Depthwise(nn.Module):
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[2:]
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).float()
-        out = self.bias
-        for i in range(3):
-            for j in range(3):
-                out = out + padded[:, i : i + h, j : j + w] * self.weight[:, 0, i, j]
-        return out.to(x.dtype).permute(0, 3, 1, 2)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return depthwise(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 def place(model: RIBModel, device: torch.device) -> None:
@@ -66,10 +62,51 @@ def prepare(model: RIBModel, device: torch.device, half: bool, compiled: bool) -
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
                 setattr(parent, name, Pointwise(child))
-            elif compiled and isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
+            elif isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
                 setattr(parent, name, Depthwise(child))
     if compiled:
         for module in model.modules():
             if isinstance(module, (sst.Layer, escrib.Block)):
                 module.compile(dynamic=False)
     return model
+
+
+class Replayed:
+    """A function of tensors as a CUDA graph: a step of small kernels is then bound by the GPU, not by launching them.
+
+    The first calls run as usual, in a stream of their own, so that kernels are compiled and chosen; the next one is
+    recorded. `work` returns nothing, gets tensors of the same shapes in every call, and changes tensors in place.
+    """
+
+    FIRST = 3
+
+    def __init__(self, work: Callable[..., None]):
+        self._work = work
+        self._calls = 0
+        self._stream = torch.cuda.Stream()
+        self._inputs: tuple[Tensor, ...] = ()
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> None:
+        if self._graph is None and self._calls < self.FIRST:
+            self._calls += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._work(*inputs)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if self._graph is None:
+            self._graph = self._record(inputs)
+        for place, given in zip(self._inputs, inputs, strict=True):
+            place.copy_(given)
+        self._graph.replay()
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
+        """The graph, not run yet, over copies of these inputs."""
+        self._inputs = tuple(given.clone() for given in inputs)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the first calls took: the graph has memory of its own
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._work(*self._inputs)
+        return graph

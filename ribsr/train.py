@@ -142,19 +142,25 @@ class Run:
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.averaged: list[Tensor] = list(self.average.parameters())
         self.to_average = get_ema_multi_avg_fn(recipe.ema)
+        on_gpu = process.device.type == "cuda"
+        self.rate = torch.tensor(recipe.lr, device=process.device)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            self.parameters, self.rate, recipe.betas, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu
         )
         self.step = 0
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # not those of the device that the state comes from
+                group.update(lr=self.rate, capturable=on_gpu)
             self.step = state["step"]
             report.say(f"going on from step {self.step} in {self.state_path}")
         self.saved = self.step if state is not None else None
         self.parallel: nn.Module = self.model
         if process.world > 1:
-            devices = [process.device] if process.device.type == "cuda" else None
+            devices = [process.device] if on_gpu else None
             self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        # Not with DistributedDataParallel, whose exchange a graph would have to hold.
+        self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
 
@@ -205,20 +211,22 @@ class Run:
         return self.step == self.recipe.steps or (self.step > 0 and self.step % every == 0)
 
     def update(self) -> None:
-        """One step: forward, backward, optimizer, average. Does not wait for the GPU."""
-        low, high = self.batches[self.step]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.step)
+        """One step. Does not wait for the GPU."""
+        self.rate.fill_(self.recipe.learning_rate(self.step))
+        self.advance(*self.batches[self.step])
+        self.step += 1
+
+    def _advance(self, low: Tensor, high: Tensor) -> None:
+        """Forward, backward, optimizer, average."""
+        self.optimizer.zero_grad()
         with self.autocast:
             loss = F.l1_loss(self.parallel(low), high)
-        self.optimizer.zero_grad()
         loss.backward()
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.to_average(self.averaged, self.parameters, 0)
         self.loss += loss.detach()
-        self.step += 1
 
     def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
         """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.

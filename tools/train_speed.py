@@ -6,8 +6,8 @@
 
 SST_REPO is a checkout of github dslisleedh/SST, which needs einops; none of its code is here. A step is forward, L1,
 backward and AdamW under autocast to bfloat16, on random pictures that lie on the GPU; what runs is the model as
-`python -m ribsr train` prepares it, and theirs as their trainer does (cuDNN's search on, nothing compiled). Each has a
-process of its own, so that memory is that model's alone. The last row is how fast batches are cut from pictures.
+`python -m ribsr train` prepares and steps it, and theirs as their trainer does (cuDNN's search on, nothing compiled).
+Each has a process of its own, so that memory is that model's alone. The last row is how fast batches are cut.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engines.errors import EngineError, first_line
 from tools._common import console, environment, environment_line, table, write_json
 
 FORMS = ("authors", "eager", "compiled")
-"""Theirs; ours without and with torch.compile."""
+"""Theirs; ours without and with torch.compile, both replayed as CUDA graphs on a GPU."""
 
 
 class Case(click.ParamType):
@@ -60,25 +60,32 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
     return build_authors(Path(repository), config).to(device).train()
 
 
-def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, fused: bool) -> Callable[[], float]:
-    """A function that makes one step and returns milliseconds. fused: AdamW as our trainer has it."""
+def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bool) -> Callable[[], float]:
+    """A function that makes one step and returns milliseconds. ours: with our trainer's optimizer and graph."""
     import torch
     import torch.nn.functional as F
 
     from engines.base import host_clock
     from engines.pytorch import cuda_timer
+    from ribsr.fast import Replayed
 
     torch.backends.cudnn.benchmark = True
     low = torch.rand(batch, 3, crop, crop, device=device)
     high = torch.rand(batch, 3, crop * scale, crop * scale, device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.9), weight_decay=0, fused=fused)
+    replayed = ours and device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.9), weight_decay=0, fused=ours, capturable=replayed)
 
-    def step() -> None:
+    def work(low: torch.Tensor, high: torch.Tensor) -> None:
+        optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16):
             loss = F.l1_loss(model(low), high)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    advance = Replayed(work) if replayed else work
+
+    def step() -> None:
+        advance(low, high)
 
     return cuda_timer(step, device).once if device.type == "cuda" else host_clock(step)
 
@@ -92,14 +99,15 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
     start = time.perf_counter()
     try:
         model = prepare(form, repository, network, scale, device)
-        once = stepper(model, batch, crop, scale, device, fused=form != "authors")
+        once = stepper(model, batch, crop, scale, device, ours=form != "authors")
         once()
         first = time.perf_counter() - start
-        for _ in range(min(3, rounds)):
-            once()
         peak = None
         if device.type == "cuda":
+            for _ in range(2):
+                once()
             torch.cuda.reset_peak_memory_stats(device)
+            once()  # the recording of a graph is when its memory is taken
         times = sorted(once() for _ in range(rounds))
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
