@@ -33,7 +33,8 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
         from ribsr.train import weights_path
 
         followed = replace(recipe.read(config), **given)
-        with ProgressReport(followed.steps) if os.environ.get("RANK", "0") == "0" else Report() as report:
+        first = os.environ.get("RANK", "0") == "0"
+        with ProgressReport(followed.steps) if first else Report() as report:
             run(followed, stop_after, report)
     except ImportError as error:
         raise click.ClickException(f"{error}; training needs pip install 'ribsr[train]'") from None
@@ -41,7 +42,8 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
         if verbose:
             raise
         raise click.ClickException(" ".join(str(error).split()) or type(error).__name__) from None
-    click.echo(f"wrote {weights_path(followed)}")
+    if first:
+        click.echo(f"wrote {weights_path(followed)}")
 
 
 @main.command()

@@ -75,7 +75,10 @@ def joined() -> Iterator[Process]:
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, device)
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        distributed.init_process_group("nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
     try:
         yield Process(distributed.get_rank(), distributed.get_world_size(), device)
         distributed.barrier()  # nobody leaves while the first process still validates

@@ -259,6 +259,7 @@ def test_two_processes_train_what_one_does(plan: Recipe, tmp_path: Path) -> None
     result = command(tmp_path, "train", "shared.yaml", processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("step 6/6: loss") == 1
+    assert result.stdout.count("wrote ") == 1
     train(plan, None, Report())
     one, two = state(plan), state(shared)
     for key, value in one["average"].items():
