@@ -107,6 +107,7 @@ class Replayed:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the first calls took: the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Other threads may go on calling CUDA: one cuts the next batch where pictures stay in host memory.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._work(*self._inputs)
         return graph
