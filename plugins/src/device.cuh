@@ -96,6 +96,14 @@ __device__ __forceinline__ float exp2_special(float x) {  // special-function un
   return y;
 }
 
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + exp2_special(-1.44269504f * x)); }
+
+template <bool BF16>
+__device__ __forceinline__ uint32_t sigmoid_packed(uint32_t both) {
+  const float2 x = unpack<BF16>(both);
+  return pack<BF16>(sigmoid(x.x), sigmoid(x.y));
+}
+
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row_address) {

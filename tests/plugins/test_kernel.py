@@ -50,6 +50,7 @@ def check(
     path: str = "auto",
     factor: float = 1.0,
     expected_path: str | None = None,
+    gate_sigmoid: bool = False,
 ) -> None:
     """Run on fresh random inputs, q and rib_q multiplied by `factor`, and compare with the float64 reference."""
     h, w = size
@@ -60,13 +61,15 @@ def check(
     values = torch.randn(batch, 3 * c, h, w, device="cuda")
     values[:, :c] *= factor
     qkv.copy_(values)
-    gate.copy_(torch.rand(batch, c, h, w, device="cuda"))
+    gate.copy_(torch.randn(batch, c, h, w, device="cuda") * 4 if gate_sigmoid else torch.rand(batch, c, h, w).cuda())
     tokens = window[0] * window[1]
     rib_q = (torch.randn(heads, tokens, r, device="cuda") * factor).to(dtype)
     rib_k = torch.randn(heads, tokens, r, device="cuda").to(dtype)
     scale = d**-0.5
 
-    params = operator.parameters(out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path)
+    params = operator.parameters(
+        out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path, gate_sigmoid
+    )
     if expected_path is not None:
         assert library.chosen_path(params) == expected_path
     library.call(params, torch.cuda.current_stream().cuda_stream)
@@ -76,7 +79,7 @@ def check(
         qkv.double(),
         rib_q.double(),
         rib_k.double(),
-        gate.double(),
+        gate.double().sigmoid() if gate_sigmoid else gate.double(),
         window=window,
         heads=heads,
         shift=shift,
@@ -139,6 +142,15 @@ def test_windows_not_a_multiple_of_tiles(window: tuple[int, int], dtype: torch.d
 def test_large_scores(window: int, factor: float, path: str, dtype: torch.dtype) -> None:
     """Scores beyond ±1e4: the scale must be applied to the float32 product, the maximum subtracted exactly."""
     check(window=(window, window), d=32, r=16, size=(50, 50), dtype=dtype, factor=factor, path=path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("path", ["auto", "portable"])
+@pytest.mark.parametrize(("window", "d"), [(8, 16), (16, 32), (48, 32), (12, 30)])
+def test_gate_through_the_sigmoid(window: int, d: int, path: str, layout: str, dtype: torch.dtype) -> None:
+    size = (50, 61)
+    check(window=(window, window), d=d, r=16, size=size, dtype=dtype, layout=layout, path=path, gate_sigmoid=True)
 
 
 def test_many_items_per_block() -> None:
