@@ -5,6 +5,10 @@
 // four groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run
 // ahead over item boundaries. The groups drift apart: the softmax of some overlaps the matrix products of others.
 //
+// Probabilities are relative to a reference that a row's first tile sets, so that the other tiles need neither maximum
+// nor sum: a block of ones beside the values gives the sums. Where a row's sum shows in the end that probabilities
+// overflowed, its item is marked, and done again in a second pass, whose references follow the maxima.
+//
 // Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
 // stay together: scattered 16-byte pieces would each cost a 32-byte sector and a request to the L2 cache.
 #pragma once
@@ -21,6 +25,9 @@ constexpr int kRows = 64;    // queries of a warp group
 constexpr int kKeys = 64;    // of a tile; 96 and more do not fit the registers of four consumers (VARIANTS.md)
 constexpr int kStages = 8;   // key tiles in shared memory
 constexpr int kLag = 2;      // copies of this many later jobs are in flight when a job is handed over
+constexpr float kHeadroom = 8.0f;    // of float16 references over the first tile's maxima, in powers of two
+constexpr float kGreatest = 0x1p64f;  // sum of a row that did not overflow, far from what float32 can hold
+constexpr int kMarks = 1024;         // of a block's items; the last stands for all later ones
 constexpr int kConsumerRegisters = 104, kProducerRegisters = 64;
 
 // Shared: the warp groups share the key tiles of one (window, head); else each has its own, of at most 64 tokens.
@@ -30,11 +37,13 @@ struct Layout {
   static constexpr int kFactor = (R + 15) / 16 * 16;  // rank, filled up with zeros
   static constexpr int kSteps = (D + kFactor) / 16;   // of a product with [k, rib_k]
   static constexpr int kQueryBytes = kRows * (D + kFactor) * 2;  // per block of rows
-  static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values
+  static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values, ones
   static constexpr int kValueOffset = kFactorOffset + kKeys * kFactor * 2;
-  static constexpr int kStageBytes = kValueOffset + kKeys * D * 2;
+  static constexpr int kOnesOffset = kValueOffset + kKeys * D * 2;  // 16 rows
+  static constexpr int kStageBytes = kOnesOffset + 16 * D * 2;
   static constexpr int kBarriers = 2 * kStages + 4;
-  static constexpr int kUnitOffset = (8 * kBarriers + 15) / 16 * 16;  // [2][kConsumers] of Unit
+  static constexpr int kMarkOffset = (8 * kBarriers + 15) / 16 * 16;
+  static constexpr int kUnitOffset = kMarkOffset + kMarks / 8;  // [2][kConsumers] of Unit
   static constexpr int kQueryOffset = (kUnitOffset + 2 * kConsumers * 16 + 511) / 512 * 512;
   static constexpr int kStageOffset = kQueryOffset + 2 * kConsumers * kQueryBytes;
   static constexpr int kBytes = kStageOffset + kStages * kStageBytes;
@@ -48,6 +57,20 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Whether a block's item, the `index`-th of its walk, is to be done again.
+__device__ __forceinline__ bool marked(uint32_t marks, int index) {
+  index = min(index, kMarks - 1);
+  return load_shared_word(marks + index / 32 * 4) >> index % 32 & 1;
+}
+
+__device__ __forceinline__ void mark_item(uint32_t marks, int index) {
+  index = min(index, kMarks - 1);
+  or_shared(marks + index / 32 * 4, 1u << index % 32);
+}
+
+// All warps of the block, between the passes.
+__device__ __forceinline__ void end_pass() { meet<1, kThreads>(); }
 
 struct Ring {  // position in a ring of buffers
   int slot = 0;
@@ -67,6 +90,7 @@ struct Producer {
   using L = Layout<D, R, Shared>;
   const Shape &shape;
   int warp, lane;
+  Ring stage, query;
   uint32_t waiting[kLag] = {};  // full barriers of the jobs whose copies are in flight, oldest last
 
   // A job's copies have been issued; hand over the job issued kLag before it.
@@ -149,12 +173,15 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void run(uint32_t memory) {
+  // All of the block's items, or the marked ones again.
+  __device__ __forceinline__ void run(uint32_t memory, bool again) {
     const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                    query_empty = query_full + 16;
     const long long channels = static_cast<long long>(shape.heads) * shape.head_width;
-    Ring stage, query;
-    for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
+    int index = 0;
+#pragma unroll 1
+    for (int item = blockIdx.x; item < shape.items; item += gridDim.x, ++index) {
+      if (again && !marked(memory + L::kMarkOffset, index)) continue;
       Unit unit = locate(shape, Shared ? item / shape.query_blocks : 0);
       const int first_query = Shared ? item % shape.query_blocks * L::kItemRows : 0;
 
@@ -196,97 +223,126 @@ struct Producer {
 };
 
 template <int D, int R, bool Shared, bool BF16>
-__device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
+struct Consumer {
   using L = Layout<D, R, Shared>;
-  memory = __shfl_sync(kAllLanes, memory, 0);  // else it is made anew from special registers for every tile
-  const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
-                 query_empty = query_full + 16;
-  const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
-  const bool leader = (threadIdx.x & 31) == 0;
-  const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
-  const float scale = shape.exponent_scale;
-
-  const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
-
-  float scores[kKeys / 2];
-  float output[D / 2];
-#pragma unroll
-  for (float &x : output) x = 0.0f;
-  uint32_t probabilities[kKeys / 16][4];
+  const Shape &shape;
+  int group;
+  bool leader;  // of its warp
   Ring stage, query;
-  if constexpr (!Shared) stage.slot = group;
 
-  for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
-    Rows rows;
-    uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
+  // All of the block's items, or the marked ones again.
+  __device__ __forceinline__ void run(uint32_t memory, bool again) {
+    const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
+                   query_empty = query_full + 16;
+    const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
+    const float scale = shape.exponent_scale;
+    const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
 
-    barrier_wait(query_full + 8 * query.slot, query.phase);
-    const uint32_t queries =
-        descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
+    float scores[kKeys / 2];
+    float output[(D + 8) / 2];  // and the sums of the rows
+#pragma unroll
+    for (float &x : output) x = 0.0f;
+    uint32_t probabilities[kKeys / 16][4];
 
-    int remaining = shape.tokens;  // keys, from this tile on
+    int index = 0;
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      const uint32_t full_now = full + 8 * stage.slot;
-      barrier_wait(full_now, stage.phase);
-      const uint32_t keys = first_keys + stage.slot * (L::kStageBytes / 16);
-      const uint32_t values = keys + L::kValueOffset / 16;
+    for (int item = blockIdx.x; item < shape.items; item += gridDim.x, ++index) {
+      if (again && !marked(memory + L::kMarkOffset, index)) continue;
+      Rows rows;
+      uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
 
-      group_fence();
+      barrier_wait(query_full + 8 * query.slot, query.phase);
+      const uint32_t queries =
+          descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
+
+      int remaining = shape.tokens;  // keys, from this tile on
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        const uint32_t full_now = full + 8 * stage.slot;
+        barrier_wait(full_now, stage.phase);
+        const uint32_t keys = first_keys + stage.slot * (L::kStageBytes / 16);
+        const uint32_t values = keys + L::kValueOffset / 16;
+
+        group_fence();
 #pragma unroll
-      for (int k = 0; k < L::kSteps; ++k) {
-        const bool factor = k >= D / 16;
-        const uint64_t b = factor ? matrix_descriptor<2 * L::kFactor>(keys + L::kFactorOffset / 16 + 2 * (k - D / 16))
-                                  : matrix_descriptor<2 * D>(keys + 2 * k);
-        const uint64_t a =
-            factor ? matrix_descriptor<2 * L::kFactor>(queries + kRows * D * 2 / 16 + 2 * (k - D / 16))
-                   : matrix_descriptor<2 * D>(queries + 2 * k);
-        group_multiply<BF16>(scores, a, b, k > 0);
+        for (int k = 0; k < L::kSteps; ++k) {
+          const bool factor = k >= D / 16;
+          const uint64_t b = factor
+                                 ? matrix_descriptor<2 * L::kFactor>(keys + L::kFactorOffset / 16 + 2 * (k - D / 16))
+                                 : matrix_descriptor<2 * D>(keys + 2 * k);
+          const uint64_t a =
+              factor ? matrix_descriptor<2 * L::kFactor>(queries + kRows * D * 2 / 16 + 2 * (k - D / 16))
+                     : matrix_descriptor<2 * D>(queries + 2 * k);
+          group_multiply<BF16>(scores, a, b, k > 0);
+        }
+        group_commit();
+        group_wait<0>();
+        if (tile > 0 && leader) barrier_arrive(previous);
+        previous = full_now + 8 * kStages;
+        stage.template advance<kStages>(Shared ? 1 : kConsumers);
+
+        if (__builtin_expect(remaining < kKeys, 0)) mask<kKeys>(scores, remaining);
+        remaining -= kKeys;
+        if (tile == 0) {
+          set_reference<kKeys>(scores, rows, scale);
+          if constexpr (Shared && !BF16) {
+            for (float &reference : rows.reference) reference += kHeadroom;
+          }
+        } else if (__builtin_expect(again, 0)) {
+          move_reference<kKeys>(scores, output, rows, scale);
+        }
+        // Every 16 keys are multiplied with their values as soon as their probabilities are there.
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float *const pair = scores + 8 * k + 2 * i;
+            const float reference = rows.reference[i & 1];
+            probabilities[k][i] = pack<BF16>(exp2_special(fmaf(pair[0], scale, -reference)),
+                                             exp2_special(fmaf(pair[1], scale, -reference)));
+          }
+          const uint32_t step = k * 2 * D;  // 16 rows, in units of 16 bytes
+          const uint32_t to_ones = (L::kOnesOffset - L::kValueOffset) / 16 - step;
+          group_fence();
+          group_multiply_registers<D + 8, BF16>(output, probabilities[k],
+                                                matrix_descriptor<2 * D>(values + step, to_ones), k > 0 || tile > 0);
+        }
+        group_commit();
       }
-      group_commit();
+
+      const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
+      const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
+                         static_cast<int>(place.w)};
+      const bool exists = Shared || kConsumers * item + group < shape.units;
+      const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
+      Pieces<D> pieces;
+      uint4 gate[D / 16];
+      locate_pieces<D>(pieces, shape, unit, exists ? first_row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
+      load_gate<D>(gate, pieces, shape, unit);
       group_wait<0>();
-      if (tile > 0 && leader) barrier_arrive(previous);
-
-      if (__builtin_expect(remaining < kKeys, 0)) mask<kKeys>(scores, remaining);
-      // Against the first tile's maximum; only where that turns out too low for a later tile is it moved.
-      if (tile == 0) set_reference<kKeys>(scores, rows, scale);
-      float sum[2];
-      exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
-      if (__builtin_expect(__any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit)), 0)) {
-        move_reference<kKeys>(scores, output, rows, scale);
-        exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
+      if (leader) {
+        barrier_arrive(previous);
+        barrier_arrive(query_empty + 8 * query.slot);
       }
-      rows.sum[0] += sum[0];
-      rows.sum[1] += sum[1];
-      previous = full_now + 8 * kStages;
-      stage.advance<kStages>(Shared ? 1 : kConsumers);
-      group_fence();
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D),
-                                          k > 0 || tile > 0);
+      query.template advance<2>();
+      const float sum[2] = {output[D / 2], output[D / 2 + 2]};
+      if (Shared && !again && first_row < shape.tokens) {
+        const bool overflowed = !(sum[0] <= kGreatest && sum[1] <= kGreatest);
+        if (__any_sync(kAllLanes, overflowed) && leader) mark_item(memory + L::kMarkOffset, index);
       }
-      group_commit();
-      remaining -= kKeys;
+      const float inverse[2] = {reciprocal(sum[0]), reciprocal(sum[1])};
+      store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
     }
+  }
+};
 
-    const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
-    const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
-                       static_cast<int>(place.w)};
-    const bool exists = Shared || kConsumers * item + group < shape.units;
-    const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
-    Pieces<D> pieces;
-    uint4 gate[D / 16];
-    locate_pieces<D>(pieces, shape, unit, exists ? first_row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
-    load_gate<D>(gate, pieces, shape, unit);
-    group_wait<0>();
-    if (leader) {
-      barrier_arrive(previous);
-      barrier_arrive(query_empty + 8 * query.slot);
-    }
-    query.advance<2>();
-    const float inverse[2] = {reciprocal(quad_sum(rows.sum[0])), reciprocal(quad_sum(rows.sum[1]))};
-    store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
+// Both passes of one role. Windows of one tile need no second one: their references are the maxima.
+template <bool Shared, class Role>
+__device__ __forceinline__ void run_passes(Role &role, uint32_t memory) {
+#pragma unroll 1
+  for (int pass = 0; pass < (Shared ? 2 : 1); ++pass) {
+    if (pass > 0) end_pass();
+    role.run(memory, pass > 0);
   }
 }
 
@@ -321,17 +377,27 @@ __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__
       store_shared(tile + swizzled<kWidth>(i % kKeys, R / 8), 0, 0, 0, 0);
     }
   }
+  for (int i = threadIdx.x; i < kStages * 2 * D; i += kThreads) {  // pieces
+    constexpr uint32_t kOnes = BF16 ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones = memory + L::kStageOffset + i / (2 * D) * L::kStageBytes + L::kOnesOffset;
+    store_shared(ones + i % (2 * D) * 16, kOnes, kOnes, kOnes, kOnes);
+  }
+  if (threadIdx.x < kMarks / 128) store_shared(memory + L::kMarkOffset + 16 * threadIdx.x, 0, 0, 0, 0);
   fence_async_proxy();
   __syncthreads();
 
   if (threadIdx.x < 128 * kConsumers) {
     take_registers<kConsumerRegisters>();
-    consume<D, R, Shared, BF16>(shape, memory);
+    const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
+    Consumer<D, R, Shared, BF16> consumer{shape, group, (threadIdx.x & 31) == 0};
+    if constexpr (!Shared) consumer.stage.slot = group;
+    // Likewise, else it is made anew from special registers for every tile.
+    run_passes<Shared>(consumer, __shfl_sync(kAllLanes, memory, 0));
   } else {
     give_registers<kProducerRegisters>();
     Producer<D, R, Shared> producer{shape, static_cast<int>(threadIdx.x >> 5) - 4 * kConsumers,
                                     static_cast<int>(threadIdx.x & 31)};
-    producer.run(memory);
+    run_passes<Shared>(producer, memory);
   }
 #endif
 }

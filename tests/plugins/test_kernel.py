@@ -153,6 +153,15 @@ def test_gate_through_the_sigmoid(window: int, d: int, path: str, layout: str, d
     check(window=(window, window), d=d, r=16, size=size, dtype=dtype, layout=layout, path=path, gate_sigmoid=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("factor", [1.0, 6.0, 3000.0])
+@pytest.mark.parametrize(("window", "size"), [(16, (160, 200)), (9, (90, 150)), (32, (224, 320))])
+def test_several_items_per_block(window: int, size: tuple[int, int], factor: float, dtype: torch.dtype) -> None:
+    """More items than multiprocessors, of which none, some or nearly all are done a second time."""
+    for d, r in ((32, 32), (16, 24)):
+        check(window=(window, window), d=d, r=r, size=size, dtype=dtype, heads=3, factor=factor)
+
+
 def test_many_items_per_block() -> None:
     """Far more work than the GPU has multiprocessors: blocks walk over many items, rings wrap many times."""
     for window in (8, 16, 32):
