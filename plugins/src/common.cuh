@@ -100,12 +100,18 @@ __device__ __forceinline__ void mask(float (&scores)[Keys / 2], int valid) {
   }
 }
 
+// Of this thread's columns.
 template <int Keys>
-__device__ __forceinline__ float row_maximum(const float (&scores)[Keys / 2], int row) {
+__device__ __forceinline__ float own_maximum(const float (&scores)[Keys / 2], int row) {
   float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
 #pragma unroll
   for (int j = 1; j < Keys / 8; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * row], scores[4 * j + 2 * row + 1]));
-  return quad_max(top);
+  return top;
+}
+
+template <int Keys>
+__device__ __forceinline__ float row_maximum(const float (&scores)[Keys / 2], int row) {
+  return quad_max(own_maximum<Keys>(scores, row));
 }
 
 // The first tile's maxima as references.

@@ -36,8 +36,8 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
   return v;
 }
 
-__device__ __forceinline__ uint32_t load_shared_word(uint32_t from) {
-  uint32_t v;
+__device__ __forceinline__ int load_shared_int(uint32_t from) {
+  int v;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
   return v;
 }
@@ -58,6 +58,14 @@ __device__ __forceinline__ void prefetch(const void *address) {
 
 __device__ __forceinline__ void store_shared(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, int a) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(a) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, int a, int b) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
 }
 
 // ---- numbers --------------------------------------------------------------------------------------------------------

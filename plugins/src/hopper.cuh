@@ -6,8 +6,11 @@
 // ahead over item boundaries. The groups drift apart: the softmax of some overlaps the matrix products of others.
 //
 // Probabilities are relative to a reference that a row's first tile sets, so that the other tiles need neither maximum
-// nor sum: a block of ones beside the values gives the sums. Where a row's sum shows in the end that probabilities
-// overflowed, its item is marked, and done again in a second pass, whose references follow the maxima.
+// nor sum: a block of ones beside the values gives the sums. An item begins with the tiles of its own queries, where
+// scores are high if nearness counts; in large windows up to four of them have a say in the references. Where a row's
+// sum shows in the end that probabilities overflowed, its item is marked, and done again in a second pass, carefully:
+// every tile's scores are compared with the references, which move if need be. So are the block's next items, in the
+// first pass: what happened is likely to happen again.
 //
 // Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
 // stay together: scattered 16-byte pieces would each cost a 32-byte sector and a request to the L2 cache.
@@ -25,10 +28,23 @@ constexpr int kRows = 64;    // queries of a warp group
 constexpr int kKeys = 64;    // of a tile; 96 and more do not fit the registers of four consumers (VARIANTS.md)
 constexpr int kStages = 8;   // key tiles in shared memory
 constexpr int kLag = 2;      // copies of this many later jobs are in flight when a job is handed over
-constexpr float kHeadroom = 8.0f;    // of float16 references over the first tile's maxima, in powers of two
-constexpr float kGreatest = 0x1p64f;  // sum of a row that did not overflow, far from what float32 can hold
-constexpr int kMarks = 1024;         // of a block's items; the last stands for all later ones
 constexpr int kConsumerRegisters = 104, kProducerRegisters = 64;
+constexpr int kMarks = 1024;          // of a block's items; the last stands for all later ones
+constexpr int kCareful = 8;           // items after one that needed it
+constexpr float kGreatest = 0x1p64f;  // sum of a row that did not overflow, far from what float32 can hold
+
+// In powers of two: how far references lie above the maxima they are made from, and how far above a reference scores of
+// the first tiles of an item and, if it is done carefully, of the others may rise before it moves. float16 holds what
+// lies up to 16 above a reference, and loses what lies 25 below; VARIANTS.md says what follows.
+template <bool BF16>
+constexpr float kHeadroom = BF16 ? 40.0f : 2.0f;
+template <bool BF16>
+constexpr float kFirstRise = 4.0f - kHeadroom<BF16>;
+template <bool BF16>
+constexpr float kRise = BF16 ? 40.0f : 15.0f;
+
+// How many of a window's `tiles` are an item's first ones. They cost a quarter more than the others.
+__device__ __forceinline__ int first_tiles(int tiles) { return min(kConsumers, max(1, tiles / 8)); }
 
 // Shared: the warp groups share the key tiles of one (window, head); else each has its own, of at most 64 tokens.
 template <int D, int R, bool Shared>
@@ -44,7 +60,9 @@ struct Layout {
   static constexpr int kBarriers = 2 * kStages + 4;
   static constexpr int kMarkOffset = (8 * kBarriers + 15) / 16 * 16;
   static constexpr int kUnitOffset = kMarkOffset + kMarks / 8;  // [2][kConsumers] of Unit
-  static constexpr int kQueryOffset = (kUnitOffset + 2 * kConsumers * 16 + 511) / 512 * 512;
+  static constexpr int kPlaceOffset = kUnitOffset + 2 * kConsumers * 16;  // [2]: the item's first query, its first key
+  static constexpr int kCarefulOffset = kPlaceOffset + 2 * 8;             // up to which item to be careful
+  static constexpr int kQueryOffset = (kCarefulOffset + 4 + 511) / 512 * 512;
   static constexpr int kStageOffset = kQueryOffset + 2 * kConsumers * kQueryBytes;
   static constexpr int kBytes = kStageOffset + kStages * kStageBytes;
 };
@@ -61,7 +79,7 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 // Whether a block's item, the `index`-th of its walk, is to be done again.
 __device__ __forceinline__ bool marked(uint32_t marks, int index) {
   index = min(index, kMarks - 1);
-  return load_shared_word(marks + index / 32 * 4) >> index % 32 & 1;
+  return load_shared_int(marks + index / 32 * 4) >> index % 32 & 1;
 }
 
 __device__ __forceinline__ void mark_item(uint32_t marks, int index) {
@@ -71,6 +89,34 @@ __device__ __forceinline__ void mark_item(uint32_t marks, int index) {
 
 // All warps of the block, between the passes.
 __device__ __forceinline__ void end_pass() { meet<1, kThreads>(); }
+
+// Whether this thread's scores rise as far above its references.
+__device__ __forceinline__ bool rises(const float (&scores)[kKeys / 2], const Rows &rows, float scale, float rise) {
+  bool does = false;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    does |= fmaf(own_maximum<kKeys>(scores, i), scale, -rows.reference[i]) > rise;
+  }
+  return does;
+}
+
+// Move the references of rows that rise as far above them, and rescale what has been summed.
+template <bool BF16, int Outputs>
+__device__ __forceinline__ void follow(const float (&scores)[kKeys / 2], float (&output)[Outputs], Rows &rows,
+                                       float scale, float rise) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float top = row_maximum<kKeys>(scores, i) * scale;
+    const float old = rows.reference[i];
+    if (top - old > rise) rows.reference[i] = top + kHeadroom<BF16>;
+    const float factor = exp2_special(old - rows.reference[i]);
+#pragma unroll
+    for (int j = 0; j < Outputs / 4; ++j) {
+      output[4 * j + 2 * i] *= factor;
+      output[4 * j + 2 * i + 1] *= factor;
+    }
+  }
+}
 
 struct Ring {  // position in a ring of buffers
   int slot = 0;
@@ -184,8 +230,15 @@ struct Producer {
       if (again && !marked(memory + L::kMarkOffset, index)) continue;
       Unit unit = locate(shape, Shared ? item / shape.query_blocks : 0);
       const int first_query = Shared ? item % shape.query_blocks * L::kItemRows : 0;
+      const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : kConsumers;
+      // In the middle of the item's own.
+      const int own_tiles = min(kConsumers, tiles - first_query / kKeys);
+      const int first_tile = Shared ? first_query / kKeys + max(own_tiles - first_tiles(tiles), 0) / 2 : 0;
 
       acquire(query_empty + 8 * query.slot, query.phase ^ 1);
+      if (Shared && warp == 0 && lane == 0) {
+        store_shared(memory + L::kPlaceOffset + query.slot * 8, first_query, first_tile * kKeys);
+      }
 #pragma unroll 1
       for (int block = 0; block < kConsumers; ++block) {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + block, shape.units - 1));
@@ -203,9 +256,9 @@ struct Producer {
       commit(query_full + 8 * query.slot);
       query.advance<2>();
 
-      const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : kConsumers;
+      int tile = first_tile;
 #pragma unroll 1
-      for (int tile = 0; tile < tiles; ++tile) {
+      do {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + tile, shape.units - 1));
         const int first = Shared ? tile * kKeys : 0;
         const uint32_t to = memory + L::kStageOffset + stage.slot * L::kStageBytes;
@@ -216,7 +269,8 @@ struct Producer {
         factors<kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
         commit(full + 8 * stage.slot);
         stage.advance<kStages>();
-      }
+        if (++tile == tiles) tile = 0;
+      } while (tile != first_tile);
     }
     finish();
   }
@@ -230,11 +284,22 @@ struct Consumer {
   bool leader;  // of its warp
   Ring stage, query;
 
+  // Of the group's queries, in the item at hand.
+  __device__ __forceinline__ int first_row(uint32_t memory) const {
+    return Shared ? load_shared_int(memory + L::kPlaceOffset + query.slot * 8) + group * kRows : 0;
+  }
+
+  // With the items after this one. The warps' stores race, but it is only a guess.
+  __device__ __forceinline__ void be_careful(uint32_t memory, int index) {
+    if (leader) store_shared(memory + L::kCarefulOffset, index + 1 + kCareful);
+  }
+
   // All of the block's items, or the marked ones again.
   __device__ __forceinline__ void run(uint32_t memory, bool again) {
     const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                    query_empty = query_full + 16;
     const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
+    const int first = first_tiles(tiles);
     const float scale = shape.exponent_scale;
     const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
 
@@ -248,6 +313,10 @@ struct Consumer {
 #pragma unroll 1
     for (int item = blockIdx.x; item < shape.items; item += gridDim.x, ++index) {
       if (again && !marked(memory + L::kMarkOffset, index)) continue;
+      int watched = first;  // tiles whose scores may move the references
+      if constexpr (Shared) {
+        if (again || index < load_shared_int(memory + L::kCarefulOffset)) watched = tiles;
+      }
       Rows rows;
       uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
 
@@ -255,7 +324,8 @@ struct Consumer {
       const uint32_t queries =
           descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
 
-      int remaining = shape.tokens;  // keys, from this tile on
+      int remaining = shape.tokens;  // keys of this tile and of those that follow it in the window
+      if constexpr (Shared) remaining -= load_shared_int(memory + L::kPlaceOffset + query.slot * 8 + 4);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         const uint32_t full_now = full + 8 * stage.slot;
@@ -281,15 +351,24 @@ struct Consumer {
         previous = full_now + 8 * kStages;
         stage.template advance<kStages>(Shared ? 1 : kConsumers);
 
-        if (__builtin_expect(remaining < kKeys, 0)) mask<kKeys>(scores, remaining);
+        if (__builtin_expect(remaining <= kKeys, 0)) {  // the window's last tile
+          if (remaining < kKeys) mask<kKeys>(scores, remaining);
+          remaining = shape.tokens + kKeys;
+        }
         remaining -= kKeys;
-        if (tile == 0) {
-          set_reference<kKeys>(scores, rows, scale);
-          if constexpr (Shared && !BF16) {
-            for (float &reference : rows.reference) reference += kHeadroom;
+        if (__builtin_expect(tile < watched, 0)) {
+          if (tile == 0) {
+            set_reference<kKeys>(scores, rows, scale);
+            if constexpr (Shared) {
+              for (float &reference : rows.reference) reference += kHeadroom<BF16>;
+            }
+          } else {
+            const float rise = tile < first ? kFirstRise<BF16> : kRise<BF16>;
+            if (__any_sync(kAllLanes, rises(scores, rows, scale, rise))) {
+              follow<BF16>(scores, output, rows, scale, rise);
+              if (tile >= first && first_row(memory) < shape.tokens) be_careful(memory, index);
+            }
           }
-        } else if (__builtin_expect(again, 0)) {
-          move_reference<kKeys>(scores, output, rows, scale);
         }
         // Every 16 keys are multiplied with their values as soon as their probabilities are there.
 #pragma unroll
@@ -314,10 +393,10 @@ struct Consumer {
       const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
                          static_cast<int>(place.w)};
       const bool exists = Shared || kConsumers * item + group < shape.units;
-      const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
+      const int row = first_row(memory);
       Pieces<D> pieces;
       uint4 gate[D / 16];
-      locate_pieces<D>(pieces, shape, unit, exists ? first_row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
+      locate_pieces<D>(pieces, shape, unit, exists ? row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
       load_gate<D>(gate, pieces, shape, unit);
       group_wait<0>();
       if (leader) {
@@ -326,9 +405,12 @@ struct Consumer {
       }
       query.template advance<2>();
       const float sum[2] = {output[D / 2], output[D / 2 + 2]};
-      if (Shared && !again && first_row < shape.tokens) {
+      if (Shared && !again && row < shape.tokens) {
         const bool overflowed = !(sum[0] <= kGreatest && sum[1] <= kGreatest);
-        if (__any_sync(kAllLanes, overflowed) && leader) mark_item(memory + L::kMarkOffset, index);
+        if (__any_sync(kAllLanes, overflowed)) {
+          if (leader) mark_item(memory + L::kMarkOffset, index);
+          be_careful(memory, index);
+        }
       }
       const float inverse[2] = {reciprocal(sum[0]), reciprocal(sum[1])};
       store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
@@ -341,7 +423,10 @@ template <bool Shared, class Role>
 __device__ __forceinline__ void run_passes(Role &role, uint32_t memory) {
 #pragma unroll 1
   for (int pass = 0; pass < (Shared ? 2 : 1); ++pass) {
-    if (pass > 0) end_pass();
+    if (pass > 0) {
+      end_pass();
+      if (load_shared_int(memory + Role::L::kCarefulOffset) == 0) break;  // nothing is marked
+    }
     role.run(memory, pass > 0);
   }
 }
@@ -383,6 +468,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__
     store_shared(ones + i % (2 * D) * 16, kOnes, kOnes, kOnes, kOnes);
   }
   if (threadIdx.x < kMarks / 128) store_shared(memory + L::kMarkOffset + 16 * threadIdx.x, 0, 0, 0, 0);
+  if (threadIdx.x == 0) store_shared(memory + L::kCarefulOffset, 0);
   fence_async_proxy();
   __syncthreads();
 
