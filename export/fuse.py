@@ -5,7 +5,7 @@ ChannelLayerNorm (x [B, C, H, W], weight [C], bias [C]; epsilon) → like x: Lay
 DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input_gelu) → like x: a depthwise convolution
     of stride and padding 1; with add_gelu = 1 x + GELU(conv(x)); with input_gelu = 1 all of that of GELU(x), not of x.
     The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
-CyclicWindowAttention stays as it is.
+CyclicWindowAttention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
 Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
 `export.precision` keeps in float32, and whatever else looks different, stays in standard operators.
@@ -46,6 +46,8 @@ def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
             _fuse_layer_norm(graph, node)
         elif node.op == "Conv":
             _fuse_depthwise(graph, node, scalars)
+    for node in attentions:
+        _fuse_gate(graph, node)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
     lowered.ir_version, lowered.producer_name = bare.ir_version, bare.producer_name
@@ -56,6 +58,17 @@ def count(model: onnx.ModelProto) -> dict[str, int]:
     """How many nodes of each of PLUGINS a model has."""
     ops = [node.op_type for node in model.graph.node if node.domain == cyclic_window.DOMAIN]
     return {name: ops.count(name) for name in PLUGINS}
+
+
+def _fuse_gate(graph: Any, attention: gs.Node) -> None:
+    """The Sigmoid before the gate becomes a matter of the attention, unless something else reads it."""
+    gate = attention.inputs[3]
+    before = _producer(gate)
+    only = _only_consumer(gate) is attention and not any(gate is output for output in graph.outputs)
+    fused = before is not None and before.op == "Sigmoid" and only
+    attention.attrs["gate_sigmoid"] = int(fused)
+    if before is not None and fused:
+        attention.inputs[3] = before.inputs[0]
 
 
 def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:

@@ -82,11 +82,17 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _resolve_cast_like(graph: gs.Graph) -> None:
-    """Cast instead of CastLike where the type is known, which every runtime has."""
+    """Cast instead of CastLike where the type is known, which every runtime has.
+
+    Those to float16 are named as `export.precision` names its own: what TensorRT 8.6 is told of types depends on it
+    (`engines.tensorrt_api`).
+    """
     for node in graph.nodes:
         if node.op == "CastLike" and isinstance(node.inputs[1], gs.Constant):
             node.op = "Cast"
             node.attrs["to"] = fuse.type_of(node.inputs.pop())
+            if node.attrs["to"] == onnx.TensorProto.FLOAT16:
+                node.outputs[0].name += "/float16"
 
 
 def _share_equal_nodes(graph: gs.Graph) -> None:

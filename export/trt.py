@@ -54,6 +54,8 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     from engines.plan import manifest_path
     from export.progress import Progress
 
+    if output.suffix != ".plan":
+        raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
     for path in filter(None, (output, options.timing_cache)):
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
@@ -225,6 +227,8 @@ def _scores(source: Source, size: tuple[int, int]) -> int:
 @click.command(cls=Command)
 @click.option("--onnx", "onnx_file", type=click.Path(path_type=Path), help="Default: this toolkit's only .onnx here.")
 @click.option("--ckpt", type=click.Path(path_type=Path), help="Make the ONNX file first, as export.onnx does.")
+@click.option("--model", metavar="NAME", help="With --ckpt: which network an authors' checkpoint holds, e.g. sst-l+.")
+@click.option("--config", type=click.Path(), help="With --ckpt, instead of --model: own JSON, or the authors' YAML.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: the ONNX file's name here, as .plan.")
 @click.option("--fp16", is_flag=True, help="float16; what would overflow stays in float32.")
 @click.option("--bf16", is_flag=True, help="bfloat16 (TensorRT 10 and later): float32's range, coarser than float16.")
@@ -261,6 +265,8 @@ def _scores(source: Source, size: tuple[int, int]) -> int:
 def main(
     onnx_file: Path | None,
     ckpt: Path | None,
+    model: str | None,
+    config: str | None,
     output: Path | None,
     fp16: bool,
     bf16: bool,
@@ -275,6 +281,8 @@ def main(
             raise click.UsageError(f"{first[1]} and {second[1]} exclude each other")
     if shapes and size:
         raise click.UsageError("--shapes and --size exclude each other")
+    if (model or config) and ckpt is None:
+        raise click.UsageError("--model and --config say what a checkpoint holds: they need --ckpt")
     sizes = shapes or ((size,) * 3 if size else None)
     chosen = Options(
         precision="fp16" if fp16 else "bf16" if bf16 else None,
@@ -285,7 +293,7 @@ def main(
     try:
         if ckpt is not None:
             onnx_file = Path(f"{ckpt.stem}.onnx")
-            _export_checkpoint(ckpt, onnx_file)
+            _export_checkpoint(ckpt, onnx_file, model, config)
         onnx_file = onnx_file or find_onnx(Path())
         precision = chosen.precision or read_stamp(onnx_file).precision
         output = output or Path(f"{onnx_file.stem.removesuffix('.' + precision)}.{precision}.plan")
@@ -296,11 +304,11 @@ def main(
         os._exit(1)
 
 
-def _export_checkpoint(checkpoint: Path, output: Path) -> None:
+def _export_checkpoint(checkpoint: Path, output: Path, model: str | None, config: str | None) -> None:
     from export.onnx import Options as ONNXOptions
     from export.onnx import export_onnx
 
-    export_onnx(checkpoint, output, ONNXOptions(), say=click.echo)
+    export_onnx(checkpoint, output, ONNXOptions(), model, config, say=click.echo)
 
 
 if __name__ == "__main__":

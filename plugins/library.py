@@ -12,7 +12,7 @@ from typing import Any
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 ADD_GELU = 1
@@ -55,6 +55,7 @@ class AttentionParams(ctypes.Structure):
         ("window_width", ctypes.c_int32),
         ("shift_y", ctypes.c_int32),
         ("shift_x", ctypes.c_int32),
+        ("gate_sigmoid", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("qkv", Map),
         ("gate", Map),

@@ -63,8 +63,12 @@ def parameters(
     shift: list[int],
     scale: float,
     path: str = "auto",
+    gate_sigmoid: bool = False,
 ) -> library.AttentionParams:
-    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call.
+
+    gate_sigmoid: the gate is sigmoid(gate), as in the TensorRT plugin.
+    """
     b, channels, h, w = qkv.shape
     return library.AttentionParams(
         dtype=DTYPES[qkv.dtype],
@@ -79,6 +83,7 @@ def parameters(
         window_width=window[1],
         shift_y=shift[0],
         shift_x=shift[1],
+        gate_sigmoid=int(gate_sigmoid),
         scale=scale,
         qkv=_map(qkv),
         gate=_map(gate),

@@ -51,6 +51,7 @@ typedef struct {
   int32_t heads, head_width, rank; /* head_width and rank: 1 to 64 */
   int32_t window_height, window_width; /* 2 to 128 */
   int32_t shift_y, shift_x;            /* the map is rolled by minus this */
+  int32_t gate_sigmoid;                /* 1: the logistic function of gate takes the place of gate; else 0 */
   float scale;                         /* above 0; multiplies the float32 scores */
   RibsrMap qkv;      /* 3 * heads * head_width channels, ordered (q|k|v, head, head_width) */
   RibsrMap gate;     /* heads * head_width channels */

@@ -19,6 +19,7 @@ int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
   RIBSR_CHECK(p.window_height >= 2 && p.window_height <= 128 && p.window_width >= 2 && p.window_width <= 128,
               "the window is %d x %d: each side must be 2 to 128", p.window_height, p.window_width);
   RIBSR_CHECK(p.scale > 0.0f, "scale is %g: it must be positive", static_cast<double>(p.scale));
+  RIBSR_CHECK(p.gate_sigmoid == 0 || p.gate_sigmoid == 1, "gate_sigmoid is %d: it must be 0 or 1", p.gate_sigmoid);
   RIBSR_CHECK(p.qkv.data && p.gate.data && p.out.data && p.rib_q && p.rib_k, "an array is null");
 
   Shape &s = *shape;
@@ -45,6 +46,7 @@ int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
   s.qkv = map_of(p.qkv);
   s.gate = map_of(p.gate);
   s.out = map_of(p.out);
+  s.gate_sigmoid = p.gate_sigmoid;
   s.rib_q = static_cast<const uint16_t *>(p.rib_q);
   s.rib_k = static_cast<const uint16_t *>(p.rib_k);
   s.vectorised = p.head_width % 8 == 0 && vectorised(p.qkv, p.height, p.width) &&

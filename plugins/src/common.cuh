@@ -100,12 +100,18 @@ __device__ __forceinline__ void mask(float (&scores)[Keys / 2], int valid) {
   }
 }
 
+// Of this thread's columns.
 template <int Keys>
-__device__ __forceinline__ float row_maximum(const float (&scores)[Keys / 2], int row) {
+__device__ __forceinline__ float own_maximum(const float (&scores)[Keys / 2], int row) {
   float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
 #pragma unroll
   for (int j = 1; j < Keys / 8; ++j) top = fmaxf(top, fmaxf(scores[4 * j + 2 * row], scores[4 * j + 2 * row + 1]));
-  return quad_max(top);
+  return top;
+}
+
+template <int Keys>
+__device__ __forceinline__ float row_maximum(const float (&scores)[Keys / 2], int row) {
+  return quad_max(own_maximum<Keys>(scores, row));
 }
 
 // The first tile's maxima as references.
@@ -230,8 +236,13 @@ __device__ __forceinline__ void store_vectorised(const float *output, const floa
     }
     transpose_quad(v);
     if (pieces.inside[t]) {
-      head[pieces.out[t]] = make_uint4(multiply_packed<BF16>(v[0], gate[t].x), multiply_packed<BF16>(v[1], gate[t].y),
-                                       multiply_packed<BF16>(v[2], gate[t].z), multiply_packed<BF16>(v[3], gate[t].w));
+      uint4 g = gate[t];
+      if (shape.gate_sigmoid) {
+        g = make_uint4(sigmoid_packed<BF16>(g.x), sigmoid_packed<BF16>(g.y), sigmoid_packed<BF16>(g.z),
+                       sigmoid_packed<BF16>(g.w));
+      }
+      head[pieces.out[t]] = make_uint4(multiply_packed<BF16>(v[0], g.x), multiply_packed<BF16>(v[1], g.y),
+                                       multiply_packed<BF16>(v[2], g.z), multiply_packed<BF16>(v[3], g.w));
     }
   }
 }
@@ -250,7 +261,8 @@ __device__ __forceinline__ void store_elements(const float *output, const float 
       const int channel = 8 * (i / 2) + 2 * (threadIdx.x & 3) + (i & 1);
       if (channel >= shape.head_width) continue;
       const int c = unit.head * shape.head_width + channel;
-      const float gate = unpack<BF16>(shape.gate.data[element(shape.gate, unit.batch, c, p)]).x;
+      const float given = unpack<BF16>(shape.gate.data[element(shape.gate, unit.batch, c, p)]).x;
+      const float gate = shape.gate_sigmoid ? sigmoid(given) : given;
       const float value = output[4 * (i / 2) + 2 * half + (i & 1)] * inverse[half] * gate;
       shape.out.data[element(shape.out, unit.batch, c, p)] = static_cast<uint16_t>(pack<BF16>(value, 0.0f));
     }

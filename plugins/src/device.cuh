@@ -36,12 +36,36 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
   return v;
 }
 
+__device__ __forceinline__ int load_shared_int(uint32_t from) {
+  int v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void or_shared(uint32_t to, uint32_t bits) {
+  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
+}
+
+// `Threads` threads of the block, those that name this barrier.
+template <int Barrier, int Threads>
+__device__ __forceinline__ void meet() {
+  asm volatile("barrier.sync %0, %1;" ::"n"(Barrier), "n"(Threads) : "memory");
+}
+
 __device__ __forceinline__ void prefetch(const void *address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 __device__ __forceinline__ void store_shared(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, int a) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(a) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, int a, int b) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
 }
 
 // ---- numbers --------------------------------------------------------------------------------------------------------
@@ -94,6 +118,14 @@ __device__ __forceinline__ float exp2_special(float x) {  // special-function un
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + exp2_special(-1.44269504f * x)); }
+
+template <bool BF16>
+__device__ __forceinline__ uint32_t sigmoid_packed(uint32_t both) {
+  const float2 x = unpack<BF16>(both);
+  return pack<BF16>(sigmoid(x.x), sigmoid(x.y));
 }
 
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
@@ -188,21 +220,24 @@ __device__ __forceinline__ void group_wait() {
 // An operand whose rows of `Width` bytes (32 or 64: as many channels as a head or a RIB factor has) lie one after the
 // other, the 16-byte pieces of a row permuted as the matrix units' 32- and 64-byte swizzles have it. One layout serves
 // K-major (rows along m or n) and MN-major (rows along k) operands: the blocks of 8 rows are 8 * Width bytes apart.
-// Tiles are aligned to a block. Addresses in units of 16 bytes, so that they can be stepped by adding.
+// Tiles are aligned to a block. Addresses in units of 16 bytes, so that they can be stepped by adding. Columns past the
+// first Width bytes of an MN-major operand lie `leading` further on.
 __device__ __forceinline__ uint32_t descriptor_address(uint32_t address) { return (address & 0x3ffff) >> 4; }
 
 template <int Width>
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading = 1) {
   static_assert(Width == 32 || Width == 64, "one head's channels");
   constexpr uint32_t kSwizzle = Width == 64 ? 2u : 3u;
-  return static_cast<uint64_t>(kSwizzle << 30 | 8 * Width / 16) << 32 | (address + (1u << 16));
+  return static_cast<uint64_t>(kSwizzle << 30 | 8 * Width / 16) << 32 | (address + (leading << 16));
 }
 
 #define RIBSR_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define RIBSR_F16(d, i) RIBSR_F4(d, i), RIBSR_F4(d, i + 4), RIBSR_F4(d, i + 8), RIBSR_F4(d, i + 12)
 #define RIBSR_D8 "%0,%1,%2,%3,%4,%5,%6,%7"
-#define RIBSR_D16 RIBSR_D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define RIBSR_D32 RIBSR_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define RIBSR_D12 RIBSR_D8 ",%8,%9,%10,%11"
+#define RIBSR_D16 RIBSR_D12 ",%12,%13,%14,%15"
+#define RIBSR_D20 RIBSR_D16 ",%16,%17,%18,%19"
+#define RIBSR_D32 RIBSR_D20 ",%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 
 #define RIBSR_SCORES(TYPE)                                                                           \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"                                             \
@@ -232,15 +267,17 @@ __device__ __forceinline__ void group_multiply(float (&d)[32], uint64_t a, uint6
 template <int N, bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
                                                          bool accumulate) {
-  static_assert(N == 16 || N == 32, "unwritten shape");
-  if constexpr (N == 16 && BF16) {
-    RIBSR_VALUES("bf16", "16", RIBSR_D8, "8", "9", "10", "11", "12", "13", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
-  } else if constexpr (N == 16) {
-    RIBSR_VALUES("f16", "16", RIBSR_D8, "8", "9", "10", "11", "12", "13", RIBSR_F4(d, 0), RIBSR_F4(d, 4));
+  static_assert(N == 24 || N == 40, "unwritten shape");
+  if constexpr (N == 24 && BF16) {
+    RIBSR_VALUES("bf16", "24", RIBSR_D12, "12", "13", "14", "15", "16", "17", RIBSR_F4(d, 0), RIBSR_F4(d, 4),
+                 RIBSR_F4(d, 8));
+  } else if constexpr (N == 24) {
+    RIBSR_VALUES("f16", "24", RIBSR_D12, "12", "13", "14", "15", "16", "17", RIBSR_F4(d, 0), RIBSR_F4(d, 4),
+                 RIBSR_F4(d, 8));
   } else if constexpr (BF16) {
-    RIBSR_VALUES("bf16", "32", RIBSR_D16, "16", "17", "18", "19", "20", "21", RIBSR_F16(d, 0));
+    RIBSR_VALUES("bf16", "40", RIBSR_D20, "20", "21", "22", "23", "24", "25", RIBSR_F16(d, 0), RIBSR_F4(d, 16));
   } else {
-    RIBSR_VALUES("f16", "32", RIBSR_D16, "16", "17", "18", "19", "20", "21", RIBSR_F16(d, 0));
+    RIBSR_VALUES("f16", "40", RIBSR_D20, "20", "21", "22", "23", "24", "25", RIBSR_F16(d, 0), RIBSR_F4(d, 16));
   }
 }
 

@@ -5,6 +5,13 @@
 // four groups share, or, for windows of at most 64 tokens, four (window, head) pairs, one per group. Producers run
 // ahead over item boundaries. The groups drift apart: the softmax of some overlaps the matrix products of others.
 //
+// Probabilities are relative to a reference that a row's first tile sets, so that the other tiles need neither maximum
+// nor sum: a block of ones beside the values gives the sums. An item begins with the tiles of its own queries, where
+// scores are high if nearness counts; in large windows up to four of them have a say in the references. Where a row's
+// sum shows in the end that probabilities overflowed, its item is marked, and done again in a second pass, carefully:
+// every tile's scores are compared with the references, which move if need be. So are the block's next items, in the
+// first pass: what happened is likely to happen again.
+//
 // Operands lie in shared memory as one row per token, swizzled (see matrix_descriptor), so that the pieces of one pixel
 // stay together: scattered 16-byte pieces would each cost a 32-byte sector and a request to the L2 cache.
 #pragma once
@@ -22,6 +29,22 @@ constexpr int kKeys = 64;    // of a tile; 96 and more do not fit the registers 
 constexpr int kStages = 8;   // key tiles in shared memory
 constexpr int kLag = 2;      // copies of this many later jobs are in flight when a job is handed over
 constexpr int kConsumerRegisters = 104, kProducerRegisters = 64;
+constexpr int kMarks = 1024;          // of a block's items; the last stands for all later ones
+constexpr int kCareful = 8;           // items after one that needed it
+constexpr float kGreatest = 0x1p64f;  // sum of a row that did not overflow, far from what float32 can hold
+
+// In powers of two: how far references lie above the maxima they are made from, and how far above a reference scores of
+// the first tiles of an item and, if it is done carefully, of the others may rise before it moves. float16 holds what
+// lies up to 16 above a reference, and loses what lies 25 below; VARIANTS.md says what follows.
+template <bool BF16>
+constexpr float kHeadroom = BF16 ? 40.0f : 2.0f;
+template <bool BF16>
+constexpr float kFirstRise = 4.0f - kHeadroom<BF16>;
+template <bool BF16>
+constexpr float kRise = BF16 ? 40.0f : 15.0f;
+
+// How many of a window's `tiles` are an item's first ones. They cost a quarter more than the others.
+__device__ __forceinline__ int first_tiles(int tiles) { return min(kConsumers, max(1, tiles / 8)); }
 
 // Shared: the warp groups share the key tiles of one (window, head); else each has its own, of at most 64 tokens.
 template <int D, int R, bool Shared>
@@ -30,12 +53,16 @@ struct Layout {
   static constexpr int kFactor = (R + 15) / 16 * 16;  // rank, filled up with zeros
   static constexpr int kSteps = (D + kFactor) / 16;   // of a product with [k, rib_k]
   static constexpr int kQueryBytes = kRows * (D + kFactor) * 2;  // per block of rows
-  static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values
+  static constexpr int kFactorOffset = kKeys * D * 2;            // in a stage: keys, factors, values, ones
   static constexpr int kValueOffset = kFactorOffset + kKeys * kFactor * 2;
-  static constexpr int kStageBytes = kValueOffset + kKeys * D * 2;
+  static constexpr int kOnesOffset = kValueOffset + kKeys * D * 2;  // 16 rows
+  static constexpr int kStageBytes = kOnesOffset + 16 * D * 2;
   static constexpr int kBarriers = 2 * kStages + 4;
-  static constexpr int kUnitOffset = (8 * kBarriers + 15) / 16 * 16;  // [2][kConsumers] of Unit
-  static constexpr int kQueryOffset = (kUnitOffset + 2 * kConsumers * 16 + 511) / 512 * 512;
+  static constexpr int kMarkOffset = (8 * kBarriers + 15) / 16 * 16;
+  static constexpr int kUnitOffset = kMarkOffset + kMarks / 8;  // [2][kConsumers] of Unit
+  static constexpr int kPlaceOffset = kUnitOffset + 2 * kConsumers * 16;  // [2]: the item's first query, its first key
+  static constexpr int kCarefulOffset = kPlaceOffset + 2 * 8;             // up to which item to be careful
+  static constexpr int kQueryOffset = (kCarefulOffset + 4 + 511) / 512 * 512;
   static constexpr int kStageOffset = kQueryOffset + 2 * kConsumers * kQueryBytes;
   static constexpr int kBytes = kStageOffset + kStages * kStageBytes;
 };
@@ -48,6 +75,48 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Whether a block's item, the `index`-th of its walk, is to be done again.
+__device__ __forceinline__ bool marked(uint32_t marks, int index) {
+  index = min(index, kMarks - 1);
+  return load_shared_int(marks + index / 32 * 4) >> index % 32 & 1;
+}
+
+__device__ __forceinline__ void mark_item(uint32_t marks, int index) {
+  index = min(index, kMarks - 1);
+  or_shared(marks + index / 32 * 4, 1u << index % 32);
+}
+
+// All warps of the block, between the passes.
+__device__ __forceinline__ void end_pass() { meet<1, kThreads>(); }
+
+// Whether this thread's scores rise as far above its references.
+__device__ __forceinline__ bool rises(const float (&scores)[kKeys / 2], const Rows &rows, float scale, float rise) {
+  bool does = false;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    does |= fmaf(own_maximum<kKeys>(scores, i), scale, -rows.reference[i]) > rise;
+  }
+  return does;
+}
+
+// Move the references of rows that rise as far above them, and rescale what has been summed.
+template <bool BF16, int Outputs>
+__device__ __forceinline__ void follow(const float (&scores)[kKeys / 2], float (&output)[Outputs], Rows &rows,
+                                       float scale, float rise) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float top = row_maximum<kKeys>(scores, i) * scale;
+    const float old = rows.reference[i];
+    if (top - old > rise) rows.reference[i] = top + kHeadroom<BF16>;
+    const float factor = exp2_special(old - rows.reference[i]);
+#pragma unroll
+    for (int j = 0; j < Outputs / 4; ++j) {
+      output[4 * j + 2 * i] *= factor;
+      output[4 * j + 2 * i + 1] *= factor;
+    }
+  }
+}
 
 struct Ring {  // position in a ring of buffers
   int slot = 0;
@@ -67,6 +136,7 @@ struct Producer {
   using L = Layout<D, R, Shared>;
   const Shape &shape;
   int warp, lane;
+  Ring stage, query;
   uint32_t waiting[kLag] = {};  // full barriers of the jobs whose copies are in flight, oldest last
 
   // A job's copies have been issued; hand over the job issued kLag before it.
@@ -149,16 +219,26 @@ struct Producer {
     }
   }
 
-  __device__ __forceinline__ void run(uint32_t memory) {
+  // All of the block's items, or the marked ones again.
+  __device__ __forceinline__ void run(uint32_t memory, bool again) {
     const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
                    query_empty = query_full + 16;
     const long long channels = static_cast<long long>(shape.heads) * shape.head_width;
-    Ring stage, query;
-    for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
+    int index = 0;
+#pragma unroll 1
+    for (int item = blockIdx.x; item < shape.items; item += gridDim.x, ++index) {
+      if (again && !marked(memory + L::kMarkOffset, index)) continue;
       Unit unit = locate(shape, Shared ? item / shape.query_blocks : 0);
       const int first_query = Shared ? item % shape.query_blocks * L::kItemRows : 0;
+      const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : kConsumers;
+      // In the middle of the item's own.
+      const int own_tiles = min(kConsumers, tiles - first_query / kKeys);
+      const int first_tile = Shared ? first_query / kKeys + max(own_tiles - first_tiles(tiles), 0) / 2 : 0;
 
       acquire(query_empty + 8 * query.slot, query.phase ^ 1);
+      if (Shared && warp == 0 && lane == 0) {
+        store_shared(memory + L::kPlaceOffset + query.slot * 8, first_query, first_tile * kKeys);
+      }
 #pragma unroll 1
       for (int block = 0; block < kConsumers; ++block) {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + block, shape.units - 1));
@@ -176,9 +256,9 @@ struct Producer {
       commit(query_full + 8 * query.slot);
       query.advance<2>();
 
-      const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : kConsumers;
+      int tile = first_tile;
 #pragma unroll 1
-      for (int tile = 0; tile < tiles; ++tile) {
+      do {
         if constexpr (!Shared) unit = locate(shape, min(kConsumers * item + tile, shape.units - 1));
         const int first = Shared ? tile * kKeys : 0;
         const uint32_t to = memory + L::kStageOffset + stage.slot * L::kStageBytes;
@@ -189,104 +269,165 @@ struct Producer {
         factors<kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
         commit(full + 8 * stage.slot);
         stage.advance<kStages>();
-      }
+        if (++tile == tiles) tile = 0;
+      } while (tile != first_tile);
     }
     finish();
   }
 };
 
 template <int D, int R, bool Shared, bool BF16>
-__device__ __forceinline__ void consume(const Shape &shape, uint32_t memory) {
+struct Consumer {
   using L = Layout<D, R, Shared>;
-  memory = __shfl_sync(kAllLanes, memory, 0);  // else it is made anew from special registers for every tile
-  const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
-                 query_empty = query_full + 16;
-  const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
-  const bool leader = (threadIdx.x & 31) == 0;
-  const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
-  const float scale = shape.exponent_scale;
-
-  const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
-
-  float scores[kKeys / 2];
-  float output[D / 2];
-#pragma unroll
-  for (float &x : output) x = 0.0f;
-  uint32_t probabilities[kKeys / 16][4];
+  const Shape &shape;
+  int group;
+  bool leader;  // of its warp
   Ring stage, query;
-  if constexpr (!Shared) stage.slot = group;
 
-  for (int item = blockIdx.x; item < shape.items; item += gridDim.x) {
-    Rows rows;
-    uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
+  // Of the group's queries, in the item at hand.
+  __device__ __forceinline__ int first_row(uint32_t memory) const {
+    return Shared ? load_shared_int(memory + L::kPlaceOffset + query.slot * 8) + group * kRows : 0;
+  }
 
-    barrier_wait(query_full + 8 * query.slot, query.phase);
-    const uint32_t queries =
-        descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
+  // With the items after this one. The warps' stores race, but it is only a guess.
+  __device__ __forceinline__ void be_careful(uint32_t memory, int index) {
+    if (leader) store_shared(memory + L::kCarefulOffset, index + 1 + kCareful);
+  }
 
-    int remaining = shape.tokens;  // keys, from this tile on
+  // All of the block's items, or the marked ones again.
+  __device__ __forceinline__ void run(uint32_t memory, bool again) {
+    const uint32_t full = memory, empty = memory + 8 * kStages, query_full = empty + 8 * kStages,
+                   query_empty = query_full + 16;
+    const int tiles = Shared ? (shape.tokens + kKeys - 1) / kKeys : 1;
+    const int first = first_tiles(tiles);
+    const float scale = shape.exponent_scale;
+    const uint32_t first_keys = __shfl_sync(kAllLanes, descriptor_address(memory + L::kStageOffset), 0);
+
+    float scores[kKeys / 2];
+    float output[(D + 8) / 2];  // and the sums of the rows
+#pragma unroll
+    for (float &x : output) x = 0.0f;
+    uint32_t probabilities[kKeys / 16][4];
+
+    int index = 0;
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      const uint32_t full_now = full + 8 * stage.slot;
-      barrier_wait(full_now, stage.phase);
-      const uint32_t keys = first_keys + stage.slot * (L::kStageBytes / 16);
-      const uint32_t values = keys + L::kValueOffset / 16;
-
-      group_fence();
-#pragma unroll
-      for (int k = 0; k < L::kSteps; ++k) {
-        const bool factor = k >= D / 16;
-        const uint64_t b = factor ? matrix_descriptor<2 * L::kFactor>(keys + L::kFactorOffset / 16 + 2 * (k - D / 16))
-                                  : matrix_descriptor<2 * D>(keys + 2 * k);
-        const uint64_t a =
-            factor ? matrix_descriptor<2 * L::kFactor>(queries + kRows * D * 2 / 16 + 2 * (k - D / 16))
-                   : matrix_descriptor<2 * D>(queries + 2 * k);
-        group_multiply<BF16>(scores, a, b, k > 0);
+    for (int item = blockIdx.x; item < shape.items; item += gridDim.x, ++index) {
+      if (again && !marked(memory + L::kMarkOffset, index)) continue;
+      int watched = first;  // tiles whose scores may move the references
+      if constexpr (Shared) {
+        if (again || index < load_shared_int(memory + L::kCarefulOffset)) watched = tiles;
       }
-      group_commit();
+      Rows rows;
+      uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
+
+      barrier_wait(query_full + 8 * query.slot, query.phase);
+      const uint32_t queries =
+          descriptor_address(memory + L::kQueryOffset + (query.slot * kConsumers + group) * L::kQueryBytes);
+
+      int remaining = shape.tokens;  // keys of this tile and of those that follow it in the window
+      if constexpr (Shared) remaining -= load_shared_int(memory + L::kPlaceOffset + query.slot * 8 + 4);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        const uint32_t full_now = full + 8 * stage.slot;
+        barrier_wait(full_now, stage.phase);
+        const uint32_t keys = first_keys + stage.slot * (L::kStageBytes / 16);
+        const uint32_t values = keys + L::kValueOffset / 16;
+
+        group_fence();
+#pragma unroll
+        for (int k = 0; k < L::kSteps; ++k) {
+          const bool factor = k >= D / 16;
+          const uint64_t b = factor
+                                 ? matrix_descriptor<2 * L::kFactor>(keys + L::kFactorOffset / 16 + 2 * (k - D / 16))
+                                 : matrix_descriptor<2 * D>(keys + 2 * k);
+          const uint64_t a =
+              factor ? matrix_descriptor<2 * L::kFactor>(queries + kRows * D * 2 / 16 + 2 * (k - D / 16))
+                     : matrix_descriptor<2 * D>(queries + 2 * k);
+          group_multiply<BF16>(scores, a, b, k > 0);
+        }
+        group_commit();
+        group_wait<0>();
+        if (tile > 0 && leader) barrier_arrive(previous);
+        previous = full_now + 8 * kStages;
+        stage.template advance<kStages>(Shared ? 1 : kConsumers);
+
+        if (__builtin_expect(remaining <= kKeys, 0)) {  // the window's last tile
+          if (remaining < kKeys) mask<kKeys>(scores, remaining);
+          remaining = shape.tokens + kKeys;
+        }
+        remaining -= kKeys;
+        if (__builtin_expect(tile < watched, 0)) {
+          if (tile == 0) {
+            set_reference<kKeys>(scores, rows, scale);
+            if constexpr (Shared) {
+              for (float &reference : rows.reference) reference += kHeadroom<BF16>;
+            }
+          } else {
+            const float rise = tile < first ? kFirstRise<BF16> : kRise<BF16>;
+            if (__any_sync(kAllLanes, rises(scores, rows, scale, rise))) {
+              follow<BF16>(scores, output, rows, scale, rise);
+              if (tile >= first && first_row(memory) < shape.tokens) be_careful(memory, index);
+            }
+          }
+        }
+        // Every 16 keys are multiplied with their values as soon as their probabilities are there.
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float *const pair = scores + 8 * k + 2 * i;
+            const float reference = rows.reference[i & 1];
+            probabilities[k][i] = pack<BF16>(exp2_special(fmaf(pair[0], scale, -reference)),
+                                             exp2_special(fmaf(pair[1], scale, -reference)));
+          }
+          const uint32_t step = k * 2 * D;  // 16 rows, in units of 16 bytes
+          const uint32_t to_ones = (L::kOnesOffset - L::kValueOffset) / 16 - step;
+          group_fence();
+          group_multiply_registers<D + 8, BF16>(output, probabilities[k],
+                                                matrix_descriptor<2 * D>(values + step, to_ones), k > 0 || tile > 0);
+        }
+        group_commit();
+      }
+
+      const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
+      const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
+                         static_cast<int>(place.w)};
+      const bool exists = Shared || kConsumers * item + group < shape.units;
+      const int row = first_row(memory);
+      Pieces<D> pieces;
+      uint4 gate[D / 16];
+      locate_pieces<D>(pieces, shape, unit, exists ? row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
+      load_gate<D>(gate, pieces, shape, unit);
       group_wait<0>();
-      if (tile > 0 && leader) barrier_arrive(previous);
-
-      if (__builtin_expect(remaining < kKeys, 0)) mask<kKeys>(scores, remaining);
-      // Against the first tile's maximum; only where that turns out too low for a later tile is it moved.
-      if (tile == 0) set_reference<kKeys>(scores, rows, scale);
-      float sum[2];
-      exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
-      if (__builtin_expect(__any_sync(kAllLanes, !(sum[0] + sum[1] <= kLimit)), 0)) {
-        move_reference<kKeys>(scores, output, rows, scale);
-        exponentials<kKeys, BF16>(scores, probabilities, sum, rows, scale);
+      if (leader) {
+        barrier_arrive(previous);
+        barrier_arrive(query_empty + 8 * query.slot);
       }
-      rows.sum[0] += sum[0];
-      rows.sum[1] += sum[1];
-      previous = full_now + 8 * kStages;
-      stage.advance<kStages>(Shared ? 1 : kConsumers);
-      group_fence();
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        group_multiply_registers<D, BF16>(output, probabilities[k], matrix_descriptor<2 * D>(values + k * 2 * D),
-                                          k > 0 || tile > 0);
+      query.template advance<2>();
+      const float sum[2] = {output[D / 2], output[D / 2 + 2]};
+      if (Shared && !again && row < shape.tokens) {
+        const bool overflowed = !(sum[0] <= kGreatest && sum[1] <= kGreatest);
+        if (__any_sync(kAllLanes, overflowed)) {
+          if (leader) mark_item(memory + L::kMarkOffset, index);
+          be_careful(memory, index);
+        }
       }
-      group_commit();
-      remaining -= kKeys;
+      const float inverse[2] = {reciprocal(sum[0]), reciprocal(sum[1])};
+      store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
     }
+  }
+};
 
-    const uint4 place = load_shared(memory + L::kUnitOffset + (query.slot * kConsumers + group) * 16);
-    const Unit unit = {static_cast<int>(place.x), static_cast<int>(place.y), static_cast<int>(place.z),
-                       static_cast<int>(place.w)};
-    const bool exists = Shared || kConsumers * item + group < shape.units;
-    const int first_row = Shared ? item % shape.query_blocks * L::kItemRows + group * kRows : 0;
-    Pieces<D> pieces;
-    uint4 gate[D / 16];
-    locate_pieces<D>(pieces, shape, unit, exists ? first_row + (threadIdx.x >> 5 & 3) * 16 : shape.tokens);
-    load_gate<D>(gate, pieces, shape, unit);
-    group_wait<0>();
-    if (leader) {
-      barrier_arrive(previous);
-      barrier_arrive(query_empty + 8 * query.slot);
+// Both passes of one role. Windows of one tile need no second one: their references are the maxima.
+template <bool Shared, class Role>
+__device__ __forceinline__ void run_passes(Role &role, uint32_t memory) {
+#pragma unroll 1
+  for (int pass = 0; pass < (Shared ? 2 : 1); ++pass) {
+    if (pass > 0) {
+      end_pass();
+      if (load_shared_int(memory + Role::L::kCarefulOffset) == 0) break;  // nothing is marked
     }
-    query.advance<2>();
-    const float inverse[2] = {reciprocal(quad_sum(rows.sum[0])), reciprocal(quad_sum(rows.sum[1]))};
-    store_vectorised<D, BF16>(output, inverse, gate, pieces, shape, unit);
+    role.run(memory, pass > 0);
   }
 }
 
@@ -321,17 +462,28 @@ __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__
       store_shared(tile + swizzled<kWidth>(i % kKeys, R / 8), 0, 0, 0, 0);
     }
   }
+  for (int i = threadIdx.x; i < kStages * 2 * D; i += kThreads) {  // pieces
+    constexpr uint32_t kOnes = BF16 ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones = memory + L::kStageOffset + i / (2 * D) * L::kStageBytes + L::kOnesOffset;
+    store_shared(ones + i % (2 * D) * 16, kOnes, kOnes, kOnes, kOnes);
+  }
+  if (threadIdx.x < kMarks / 128) store_shared(memory + L::kMarkOffset + 16 * threadIdx.x, 0, 0, 0, 0);
+  if (threadIdx.x == 0) store_shared(memory + L::kCarefulOffset, 0);
   fence_async_proxy();
   __syncthreads();
 
   if (threadIdx.x < 128 * kConsumers) {
     take_registers<kConsumerRegisters>();
-    consume<D, R, Shared, BF16>(shape, memory);
+    const int group = __shfl_sync(kAllLanes, threadIdx.x >> 7, 0);  // so that the compiler knows it is uniform
+    Consumer<D, R, Shared, BF16> consumer{shape, group, (threadIdx.x & 31) == 0};
+    if constexpr (!Shared) consumer.stage.slot = group;
+    // Likewise, else it is made anew from special registers for every tile.
+    run_passes<Shared>(consumer, __shfl_sync(kAllLanes, memory, 0));
   } else {
     give_registers<kProducerRegisters>();
     Producer<D, R, Shared> producer{shape, static_cast<int>(threadIdx.x >> 5) - 4 * kConsumers,
                                     static_cast<int>(threadIdx.x & 31)};
-    producer.run(memory);
+    run_passes<Shared>(producer, memory);
   }
 #endif
 }

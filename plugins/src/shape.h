@@ -23,6 +23,7 @@ struct Shape {
   int query_blocks;                  // per unit
   int items;                         // what the grid walks over
   int vectorised;                    // 16-byte loads and stores are possible
+  int gate_sigmoid;                  // the gate is what comes in through the logistic function
   float exponent_scale;              // scale * log2(e)
   Map qkv, gate, out;
   const uint16_t *rib_q, *rib_k;

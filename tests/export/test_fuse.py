@@ -23,7 +23,9 @@ from tests.export.conftest import run, traced
 class CyclicWindowAttention(OpRun):
     op_domain = cyclic_window.DOMAIN
 
-    def _run(self, qkv, rib_q, rib_k, gate, window, heads, shift, scale, **_):
+    def _run(self, qkv, rib_q, rib_k, gate, window, heads, shift, scale, gate_sigmoid, **_):
+        if gate_sigmoid:
+            gate = 1 / (1 + np.exp(-np.asarray(gate, np.float64)))
         tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (qkv, rib_q, rib_k, gate)]
         y = reference(*tensors, window=tuple(window), heads=heads, shift=tuple(shift), scale=scale)
         return (y.numpy().astype(qkv.dtype),)
@@ -110,7 +112,7 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
     fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
-    assert not {"LayerNormalization", "Transpose"} & set(found)
+    assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
     assert count["ChannelLayerNorm"] == before.count("LayerNormalization")
     assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
     weights = {tensor.name: list(tensor.dims) for tensor in bare.graph.initializer}
@@ -137,7 +139,7 @@ def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtyp
     constants = {tensor.name: tensor for tensor in fused.graph.initializer}
     assert not fused.functions
     expected = {
-        "CyclicWindowAttention": {"window", "heads", "shift", "scale"},
+        "CyclicWindowAttention": {"window", "heads", "shift", "scale", "gate_sigmoid"},
         "ChannelLayerNorm": {"epsilon"},
         "DepthwiseConv3x3": {"add_gelu", "input_gelu"},
     }
@@ -155,6 +157,17 @@ def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtyp
     assert seen == set(expected)
     kinds = {tensor.data_type for tensor in fused.graph.initializer} - {onnx.TensorProto.INT64}
     assert kinds == {number}
+
+
+def test_sigmoid_that_something_else_reads_stays(name):
+    _, bare = traced(name, 17)
+    half = half_of(bare)
+    gates = [node.output[0] for node in half.graph.node if node.op_type == "Sigmoid"]
+    half.graph.output.append(onnx.helper.make_tensor_value_info(gates[0], onnx.TensorProto.FLOAT16, None))
+    nodes = lower.lower(half, "plugin").graph.node
+    fused = [attributes_of(node)["gate_sigmoid"] for node in nodes if node.op_type == "CyclicWindowAttention"]
+    assert sorted(fused) == [0] + [1] * (len(gates) - 1)
+    assert [node.output[0] for node in nodes if node.op_type == "Sigmoid"] == gates[:1]
 
 
 def test_missing_bias_becomes_zeros():

@@ -73,6 +73,17 @@ def test_matmul_form_has_only_what_tensorrt_8_6_reads(name):
         assert not any(node.attribute for node in nodes if node.op_type == "Shape")
 
 
+def test_casts_to_float16_are_known_by_their_names(name):
+    """What goes by them for TensorRT 8.6, `engines.tensorrt_api`, would take all behind another name for float32."""
+    golden, bare = traced(name, 17)
+    half, _ = precision.to_half(bare, precision.measure(lower.lower(bare, "canonical"), [golden.x]))
+    for form in ("plugin", "matmul"):
+        casts = [node for node in lower.lower(half, form).graph.node if node.op_type == "Cast"]
+        to_half = [node.attribute[0].i == onnx.TensorProto.FLOAT16 for node in casts]
+        assert any(to_half)
+        assert [node.output[0].endswith("/float16") for node in casts] == to_half
+
+
 def test_attention_needs_opset_23():
     _, bare = traced("sst_shifted_x2", 17)
     with pytest.raises(ValueError, match="opset 23"):

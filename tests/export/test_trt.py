@@ -270,6 +270,7 @@ def rerouted(verify: Any, here: Path, files: Path, args: tuple) -> str:
         ),
         (TEN, ["--fp16", "--shapes", "64x64", "32x32", "128x128"], "x2", "must not shrink from MIN over OPT to MAX"),
         (TEN, ["--fp16", "-o", "nowhere/x2.plan"], "x2", "there is no folder nowhere"),
+        (TEN, ["--fp16", "-o", "x2.onnx"], "x2", "x2.onnx: a plan's name ends in .plan"),
         (TEN, ["--fp16", "--onnx", "missing.onnx"], "x2", "missing.onnx: no such file"),
         (TEN, ["--fp16", "--timing-cache", "nowhere/cache"], "x2", "there is no folder nowhere"),
     ],
@@ -288,6 +289,7 @@ def test_what_cannot_be_had_is_one_line(here, monkeypatch, files, version, argum
         (["--size", "8x8", "--shapes", "8x8", "8x8", "8x8"], "--shapes and --size exclude each other"),
         (["--size", "640"], "is not WIDTHxHEIGHT"),
         (["--shapes", "8x8"], "requires 3 arguments"),
+        (["--model", "sst-light"], "they need --ckpt"),
     ],
 )
 def test_usage(here, arguments, message):
@@ -328,6 +330,19 @@ def test_from_the_checkpoint(gpu, here, files):
     result = invoke("--ckpt", "x2.pt", "--fp16")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in here.glob("x2*")) == ["x2.fp16.plan", "x2.fp16.plan.json", "x2.onnx", "x2.pt"]
+
+
+def test_from_an_authors_checkpoint_that_does_not_say_which_model_it_is(here, monkeypatch):
+    """What the message advises can be done with this command, too."""
+    Path("x2.onnx").unlink()
+    torch.save({"params": ribsr.build(ribsr.config("sst-light")).state_dict()}, "theirs.pth")
+    advice = "give --model sst-light or --model sst-light+ (or --config"
+    assert advice in invoke("--ckpt", "theirs.pth", "--fp16").output
+    given = []
+    monkeypatch.setattr("export.onnx.export_onnx", lambda *arguments, **_: given.append(arguments[3:5]))
+    invoke("--ckpt", "theirs.pth", "--fp16", "--model", "sst-light")
+    invoke("--ckpt", "theirs.pth", "--fp16", "--config", "theirs.yml")
+    assert given == [("sst-light", None), (None, "theirs.yml")]
 
 
 def test_library_is_built_where_headers_are(gpu, here, monkeypatch):

@@ -36,6 +36,19 @@ def poisoned(b: int, c: int, h: int, w: int, dtype: torch.dtype, layout: str) ->
     return torch.full((b, h, w, padded), torch.nan, dtype=dtype, device="cuda")[..., :c].permute(0, 3, 1, 2)
 
 
+def quadratic_bias(window: tuple[int, int], depth: float, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors [N, 4] of a bias that falls with the squared distance, by `depth` from corner to corner.
+
+    Mirrored: the distance from the query's mirror image in the window's centre.
+    """
+    y, x = (torch.linspace(-1, 1, size) for size in window)
+    place = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+    a, ones = depth / 8, torch.ones(len(place), 1)
+    square = place.square().sum(1, keepdim=True)
+    factors_q = torch.cat([-a * square, ones, 2 * a * (-place if mirrored else place)], 1)
+    return factors_q, torch.cat([ones, -a * square, place], 1)
+
+
 def check(
     *,
     window: tuple[int, int],
@@ -50,8 +63,14 @@ def check(
     path: str = "auto",
     factor: float = 1.0,
     expected_path: str | None = None,
+    gate_sigmoid: bool = False,
+    depth: float = 0.0,
+    mirrored: bool = False,
 ) -> None:
-    """Run on fresh random inputs, q and rib_q multiplied by `factor`, and compare with the float64 reference."""
+    """Run on fresh random inputs, q and rib_q multiplied by `factor`, and compare with the float64 reference.
+
+    With a depth, every other head's first four RIB factors are those of `quadratic_bias`.
+    """
     h, w = size
     c = heads * d
     qkv = poisoned(batch, 3 * c, h, w, dtype, layout)
@@ -60,13 +79,19 @@ def check(
     values = torch.randn(batch, 3 * c, h, w, device="cuda")
     values[:, :c] *= factor
     qkv.copy_(values)
-    gate.copy_(torch.rand(batch, c, h, w, device="cuda"))
+    gate.copy_(torch.randn(batch, c, h, w, device="cuda") * 4 if gate_sigmoid else torch.rand(batch, c, h, w).cuda())
     tokens = window[0] * window[1]
-    rib_q = (torch.randn(heads, tokens, r, device="cuda") * factor).to(dtype)
-    rib_k = torch.randn(heads, tokens, r, device="cuda").to(dtype)
+    rib_q = torch.randn(heads, tokens, r, device="cuda") * factor
+    rib_k = torch.randn(heads, tokens, r, device="cuda")
     scale = d**-0.5
+    if depth:
+        for factors, bias in zip((rib_q, rib_k), quadratic_bias(window, depth / scale, mirrored), strict=True):
+            factors[::2, :, :4] = bias.cuda()
+    rib_q, rib_k = rib_q.to(dtype), rib_k.to(dtype)
 
-    params = operator.parameters(out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path)
+    params = operator.parameters(
+        out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path, gate_sigmoid
+    )
     if expected_path is not None:
         assert library.chosen_path(params) == expected_path
     library.call(params, torch.cuda.current_stream().cuda_stream)
@@ -76,7 +101,7 @@ def check(
         qkv.double(),
         rib_q.double(),
         rib_k.double(),
-        gate.double(),
+        gate.double().sigmoid() if gate_sigmoid else gate.double(),
         window=window,
         heads=heads,
         shift=shift,
@@ -139,6 +164,46 @@ def test_windows_not_a_multiple_of_tiles(window: tuple[int, int], dtype: torch.d
 def test_large_scores(window: int, factor: float, path: str, dtype: torch.dtype) -> None:
     """Scores beyond ±1e4: the scale must be applied to the float32 product, the maximum subtracted exactly."""
     check(window=(window, window), d=32, r=16, size=(50, 50), dtype=dtype, factor=factor, path=path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("path", ["auto", "portable"])
+@pytest.mark.parametrize(("window", "d"), [(8, 16), (16, 32), (48, 32), (12, 30)])
+def test_gate_through_the_sigmoid(window: int, d: int, path: str, layout: str, dtype: torch.dtype) -> None:
+    size = (50, 61)
+    check(window=(window, window), d=d, r=16, size=size, dtype=dtype, layout=layout, path=path, gate_sigmoid=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("factor", [1.0, 6.0, 3000.0])
+@pytest.mark.parametrize(("window", "size"), [(16, (160, 200)), (9, (90, 150)), (32, (224, 320))])
+def test_several_items_per_block(window: int, size: tuple[int, int], factor: float, dtype: torch.dtype) -> None:
+    """More items than multiprocessors, of which none, some or nearly all are done a second time."""
+    for d, r in ((32, 32), (16, 24)):
+        check(window=(window, window), d=d, r=r, size=size, dtype=dtype, heads=3, factor=factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mirrored", [False, True], ids=["near", "far"])
+@pytest.mark.parametrize("depth", [20.0, 50.0, 150.0, 2000.0])
+@pytest.mark.parametrize(
+    ("window", "size"),
+    [((16, 16), (90, 120)), ((9, 11), (60, 90)), ((17, 16), (40, 70)), ((32, 32), (96, 128)), ((50, 45), (100, 90))],
+)
+def test_scores_that_depend_on_places(
+    window: tuple[int, int], size: tuple[int, int], depth: float, mirrored: bool, dtype: torch.dtype
+) -> None:
+    """Maxima near the query or far away, so that no, some or all items of half of the heads are done a second time."""
+    for d, r in itertools.product((16, 32), (16, 24, 32)):
+        check(window=window, d=d, r=r, size=size, dtype=dtype, heads=3, shift=(3, 5), depth=depth, mirrored=mirrored)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_maxima_in_many_items(dtype: torch.dtype) -> None:
+    """Many items per block: what is done carefully after one that overflowed, and that this ends."""
+    for window, size in ((16, (300, 400)), (32, (224, 320)), (96, (96, 192))):
+        check(window=(window, window), d=16, r=24, size=size, dtype=dtype, heads=3, depth=2000.0, mirrored=True)
 
 
 def test_many_items_per_block() -> None:

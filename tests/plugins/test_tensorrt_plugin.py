@@ -273,11 +273,12 @@ def test_real_tensorrt_8_makes_the_plugins() -> None:
     scale = trt.PluginField("scale", np.array([0.25], np.float32), floats)
     zero = trt.PluginField("scale", np.array([0], np.float32), floats)
     creator = trt.get_plugin_registry().get_plugin_creator("CyclicWindowAttention", "1", "ribsr")
-    assert [field.name for field in creator.field_names] == ["window", "heads", "shift", "scale"]
-    plugin = creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift, scale]))
+    sigmoid = trt.PluginField("gate_sigmoid", np.array([1], np.int32), integers)
+    assert [field.name for field in creator.field_names] == ["window", "heads", "shift", "scale", "gate_sigmoid"]
+    plugin = creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift, scale, sigmoid]))
     kept = bytes(plugin.serialize())
-    assert kept == np.array([16, 32, 2, 3, 5], np.int32).tobytes() + np.float32(0.25).tobytes()
+    assert kept == np.array([16, 32, 2, 3, 5], np.int32).tobytes() + np.float32(0.25).tobytes() + np.int32(1).tobytes()
     assert bytes(creator.deserialize_plugin("node", kept).clone().serialize()) == kept
-    assert creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift])) is None
-    assert creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift, zero])) is None
+    assert creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift, sigmoid])) is None
+    assert creator.create_plugin("node", trt.PluginFieldCollection([window, heads, shift, zero, sigmoid])) is None
     assert creator.deserialize_plugin("node", kept[:-4]) is None

@@ -138,7 +138,8 @@ std::vector<int64_t> sources(int64_t size, int64_t window, int64_t shift) {
 }
 
 std::vector<double> attention(const Arrays &in, const std::vector<std::vector<int64_t>> &shapes, int64_t window_height,
-                              int64_t window_width, int64_t shift_y, int64_t shift_x, double scale) {
+                              int64_t window_width, int64_t shift_y, int64_t shift_x, double scale,
+                              bool gate_sigmoid) {
   const std::vector<int64_t> &gate = shapes[3];
   const int64_t channels = gate[1], height = gate[2], width = gate[3];
   const int64_t heads = shapes[1][0], tokens = shapes[1][1], rank = shapes[1][2], depth = channels / heads;
@@ -179,7 +180,8 @@ std::vector<double> attention(const Arrays &in, const std::vector<std::vector<in
               double sum = 0;
               for (int64_t key = 0; key < tokens; ++key) sum += weights[key] * v[key * depth + d];
               const int64_t pixel = ((batch * channels + head * depth + d) * height + y) * width + x;
-              out[pixel] = in[3][pixel] * sum / total;
+              const double factor = gate_sigmoid ? 1 / (1 + std::exp(-in[3][pixel])) : in[3][pixel];
+              out[pixel] = factor * sum / total;
             }
           }
         }
@@ -226,7 +228,8 @@ std::vector<double> depthwise(const Arrays &in, const std::vector<int64_t> &shap
 std::vector<Node> nodes() {
   std::vector<Node> all;
   const auto add_attention = [&](const char *label, int32_t heads, int32_t depth, int32_t rank, int32_t window_height,
-                                 int32_t window_width, int32_t shift_y, int32_t shift_x, bool int64) {
+                                 int32_t window_width, int32_t shift_y, int32_t shift_x, bool int64,
+                                 int32_t gate_sigmoid) {
     const int64_t channels = heads * depth, tokens = window_height * window_width;
     const float scale = 0.35f;
     const std::vector<std::vector<int64_t>> shapes{
@@ -238,15 +241,17 @@ std::vector<Node> nodes() {
                 longs("shift", {shift_y, shift_x})};
     }
     fields.push_back(real("scale", scale));
+    fields.push_back(int64 ? longs("gate_sigmoid", {gate_sigmoid}) : ints("gate_sigmoid", {gate_sigmoid}));
     all.push_back({label, "CyclicWindowAttention", fields, shapes, {true, false, false, true}, 3,
                    [=](const Arrays &in) {
-                     return attention(in, shapes, window_height, window_width, shift_y, shift_x, scale);
+                     return attention(in, shapes, window_height, window_width, shift_y, shift_x, scale,
+                                      gate_sigmoid == 1);
                    }});
   };
-  add_attention("attention, window 16, shift 3, 2 heads of 16", 2, 16, 16, 16, 16, 3, 3, false);
-  add_attention("attention, window 8x12, shift 0, 3 heads of 10, int64 attributes", 3, 10, 6, 8, 12, 0, 0, true);
+  add_attention("attention, window 16, shift 3, 2 heads of 16", 2, 16, 16, 16, 16, 3, 3, false, 0);
+  add_attention("attention, window 8x12, shift 0, 3 heads of 10, int64 attributes", 3, 10, 6, 8, 12, 0, 0, true, 1);
   add_attention("attention, window 48x64 larger than the map, shift 24x32, 1 head of 32", 1, 32, 24, 48, 64, 24, 32,
-                false);
+                false, 1);
   for (const int64_t channels : {37, 96}) {
     const std::vector<int64_t> shape{2, channels, 37, 53};
     all.push_back({"layer norm, " + std::to_string(channels) + " channels", "ChannelLayerNorm",
@@ -553,7 +558,7 @@ void run_case(const Node &node, DataType type, TensorFormat format, bool host_on
 void bad_attributes() {
   printf("bad attributes\n");
   const std::vector<Field> good{ints("window", {16, 16}), ints("heads", {2}), ints("shift", {0, 0}),
-                                real("scale", 0.25f)};
+                                real("scale", 0.25f), ints("gate_sigmoid", {0})};
   const auto attention = [&](const char *text, const Field &changed) {
     std::vector<Field> fields;
     for (const Field &one : good) fields.push_back(one.name == changed.name ? changed : one);
@@ -567,11 +572,13 @@ void bad_attributes() {
   attention("shift must be 2 int32", ints("shift", {0, 0, 0}));
   attention("scale is nan", real("scale", NAN));
   attention("scale is -1", real("scale", -1.0f));
+  attention("gate_sigmoid is 2", ints("gate_sigmoid", {2}));
   const auto other = [&](const char *text, const char *name, const std::vector<Field> &fields) {
     refused(text, [&] { return create({"", name}, fields, TensorRTPhase::kRUNTIME) != nullptr; });
   };
   other("window is missing", "CyclicWindowAttention", {});
   other("scale is missing", "CyclicWindowAttention", {good[0], good[1], good[2]});
+  other("gate_sigmoid is missing", "CyclicWindowAttention", {good[0], good[1], good[2], good[3]});
   other("epsilon is missing", "ChannelLayerNorm", {real("eps", 1e-5f)});
   other("epsilon is -1", "ChannelLayerNorm", {real("epsilon", -1.0f)});
   other("add_gelu is 2", "DepthwiseConv3x3", {ints("add_gelu", {2}), ints("input_gelu", {0})});
@@ -624,7 +631,7 @@ int main(int count, char **arguments) {
   const bool host_only = count > 2 && !strcmp(arguments[2], "--host-only");
   setvbuf(stdout, nullptr, _IOLBF, 0);
   load(arguments[1]);
-  check_names("CyclicWindowAttention", {"window", "heads", "shift", "scale"});
+  check_names("CyclicWindowAttention", {"window", "heads", "shift", "scale", "gate_sigmoid"});
   check_names("ChannelLayerNorm", {"epsilon"});
   check_names("DepthwiseConv3x3", {"add_gelu", "input_gelu"});
   bad_attributes();

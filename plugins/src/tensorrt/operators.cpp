@@ -174,9 +174,10 @@ static RibsrMap map_of(const PluginTensorDesc &like, int64_t channels, const voi
 
 // CyclicWindowAttention
 
-std::array<PluginField, 4> CyclicWindowAttention::fields() const noexcept {
+std::array<PluginField, 5> CyclicWindowAttention::fields() const noexcept {
   return {PluginField{"window", window, PluginFieldType::kINT32, 2}, {"heads", &heads, PluginFieldType::kINT32, 1},
-          {"shift", shift, PluginFieldType::kINT32, 2}, {"scale", &scale, PluginFieldType::kFLOAT32, 1}};
+          {"shift", shift, PluginFieldType::kINT32, 2}, {"scale", &scale, PluginFieldType::kFLOAT32, 1},
+          {"gate_sigmoid", &gate_sigmoid, PluginFieldType::kINT32, 1}};
 }
 
 bool CyclicWindowAttention::valid() const noexcept {
@@ -192,6 +193,10 @@ bool CyclicWindowAttention::valid() const noexcept {
   }
   if (!(scale > 0.0f && std::isfinite(scale))) {
     report("%s: attribute scale is %g: it must be positive", name, static_cast<double>(scale));
+    return false;
+  }
+  if (gate_sigmoid != 0 && gate_sigmoid != 1) {
+    report("%s: attribute gate_sigmoid is %d: it must be 0 or 1", name, gate_sigmoid);
     return false;
   }
   return true;
@@ -247,6 +252,7 @@ int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const
   params.shift_y = shift[0];
   params.shift_x = shift[1];
   params.scale = scale;
+  params.gate_sigmoid = gate_sigmoid;
   params.qkv = map_of(gate, 3ll * channels, inputs[0]);
   params.rib_q = inputs[1];
   params.rib_k = inputs[2];

@@ -44,8 +44,9 @@ struct CyclicWindowAttention {
   int32_t heads;
   int32_t shift[2];
   float scale;
+  int32_t gate_sigmoid;
 
-  std::array<PluginField, 4> fields() const noexcept;
+  std::array<PluginField, 5> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
   int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;

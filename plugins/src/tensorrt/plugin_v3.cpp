@@ -92,7 +92,7 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
   const Operator operator_;
   const decltype(operator_.fields()) fields_;
   const PluginFieldCollection collection_{static_cast<int32_t>(fields_.size()), fields_.data()};
-  char description_[160] = "";  // CyclicWindowAttention's has at most 124 characters
+  char description_[160] = "";  // CyclicWindowAttention's has at most 139 characters
 };
 
 template <class Operator>
