@@ -2,8 +2,8 @@
 //
 // Channels-last: a thread owns a few channels of neighbouring columns, their weights in registers, and walks down a strip
 // of rows. Every row that comes in is converted once and goes into three sums, those of the row above, its own and the row
-// below. Rows come through shared memory by cp.async, two to four ahead, each thread's for itself: neighbours read the
-// same columns, but from the first-level cache, and nobody waits for anybody. Other layouts: one thread per element.
+// below. A block's rows come through shared memory by cp.async, two to four ahead; there gelu is applied to them, once,
+// and there a thread finds its neighbours' columns. Other layouts: one thread per element.
 #include "device.cuh"
 #include "interface.h"
 
@@ -25,7 +25,11 @@ constexpr int kChannels = 4;  // of a thread: 8 bytes of a pixel
 constexpr int kColumns = 2;   // of a thread
 constexpr int kUnits = 24;    // the most of a block: 192 bytes of a pixel
 constexpr int kWords = kChannels / 2;
-constexpr int kPair = 2 * (kColumns + 2) * kThreads;  // of 8 bytes: two rows
+
+// A row in shared memory, in units of 8 bytes: the columns of all threads, last one first, and in front and behind what
+// the first and the last kUnits threads need from other blocks. So everybody's neighbours are as far away.
+constexpr int kRow = kUnits + kColumns * kThreads + kUnits;
+constexpr int kPair = 2 * kRow;
 
 // max(x, 0), but NaN for NaN.
 __device__ __forceinline__ float positive_part(float x) {
@@ -34,10 +38,10 @@ __device__ __forceinline__ float positive_part(float x) {
   return y;
 }
 
-// x + h Phi(h) with Phi the normal distribution function. Of u = |h|, h Phi(h) = max(h, 0) - u Phi(-u), and log2 Phi(-u) is
+// h Phi(h) with Phi the normal distribution function. Of u = |h|, h Phi(h) = max(h, 0) - u Phi(-u), and log2 Phi(-u) is
 // smooth enough for a polynomial, fitted for equal relative error of Phi(-u) (its last factor: 1): 7e-6 up to 5.5, and
 // 1e-6 absolutely in h Phi(h), where rounding to float16 costs 2.4e-4 relatively. Beyond 8 nothing is left to subtract.
-__device__ __forceinline__ float add_gelu(float x, float h) {
+__device__ __forceinline__ float gelu(float h) {
   const float u = fminf(fabsf(h), 8.0f);
   float p = fmaf(3.24344765e-05f, u, -7.48747669e-04f);
   p = fmaf(p, u, 7.94693828e-03f);
@@ -45,7 +49,7 @@ __device__ __forceinline__ float add_gelu(float x, float h) {
   p = fmaf(p, u, -4.59130079e-01f);
   p = fmaf(p, u, -1.15106869f);
   p = fmaf(p, u, -1.0f);
-  return x + fmaf(-u, exp2_special(p), positive_part(h));
+  return fmaf(-u, exp2_special(p), positive_part(h));
 }
 
 // 8 bytes from global to shared memory; zeros when not valid.
@@ -61,6 +65,10 @@ __device__ __forceinline__ uint2 load_half(uint32_t from) {
 
 __device__ __forceinline__ void store_half(void *to, uint32_t low, uint32_t high) {
   asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(low), "r"(high) : "memory");
+}
+
+__device__ __forceinline__ void store_half_shared(uint32_t to, uint32_t low, uint32_t high) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(low), "r"(high) : "memory");
 }
 
 using Row = uint2[kColumns + 2];  // a thread's columns and one more on either side
@@ -85,13 +93,11 @@ struct Part {
         column(static_cast<unsigned>(map.column / 8)) {}
 };
 
-__device__ __forceinline__ float gelu(float h) { return add_gelu(0.0f, h); }
-
 template <bool InputGelu, bool Gelu, bool BF16>
 __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_constant__ Problem problem) {
   __shared__ __align__(16) float block_weight[kUnits * kChannels][9];
   __shared__ __align__(16) float block_bias[kUnits * kChannels];
-  __shared__ uint2 ring[2 * kPair];  // two pairs of rows, every thread's own: one in use, one on its way
+  __shared__ uint2 ring[3 * kPair];  // pairs of rows: one in use, one on its way, one that some have not left yet
   int block = blockIdx.x;
   const int first_unit = block % problem.unit_blocks * problem.block_units;
   block /= problem.unit_blocks;
@@ -115,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_con
   const int column_group = item / problem.block_units;
   const int own_unit = item - column_group * problem.block_units;
   const int left = column_group * kColumns;
-  if (left >= problem.width || first_unit + own_unit >= problem.units) return;
+  const bool idle = first_unit + own_unit >= problem.units;
   const int channel = first_channel + own_unit * kChannels;
 
   float weight[kChannels][9], bias[kChannels];
@@ -148,49 +154,84 @@ __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_con
   // Rows top - 1 to bottom go in, two at a time, and rows top to bottom - 1 come out.
   const int bottom = min(top + problem.rows, problem.height);
   const unsigned last = min(bottom, problem.height - 1);
-  const Part in(problem.in, image, channel, left - 1), out(problem.out, image, channel, left);
-  bool inside[kColumns + 2];  // the map, of the columns that are read
-#pragma unroll
-  for (int i = 0; i < kColumns + 2; ++i) inside[i] = static_cast<unsigned>(left - 1 + i) < problem.width;
-  const uint32_t pairs = shared_address(ring + threadIdx.x);
-  uint32_t pair = pairs;  // the one at hand
-  const auto turn = [&] { pair = 2 * pairs + 8 * kPair - pair; };
+  const Part in(problem.in, image, channel, left), out(problem.out, image, channel, left);
+  const auto inside = [&](int column) { return !idle && static_cast<unsigned>(left + column) < problem.width; };
 
-  // Rows y and y + 1 to the pair at hand. What is outside the map is not read, and zero.
+  const auto place = [](int column) { return kUnits + (kColumns - 1 - column) * kThreads; };
+  const uint32_t ring_address = shared_address(ring);
+  uint32_t pair = ring_address + 8 * threadIdx.x;  // the one in use, and this thread's place in it
+  uint32_t spare = pair + 2 * 8 * kPair;            // the one that rows are fetched to
+  const uint32_t all = 3 * pair + 3 * 8 * kPair;   // sum of the three
+  const int before = 8 * (place(kColumns - 1) - problem.block_units);  // where the neighbours' columns are
+  const int after = 8 * (place(0) + problem.block_units);
+  // The first and the last threads fetch them too.
+  const bool first = threadIdx.x < problem.block_units, halo = first || threadIdx.x >= kThreads - problem.block_units;
+  const int halo_column = first ? -1 : kColumns;
+  const bool halo_inside = inside(halo_column);
+  const Part halo_in(problem.in, image, channel, left + halo_column);
+  int halo_place = first ? before : after;
+  asm volatile("" : "+r"(halo_place));  // not to be worked out again for each row
+
+  // Rows y and y + 1 to `spare`. What is outside the map is not read, and zero.
   const auto fetch = [&](int y) {
 #pragma unroll
     for (int slot = 0; slot < 2; ++slot) {
       const unsigned row = y + slot;  // beyond every other when above the map
+      const uint32_t to = spare + 8 * kRow * slot;
       const uint16_t *line = advance(in.first, row * in.row);
 #pragma unroll
-      for (int i = 0; i < kColumns + 2; ++i) {
-        copy_half(pair + 8 * kThreads * ((kColumns + 2) * slot + i), advance(line, i * in.column),
-                  inside[i] && row <= last);
+      for (int c = 0; c < kColumns; ++c) {
+        copy_half(to + 8 * place(c), advance(line, c * in.column), inside(c) && row <= last);
       }
+      if (halo) copy_half(to + halo_place, advance(halo_in.first, row * in.row), halo_inside && row <= last);
     }
     copy_commit();
   };
+  const auto apply_gelu = [&](uint32_t address) {
+    const uint2 both = load_half(address);
+    uint32_t words[kWords] = {both.x, both.y};
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      const float2 x = unpack<BF16>(words[word]);
+      words[word] = pack<BF16>(gelu(x.x), gelu(x.y));
+    }
+    store_half_shared(address, words[0], words[1]);
+  };
+  // Once all have the next pair and nobody is at `spare` any more, fetch rows y and y + 1 there.
+  const auto turn = [&](int y) {
+    copy_wait<1>();
+    if constexpr (InputGelu) {
+#pragma unroll
+      for (int slot = 0; slot < 2; ++slot) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) apply_gelu(pair + 8 * (kRow * slot + place(c)));
+        if (halo) apply_gelu(pair + 8 * kRow * slot + halo_place);
+      }
+    }
+    __syncthreads();
+    fetch(y);
+  };
+  const auto leave = [&] {
+    const uint32_t next = all - pair - spare;
+    spare = pair;
+    pair = next;
+  };
+
   uint2 centre[kColumns];  // of the row above
   Sums begun = {};         // of the row at hand: its upper taps
   Sums awaited = {};       // of the row above: all but its lower taps
   // The row in a slot of the pair goes in, and the one above it is done.
   const auto take = [&](int slot, Row &row, Sums &done) {
+    const uint32_t from = pair + 8 * kRow * slot;
+    row[0] = load_half(from + before);
 #pragma unroll
-    for (int i = 0; i < kColumns + 2; ++i) {
-      row[i] = load_half(pair + 8 * kThreads * ((kColumns + 2) * slot + i));
-    }
+    for (int c = 0; c < kColumns; ++c) row[c + 1] = load_half(from + 8 * place(c));
+    row[kColumns + 1] = load_half(from + after);
 #pragma unroll
     for (int word = 0; word < kWords; ++word) {
       float2 x[kColumns + 2];
 #pragma unroll
-      for (int i = 0; i < kColumns + 2; ++i) {
-        uint32_t &both = word == 0 ? row[i].x : row[i].y;
-        x[i] = unpack<BF16>(both);
-        if constexpr (InputGelu) {
-          x[i] = make_float2(gelu(x[i].x), gelu(x[i].y));
-          if (Gelu && i >= 1 && i <= kColumns) both = pack<BF16>(x[i].x, x[i].y);  // what `keep` takes
-        }
-      }
+      for (int i = 0; i < kColumns + 2; ++i) x[i] = unpack<BF16>(word == 0 ? row[i].x : row[i].y);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int c = 2 * word + half;
@@ -225,39 +266,39 @@ __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_con
         float low = done[column][2 * word], high = done[column][2 * word + 1];
         if constexpr (Gelu) {
           const float2 x = unpack<BF16>(word == 0 ? centre[column].x : centre[column].y);
-          low = add_gelu(x.x, low);
-          high = add_gelu(x.y, high);
+          low = x.x + gelu(low);
+          high = x.y + gelu(high);
         }
         words[word] = pack<BF16>(low, high) & existing[word];
       }
-      if (y < bottom && inside[column + 1]) store_half(advance(line, column * out.column), words[0], words[1]);
+      if (y < bottom && inside(column)) store_half(advance(line, column * out.column), words[0], words[1]);
     }
   };
 
+  // The first two fetches go to the pairs that are first in use.
+  leave();
   fetch(top - 1);
-  turn();
+  leave();
   fetch(top + 1);
-  turn();
+  leave();
   Row row;
   Sums done;
-  copy_wait<1>();
+  turn(top + 3);
 #pragma unroll
   for (int slot = 0; slot < 2; ++slot) {
     take(slot, row, done);
     keep(row);
   }
-  fetch(top + 3);
-  turn();
+  leave();
   for (int y = top; y < bottom; y += 2) {
-    copy_wait<1>();
+    turn(y + 5);
 #pragma unroll
     for (int slot = 0; slot < 2; ++slot) {
       take(slot, row, done);
       emit(done, y + slot);
       keep(row);
     }
-    fetch(y + 5);
-    turn();
+    leave();
   }
   copy_wait<0>();
 }
@@ -286,7 +327,7 @@ __global__ void __launch_bounds__(kThreads) convolve_any(const __grid_constant__
         if (row < 0 || row >= problem.height || column < 0 || column >= problem.width) continue;
         sum = fmaf(input(row, column), unpack<BF16>(weight[tap]).x, sum);
       }
-      if constexpr (Gelu) sum = add_gelu(input(y, x), sum);
+      if constexpr (Gelu) sum = input(y, x) + gelu(sum);
       problem.out.data[image * problem.out.batch + channel * problem.out.channel + y * problem.out.row +
                        x * problem.out.column] = static_cast<uint16_t>(pack<BF16>(sum, 0.0f));
     }
