@@ -263,10 +263,11 @@ struct Producer {
         const int first = Shared ? tile * kKeys : 0;
         const uint32_t to = memory + L::kStageOffset + stage.slot * L::kStageBytes;
         acquire(empty + 8 * stage.slot, stage.phase ^ 1);
+        // By the slot: a place in shared memory always has the same writer.
         pixels<kKeys, true>(to, to + L::kValueOffset, unit, first,
                                shape.qkv.data + unit.batch * shape.qkv.batch + channels + unit.head * D, 2 * channels,
-                               2 * tile);
-        factors<kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * tile);
+                               2 * stage.slot);
+        factors<kKeys>(to + L::kFactorOffset, unit.head, first, shape.rib_k, 2 * stage.slot);
         commit(full + 8 * stage.slot);
         stage.advance<kStages>();
         if (++tile == tiles) tile = 0;
@@ -289,9 +290,9 @@ struct Consumer {
     return Shared ? load_shared_int(memory + L::kPlaceOffset + query.slot * 8) + group * kRows : 0;
   }
 
-  // With the items after this one. The warps' stores race, but it is only a guess.
+  // With the items after this one. Which warp's word stands does not matter: it is only a guess.
   __device__ __forceinline__ void be_careful(uint32_t memory, int index) {
-    if (leader) store_shared(memory + L::kCarefulOffset, index + 1 + kCareful);
+    if (leader) store_shared_relaxed(memory + L::kCarefulOffset, index + 1 + kCareful);
   }
 
   // All of the block's items, or the marked ones again.
@@ -315,7 +316,7 @@ struct Consumer {
       if (again && !marked(memory + L::kMarkOffset, index)) continue;
       int watched = first;  // tiles whose scores may move the references
       if constexpr (Shared) {
-        if (again || index < load_shared_int(memory + L::kCarefulOffset)) watched = tiles;
+        if (again || index < load_shared_relaxed(memory + L::kCarefulOffset)) watched = tiles;
       }
       Rows rows;
       uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
