@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,6 +23,19 @@ pytestmark = [
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
+
+MEMORY = 8 * 2**30
+"""Bytes of GPU memory that PyTorch may take here, whatever it keeps for later; a reference needs about one GiB."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Leaves room for tools that watch the kernels, and for others on the GPU."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / total))
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def on_hopper() -> bool:
