@@ -71,8 +71,12 @@ class GPU:
 
 
 def current_gpu() -> GPU:
-    """The GPU that this thread uses. Raises CUDAError where there is none, EngineError without cuda-python."""
+    """The GPU that this thread uses. Raises CUDAError where there is none, EngineError without cuda-python.
+
+    CUDA starts here, so that TensorRT never finds that it cannot, which it would say in words of its own.
+    """
     index = call("cudaGetDevice")
+    call("cudaFree", 0)
     properties = call("cudaGetDeviceProperties", index)
     version = call("cudaDriverGetVersion")
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)

@@ -86,7 +86,8 @@ class CUDA:
     cudaMallocHost = cudaMalloc
 
     def cudaFree(self, address: int) -> tuple[Code]:
-        del self.held[address]
+        if address != 0:  # CUDA's null: nothing happens, but that CUDA starts
+            del self.held[address]
         return (Code.cudaSuccess,)
 
     cudaFreeHost = cudaFree
