@@ -142,7 +142,10 @@ def measure(calls: list[Callable[[], object]], repeats: int) -> float:
     return median(in_turn([calls], repeats)[0])
 
 
-def our_calls(case: Case, bf16: bool, path: str) -> list[Callable[[], object]]:
+def our_calls(
+    case: Case, bf16: bool, path: str, bias: Sequence[torch.Tensor] | None = None
+) -> list[Callable[[], object]]:
+    """Calls on random inputs; a bias [N, n] of queries and keys replaces the first n of the RIB factors."""
     import torch
 
     from plugins import library
@@ -158,6 +161,8 @@ def our_calls(case: Case, bf16: bool, path: str) -> list[Callable[[], object]]:
             dtype, memory_format=torch.channels_last
         )
         factors = [torch.randn(case.heads, tokens, case.rank, device="cuda").to(dtype) for _ in range(2)]
+        for factor, given in zip(factors, bias or (), strict=False):
+            factor[..., : given.shape[1]] = given.cuda()
         out = torch.empty_like(gate)
         scale = case.head_width**-0.5
         window = [case.window, case.window]
