@@ -29,6 +29,14 @@ def load_tap(weight, tap, channels, C: tl.constexpr):
 
 
 @triton.jit
+def load_taps(weight, channels, C: tl.constexpr):
+    w0, w1, w2 = load_tap(weight, 0, channels, C), load_tap(weight, 1, channels, C), load_tap(weight, 2, channels, C)
+    w3, w4, w5 = load_tap(weight, 3, channels, C), load_tap(weight, 4, channels, C), load_tap(weight, 5, channels, C)
+    w6, w7, w8 = load_tap(weight, 6, channels, C), load_tap(weight, 7, channels, C), load_tap(weight, 8, channels, C)
+    return w0, w1, w2, w3, w4, w5, w6, w7, w8
+
+
+@triton.jit
 def place(H: tl.constexpr, ROWS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """Picture, first row, columns and channels of this program."""
     strips: tl.constexpr = (H + ROWS - 1) // ROWS
@@ -48,9 +56,7 @@ def forward(
     picture, first, columns, channels = place(H, ROWS, PIXELS, CHANNELS)
     x += picture * (H * W * C)
     out += picture * (H * W * C)
-    w0, w1, w2 = load_tap(weight, 0, channels, C), load_tap(weight, 1, channels, C), load_tap(weight, 2, channels, C)
-    w3, w4, w5 = load_tap(weight, 3, channels, C), load_tap(weight, 4, channels, C), load_tap(weight, 5, channels, C)
-    w6, w7, w8 = load_tap(weight, 6, channels, C), load_tap(weight, 7, channels, C), load_tap(weight, 8, channels, C)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = load_taps(weight, channels, C)
     b = tl.load(bias + channels, mask=channels < C, other=0.0)[None, :]
     inside = (columns < W)[:, None] & (channels < C)[None, :]
     a0, a1, a2 = load_row(x, first - 1, columns, channels, H, W, C)
@@ -77,9 +83,7 @@ def backward(
     gradient += picture * (H * W * C)
     x += picture * (H * W * C)
     dx += picture * (H * W * C)
-    w0, w1, w2 = load_tap(weight, 0, channels, C), load_tap(weight, 1, channels, C), load_tap(weight, 2, channels, C)
-    w3, w4, w5 = load_tap(weight, 3, channels, C), load_tap(weight, 4, channels, C), load_tap(weight, 5, channels, C)
-    w6, w7, w8 = load_tap(weight, 6, channels, C), load_tap(weight, 7, channels, C), load_tap(weight, 8, channels, C)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = load_taps(weight, channels, C)
     s0 = tl.zeros((PIXELS, CHANNELS), tl.float32)
     s1, s2, s3, s4, s5, s6, s7, s8, s9 = s0, s0, s0, s0, s0, s0, s0, s0, s0
     a0, a1, a2 = load_row(gradient, first - 1, columns, channels, H, W, C)

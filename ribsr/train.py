@@ -75,10 +75,8 @@ def joined() -> Iterator[Process]:
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, device)
         return
-    if device.type == "cuda":
-        distributed.init_process_group("nccl", device_id=device)
-    else:
-        distributed.init_process_group("gloo")
+    backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    distributed.init_process_group(backend, device_id=gpu)
     try:
         yield Process(distributed.get_rank(), distributed.get_world_size(), device)
         distributed.barrier()  # nobody leaves while the first process still validates
@@ -188,8 +186,8 @@ class Run:
         ):
             if self._due(recipe.validate_every) and scores.last != self.step:  # killed between state and validation
                 self.validate(scores)
-            last, since, clock = self.step >= recipe.steps, self.step, time.monotonic()
-            while not last:
+            stop, since, clock = False, self.step, time.monotonic()
+            while not stop and self.step < recipe.steps:
                 self.update()
                 if record := self._due(recipe.log_every):
                     loss = self.mean_loss(self.step - since)
@@ -199,13 +197,13 @@ class Run:
                     since, clock = self.step, time.monotonic()
                 late = stop_after is not None and time.monotonic() - start > stop_after
                 late, interrupted = self._agree(late, interruption.asked, record)
-                last = late or interrupted or self.step == recipe.steps
-                if last or self._due(recipe.save_every):
+                stop = late or interrupted
+                if stop or self._due(recipe.save_every):
                     self.save()
                 if interrupted:
                     self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
                     raise KeyboardInterrupt
-                if last or self._due(recipe.validate_every):
+                if stop or self._due(recipe.validate_every):
                     self.validate(scores)
                     clock = time.monotonic()  # the rate is that of training alone
 

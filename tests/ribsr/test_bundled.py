@@ -58,22 +58,15 @@ def test_it_is_exported_by_name(shipped: Path) -> None:
 
 def test_the_bundled_model_beats_bicubic() -> None:
     """On every sample photograph, none of which it was trained on; and what ships is no larger than it says."""
-    import numpy as np
-
     from ribsr import benchmark
+    from tools.evaluate import as_upscaler
 
     path = bundled.find("sst-light-x2")
     assert path.stat().st_size < 4e6
-    model = ribsr.load("sst-light-x2")
-    assert (model.config.name, model.config.scale) == ("sst-light", 2)
-
-    def upscale(pixels: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            y = model(torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(255)))
-        return (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
     pictures = benchmark.pictures_in(Path(__file__).parents[2] / "engines" / "samples")
-    ours, bicubic = (list(benchmark.score(of, pictures, 2)) for of in (upscale, benchmark.bicubic(2)))
+    with open_engine("sst-light-x2") as engine:
+        assert (engine.describe().model, engine.describe().scale) == ("sst-light", 2)
+        ours, bicubic = (list(benchmark.score(of, pictures, 2)) for of in (as_upscaler(engine), benchmark.bicubic(2)))
     assert len(ours) == 3
     for a, b in zip(ours, bicubic, strict=True):
         assert a.psnr > b.psnr + 1, a.picture

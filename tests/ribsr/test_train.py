@@ -290,17 +290,13 @@ def test_help_is_instant() -> None:
 
 
 def test_the_averaged_model_is_scored_as_it_is_written(plan: Recipe, tmp_path: Path) -> None:
+    from engines import open_engine
     from ribsr import benchmark
+    from tools.evaluate import as_upscaler
 
     plan = replace(plan, steps=2, validation=(str(tmp_path / "pictures"),))
     train(plan, None, Report())
-    model = ribsr.load(Path(plan.output) / "tiny-x2.safetensors")
-
-    def upscale(pixels: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            y = model(torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(255)))
-        return (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-    scores = list(benchmark.score(upscale, sorted((tmp_path / "pictures").iterdir()), 2))
+    with open_engine(Path(plan.output) / "tiny-x2.safetensors") as engine:
+        scores = list(benchmark.score(as_upscaler(engine), sorted((tmp_path / "pictures").iterdir()), 2))
     (row,) = rows(plan, "validation.csv")[1:]
     assert float(row[2]) == pytest.approx(np.mean([score.psnr for score in scores]), abs=2e-3)
