@@ -42,15 +42,16 @@ __device__ __forceinline__ int load_shared_int(uint32_t from) {
   return v;
 }
 
-// Of a word that other warps of the block may be writing, or reading, at the same time.
-__device__ __forceinline__ int load_shared_relaxed(uint32_t from) {
+// A word that other warps of the block may be raising at the same time. One lane alone should ask.
+__device__ __forceinline__ int load_shared_atomic(uint32_t from) {
   int v;
-  asm volatile("ld.relaxed.cta.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  asm volatile("atom.relaxed.cta.shared.or.b32 %0, [%1], 0;" : "=r"(v) : "r"(from) : "memory");
   return v;
 }
 
-__device__ __forceinline__ void store_shared_relaxed(uint32_t to, int a) {
-  asm volatile("st.relaxed.cta.shared.b32 [%0], %1;" ::"r"(to), "r"(a) : "memory");
+// To `least` at least.
+__device__ __forceinline__ void raise_shared(uint32_t to, int least) {
+  asm volatile("red.relaxed.cta.shared.max.s32 [%0], %1;" ::"r"(to), "r"(least) : "memory");
 }
 
 __device__ __forceinline__ void or_shared(uint32_t to, uint32_t bits) {

@@ -290,9 +290,14 @@ struct Consumer {
     return Shared ? load_shared_int(memory + L::kPlaceOffset + query.slot * 8) + group * kRows : 0;
   }
 
-  // With the items after this one. Which warp's word stands does not matter: it is only a guess.
+  // With the items after this one.
   __device__ __forceinline__ void be_careful(uint32_t memory, int index) {
-    if (leader) store_shared_relaxed(memory + L::kCarefulOffset, index + 1 + kCareful);
+    if (leader) raise_shared(memory + L::kCarefulOffset, index + 1 + kCareful);
+  }
+
+  __device__ __forceinline__ bool is_careful(uint32_t memory, int index) const {
+    const int until = leader ? load_shared_atomic(memory + L::kCarefulOffset) : 0;
+    return index < __shfl_sync(kAllLanes, until, 0);
   }
 
   // All of the block's items, or the marked ones again.
@@ -316,7 +321,7 @@ struct Consumer {
       if (again && !marked(memory + L::kMarkOffset, index)) continue;
       int watched = first;  // tiles whose scores may move the references
       if constexpr (Shared) {
-        if (again || index < load_shared_relaxed(memory + L::kCarefulOffset)) watched = tiles;
+        if (again || is_careful(memory, index)) watched = tiles;
       }
       Rows rows;
       uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
@@ -367,7 +372,7 @@ struct Consumer {
             const float rise = tile < first ? kFirstRise<BF16> : kRise<BF16>;
             if (__any_sync(kAllLanes, rises(scores, rows, scale, rise))) {
               follow<BF16>(scores, output, rows, scale, rise);
-              if (tile >= first && first_row(memory) < shape.tokens) be_careful(memory, index);
+              if (!again && tile >= first && first_row(memory) < shape.tokens) be_careful(memory, index);
             }
           }
         }
