@@ -3,6 +3,10 @@
 TensorRT may build something else than it was asked for and say nothing: float32 engines under the name of float16 are
 a known failure. The inspector's words differ between versions, so little is relied on: a layer's type, and the element
 types of its tensors ("Channel major FP16 format where channel % 8 == 0" in 8.6, "Half" in 10 and 11).
+
+Of an engine with dynamic shapes 8.6 tells no types ("N/A due to dynamic shapes", with an execution context, too). There
+the tactic of a convolution or product is asked, whose name begins with the types of its operands
+("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_…"), and a plugin is in half precision: ours take nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ HEAVY = re.compile(r"conv|gemm|mat_?mul|matrix_?multiply|mha|attention", re.IGNO
 
 TYPES = (("bf16", re.compile(r"bf16|bfloat16", re.I)), ("fp16", re.compile(r"fp16|half", re.I)))
 SINGLE = re.compile(r"fp32|float", re.I)
+HIDDEN = re.compile(r"dynamic shapes", re.I)
+TACTIC = re.compile(r"_(bf16|f16|f32)\1_")
+OPERANDS = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 
 
 class PrecisionError(ValueError):
@@ -28,8 +35,8 @@ class PrecisionError(ValueError):
 class Inspection:
     """An engine's layers: how many there are, and how many plugins and heavy layers compute in which type.
 
-    plugins, heavy: by fp16, bf16, fp32 or `unknown`. suspect: the name of the first heavy layer that is in neither
-    half-precision type, or nothing.
+    plugins, heavy: by fp16, bf16, fp32 or `unknown`; plugins also `half`, where it is not told which of the two.
+    suspect: the name of the first heavy layer that is in neither half-precision type, or nothing.
     """
 
     layers: int
@@ -61,9 +68,9 @@ def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
         total += 1
         kind = str(layer.get("LayerType", ""))
         if kind.lower().startswith("plugin"):
-            plugins[_computed_in(layer)] += 1
+            plugins["half" if _is_hidden(layer) else _computed_in(layer)] += 1
         elif _is_heavy(layer, kind):
-            dtype = _computed_in(layer)
+            dtype = _operands_of_tactic(layer) if _is_hidden(layer) else _computed_in(layer)
             heavy[dtype] += 1
             if dtype not in ("fp16", "bf16"):
                 suspect = suspect or str(layer.get("Name", ""))
@@ -73,17 +80,19 @@ def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
 def check(inspection: Inspection, precision: str, plugins: int, float32: int) -> None:
     """Raises PrecisionError unless the engine keeps the promise of `precision` (fp16 or bf16).
 
-    The rule: at least `plugins` plugin layers, the graph's plugin nodes, all in that type; and of the convolutions and
+    The rule: at least `plugins` plugin layers, the graph's plugin nodes, all in that type (the graph has one
+    half-precision type only, so `half` is it); and of the convolutions and
     matrix products at most `float32` in another type, the number that the graph has in float32 on purpose; and at
     least one layer of either kind in that type, so that an inspector which says nothing proves nothing.
     """
     made = sum(inspection.plugins.values())
     if made < plugins:
         raise PrecisionError(f"the engine has {made} plugin layers where the graph has {plugins}")
-    wrong = made - inspection.plugins.get(precision, 0)
+    right = inspection.plugins.get(precision, 0) + inspection.plugins.get("half", 0)
+    wrong = made - right
     if wrong:
         raise PrecisionError(f"{wrong} of the engine's {made} plugin layers do not compute in {precision}")
-    if not inspection.plugins.get(precision, 0) + inspection.heavy.get(precision, 0):
+    if not right + inspection.heavy.get(precision, 0):
         raise PrecisionError(f"the inspector shows no layer of the engine that computes in {precision}")
     others = sum(inspection.heavy.values()) - inspection.heavy.get(precision, 0)
     if others > float32:
@@ -104,9 +113,22 @@ def _computed_in(layer: dict[str, Any]) -> str:
     return next((dtype for dtype in found if dtype), "unknown")
 
 
+def _is_hidden(layer: dict[str, Any]) -> bool:
+    return any(HIDDEN.search(_words(tensor)) for tensor in layer.get("Inputs", []) if isinstance(tensor, dict))
+
+
+def _operands_of_tactic(layer: dict[str, Any]) -> str:
+    found = TACTIC.search(str(layer.get("TacticName", "")))
+    return OPERANDS[found[1]] if found else "unknown"
+
+
+def _words(tensor: dict[str, Any]) -> str:
+    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+
+
 def _type(tensor: dict[str, Any]) -> str:
     """fp16, bf16 or fp32; nothing for integers."""
-    text = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+    text = _words(tensor)
     for dtype, pattern in TYPES:
         if pattern.search(text):
             return dtype

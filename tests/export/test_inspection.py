@@ -52,6 +52,41 @@ def test_words_of_8_6():
     check(found, "fp16", plugins=1, float32=0)
 
 
+HIDDEN = "N/A due to dynamic shapes"
+
+
+def tactic(operands: str) -> str:
+    """As 8.6.0 names them on an H100."""
+    return f"sm80_xmma_gemm_{operands}_nn_n_tilesize256x64x32_stage3_warpsize4x1x1_tensor16x8x16"
+
+
+def dynamic_engine_86(operands: str) -> list[dict[str, Any]]:
+    """Layers of an engine with dynamic shapes, recorded from 8.6.0; `operands` as the convolution's tactic has them."""
+    return [
+        layer("Reformat", HIDDEN, name="Reformatting CopyNode for Input Tensor 0 to node_Conv_1"),
+        layer("PluginV2", HIDDEN, name="node_layer_norm", PluginType="ChannelLayerNorm"),
+        layer("CaskGemmConvolution", HIDDEN, "", "node_1", ParameterType="Convolution", TacticName=tactic(operands)),
+        layer("Myelin", HIDDEN, name="{ForeignNode[val_63...output/cast]}"),
+    ]
+
+
+def test_dynamic_shapes_of_8_6_by_tactics():
+    found = inspect(dynamic_engine_86("f16f16_f16f16_f16"))
+    assert found == Inspection(layers=4, plugins={"half": 1}, heavy={"fp16": 1})
+    check(found, "fp16", plugins=1, float32=0)
+
+
+@pytest.mark.parametrize(
+    ("operands", "dtype"),
+    [("f32f32_tf32f32_f32", "fp32"), ("f32f32_f32f32_f32", "fp32"), ("i8i8_i8i32_f32", "unknown"), ("", "unknown")],
+)
+def test_float32_in_a_dynamic_engine_of_8_6_is_found(operands, dtype):
+    found = inspect(dynamic_engine_86(operands))
+    assert found.heavy == {dtype: 1}
+    with pytest.raises(PrecisionError, match="1 of the engine's 1 convolutions.*the first is node_1"):
+        check(found, "fp16", plugins=1, float32=0)
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_words_of_10(dtype):
     layers = [
