@@ -5,6 +5,9 @@ ChannelLayerNorm (x [B, C, H, W], weight [C], bias [C]; epsilon) → like x: Lay
 DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input_gelu) → like x: a depthwise convolution
     of stride and padding 1; with add_gelu = 1 x + GELU(conv(x)); with input_gelu = 1 all of that of GELU(x), not of x.
     The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
+FeedForward (x [B, C, H, W], then weight and bias of norm [C], expand [E, C, 1, 1], depthwise [E, 1, 3, 3] and contract
+    [C, E, 1, 1]; epsilon) → like x: x + contract(u + GELU(depthwise(u))) of u = GELU(expand(LayerNorm(x))), for the two
+    above with a convolution behind each and a sum, where C and E are few.
 CyclicWindowAttention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
 Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
@@ -21,9 +24,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from export import cyclic_window
+from plugins import library
 
-LAYER_NORM, DEPTHWISE = "ChannelLayerNorm", "DepthwiseConv3x3"
-PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE)
+LAYER_NORM, DEPTHWISE, FEED_FORWARD = "ChannelLayerNorm", "DepthwiseConv3x3", "FeedForward"
+PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD)
 """The operators of the domain `ribsr` that a graph in plugin form may have."""
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -48,6 +52,10 @@ def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
             _fuse_depthwise(graph, node, scalars)
     for node in attentions:
         _fuse_gate(graph, node)
+    graph.cleanup()  # what has been replaced reads no tensors any more
+    for node in list(graph.nodes):
+        if node.op == DEPTHWISE:
+            _fuse_feed_forward(graph, node)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
     lowered.ir_version, lowered.producer_name = bare.ir_version, bare.producer_name
@@ -104,12 +112,56 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> Non
         and _is_half(weight)
     ):
         return
-    bias = conv.inputs[2] if len(conv.inputs) > 2 else _zeros(weight, conv)
     total = _plus_gelu(x, conv.outputs[0], scalars)
     before = None if total is None else _before_gelu(x, scalars)
     attributes = {"add_gelu": int(total is not None), "input_gelu": int(before is not None)}
     x = x if before is None else before
-    _replace(graph, DEPTHWISE, conv.name, attributes, [x, weight, bias], conv.outputs[0] if total is None else total)
+    output = conv.outputs[0] if total is None else total
+    _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], output)
+
+
+def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
+    """norm → expand → depthwise with GELUs → contract → + x as one FeedForward, if that is what stands there."""
+    if not (depthwise.attrs["add_gelu"] and depthwise.attrs["input_gelu"]):
+        return
+    expand, contract = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
+    if expand is None or contract is None or not (_is_pointwise(expand) and _is_pointwise(contract)):
+        return
+    norm, total = _producer(expand.inputs[0]), _only_consumer(contract.outputs[0])
+    if norm is None or norm.op != LAYER_NORM or total is None or total.op != "Add":
+        return
+    x = norm.inputs[0]
+    hidden, channels = expand.inputs[1].shape[:2]
+    between = [node.outputs[0] for node in (norm, expand, depthwise, contract)]
+    if not (
+        any(tensor is x for tensor in total.inputs)
+        and list(contract.inputs[1].shape[:2]) == [channels, hidden]
+        and library.fits_feed_forward(channels, hidden)
+        and all(len(tensor.outputs) == 1 for tensor in between)
+        and not any(tensor is output for tensor in between for output in graph.outputs)
+    ):
+        return
+    weights = [*norm.inputs[1:], *_with_bias(expand), *depthwise.inputs[1:], *_with_bias(contract)]
+    attributes = {"epsilon": norm.attrs["epsilon"]}
+    _replace(graph, FEED_FORWARD, total.name, attributes, [x, *weights], total.outputs[0])
+
+
+def _is_pointwise(node: gs.Node) -> bool:
+    """Whether a node is a 1x1 convolution in half precision that does nothing else."""
+    return (
+        node.op == "Conv"
+        and _is_half(node.inputs[1])
+        and list(node.inputs[1].shape[2:]) == [1, 1]
+        and node.attrs.get("group", 1) == 1
+        and node.attrs.get("pads", [0, 0, 0, 0]) == [0, 0, 0, 0]
+        and node.attrs.get("strides", [1, 1]) == [1, 1]
+        and node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
+    )
+
+
+def _with_bias(conv: gs.Node) -> list[Any]:
+    weight = conv.inputs[1]
+    return [weight, conv.inputs[2] if len(conv.inputs) > 2 else _zeros(weight, conv)]
 
 
 def _plus_gelu(x: Any, y: Any, scalars: dict[str, float]) -> Any:

@@ -5,7 +5,8 @@ scaled_dot_product_attention alone, on ready-made contiguous [windows, heads, N,
 padded to D + R, the faster of both.
 
 Layer norm and depthwise convolution: channels-last maps whose pixels are padded to 8 channels, beside PyTorch's eager
-operators on the same memory. Their floor is reading and writing the map once at 3.0 TB/s, about what an H100 reaches.
+operators on the same memory. The feed-forward half of a layer: beside those two kernels and PyTorch's 1x1 convolutions.
+Their floor is reading and writing the map once at 3.0 TB/s, about what an H100 reaches.
 
 Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
 Attention's and cuDNN's graphs are replayed in turn, and the ratio is the median of the rounds' ratios.
@@ -77,6 +78,7 @@ class MapCase:
     channels: int
     add_gelu: bool = False
     input_gelu: bool = False
+    hidden: int = 0
     height: int = 360
     width: int = 640
 
@@ -89,8 +91,8 @@ class MapCase:
         return self.bytes / FLOOR * 1e3
 
     def __str__(self) -> str:
-        epilogue = " + gelu" * self.add_gelu + " of gelu" * self.input_gelu
-        return f"{self.operator:10}  C {self.channels:3d}{epilogue:16}"
+        epilogue = f" hidden {self.hidden}" if self.hidden else " + gelu" * self.add_gelu + " of gelu" * self.input_gelu
+        return f"{self.operator:12}  C {self.channels:3d}{epilogue:16}"
 
 
 FLOOR = 3.0e12
@@ -101,6 +103,7 @@ MAP_CASES = (
     *(MapCase("depthwise", channels) for channels in (96, 192, 384)),
     *(MapCase("depthwise", channels, True) for channels in (72, 96, 192, 384)),
     *(MapCase("depthwise", channels, True, True) for channels in (96, 384)),
+    *(MapCase("feed_forward", channels, hidden=hidden) for channels, hidden in ((48, 72), (64, 80), (64, 96))),
 )
 
 
@@ -204,6 +207,37 @@ def padded_map(case: MapCase, dtype: torch.dtype) -> torch.Tensor:
     return values[..., : case.channels].permute(0, 3, 1, 2)
 
 
+def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
+    """Milliseconds of our kernel, or of our other kernels around PyTorch's 1x1 convolutions."""
+    import torch
+    from torch.nn.functional import conv2d
+
+    from plugins import library
+    from plugins import torch as operators
+
+    dtype = torch.bfloat16 if bf16 else torch.float16
+    c, hidden = case.channels, case.hidden
+    shapes = ((c,), (c,), (hidden, c, 1, 1), (hidden,), (hidden, 1, 3, 3), (hidden,), (c, hidden, 1, 1), (c,))
+    weights = [(torch.randn(shape, device="cuda") / 4).to(dtype) for shape in shapes]
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        y = conv2d(operators.channel_layer_norm(x, *weights[:2], 1e-6), weights[2], weights[3])
+        y = operators.depthwise_conv3x3(y, weights[4], weights[5], True, True)
+        return x + conv2d(y, weights[6], weights[7])
+
+    calls: list[Callable[[], object]] = []
+    keep = []
+    for _ in range(sets(case.bytes)):
+        x, out = padded_map(case, dtype), padded_map(case, dtype)
+        if not ours:
+            calls.append(lambda x=x: apart(x))
+            continue
+        params = operators.feed_forward_parameters(out, x, *weights, epsilon=1e-6)
+        keep.append((x, out))
+        calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
+    return measure(calls, repeats)
+
+
 def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     """Milliseconds of our kernel, or of PyTorch's operators."""
     import torch
@@ -211,6 +245,8 @@ def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     from plugins import library
     from plugins import torch as operators
 
+    if case.operator == "feed_forward":
+        return time_feed_forward(case, bf16, repeats, ours=ours)
     dtype = torch.bfloat16 if bf16 else torch.float16
     bias = torch.randn(case.channels, device="cuda").to(dtype)
     norm = case.operator == "layer_norm"
@@ -264,12 +300,13 @@ def map_row(case: MapCase, bf16: bool, repeats: int, torch_too: bool) -> dict[st
     row = {**asdict(case), "ours_ms": ours, "floor_ms": case.floor_ms}
     if torch_too:
         row["torch_ms"] = theirs = time_map(case, bf16, repeats, ours=False)
-        line += f"   torch {theirs:7.4f} ms   {theirs / ours:5.2f}x"
+        other = "apart" if case.operator == "feed_forward" else "torch"
+        line += f"   {other} {theirs:7.4f} ms   {theirs / ours:5.2f}x"
     click.echo(line)
     return row
 
 
-OPERATORS = ("attention", "layer_norm", "depthwise")
+OPERATORS = ("attention", "layer_norm", "depthwise", "feed_forward")
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])

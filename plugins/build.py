@@ -34,6 +34,7 @@ SOURCES = (
     "hopper_bf16.cu",
     "layer_norm.cu",
     "depthwise.cu",
+    "feed_forward.cu",
 )
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
 PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)

@@ -12,11 +12,14 @@ from typing import Any
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 ADD_GELU = 1
 """Epilogue of the depthwise convolution: out = in + gelu(convolution)."""
+
+FEED_FORWARD_WIDTHS = (64, 96)
+"""The most channels and hidden channels that FeedForward takes; both must be multiples of 8."""
 
 TUNED_WIDTHS, TUNED_RANKS = (16, 32), (16, 24, 32)
 """Head widths and ranks that the attention kernel is tuned for; others up to 64 are correct."""
@@ -102,11 +105,37 @@ class DepthwiseParams(ctypes.Structure):
     )
 
 
-Params = AttentionParams | LayerNormParams | DepthwiseParams
+class FeedForwardParams(ctypes.Structure):
+    """RibsrFeedForwardParams; `input` is its `in`."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("dtype", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("input", Map),
+        ("out", Map),
+        ("norm_weight", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
+        ("expand_weight", ctypes.c_void_p),
+        ("expand_bias", ctypes.c_void_p),
+        ("depthwise_weight", ctypes.c_void_p),
+        ("depthwise_bias", ctypes.c_void_p),
+        ("contract_weight", ctypes.c_void_p),
+        ("contract_bias", ctypes.c_void_p),
+    )
+
+
+Params = AttentionParams | LayerNormParams | DepthwiseParams | FeedForwardParams
 _OPERATORS: dict[type[Params], tuple[str, str]] = {
     AttentionParams: ("ribsr_attention", "CyclicWindowAttention"),
     LayerNormParams: ("ribsr_layer_norm", "ChannelLayerNorm"),
     DepthwiseParams: ("ribsr_depthwise", "DepthwiseConv3x3"),
+    FeedForwardParams: ("ribsr_feed_forward", "FeedForward"),
 }
 """The function that takes each structure, and the operator's name for messages."""
 
@@ -114,6 +143,12 @@ _OPERATORS: dict[type[Params], tuple[str, str]] = {
 def path() -> Path:
     """The library's file: $RIBSR_KERNELS_LIBRARY, else the one `python -m plugins.build` makes."""
     return Path(os.environ.get(VARIABLE) or DEFAULT)
+
+
+def fits_feed_forward(channels: int, hidden: int) -> bool:
+    """Whether FeedForward takes these widths."""
+    widths = zip((channels, hidden), FEED_FORWARD_WIDTHS, strict=True)
+    return all(width % 8 == 0 and 0 < width <= most for width, most in widths)
 
 
 def is_tuned(head_width: int, rank: int) -> bool:
@@ -164,7 +199,7 @@ def chosen_path(params: AttentionParams) -> str:
 TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"
 """Environment variable that names another TensorRT plugin library."""
 TENSORRT_NAMESPACE = "ribsr"
-TENSORRT_PLUGINS = ("CyclicWindowAttention", "ChannelLayerNorm", "DepthwiseConv3x3")
+TENSORRT_PLUGINS = ("CyclicWindowAttention", "ChannelLayerNorm", "DepthwiseConv3x3", "FeedForward")
 """The plugins' names in TensorRT's registry; version 1."""
 
 _tensorrt_lock = threading.Lock()

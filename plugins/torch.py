@@ -1,7 +1,7 @@
 """PyTorch operators on the CUDA kernels; importing this registers them.
 
-ribsr::cyclic_window_attention, ribsr::channel_layer_norm and ribsr::depthwise_conv3x3. It also registers
-attention="kernel" with ribsr. Import it as `plugins.torch`, with the repository's root on the path.
+ribsr::cyclic_window_attention, ribsr::channel_layer_norm, ribsr::depthwise_conv3x3 and ribsr::feed_forward. It also
+registers attention="kernel" with ribsr. Import it as `plugins.torch`, with the repository's root on the path.
 """
 
 from __future__ import annotations
@@ -283,4 +283,137 @@ def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, i
 @depthwise_conv3x3.register_fake
 def _depthwise_fake(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False) -> Tensor:
     _check_channels(x, weight, bias, [x.shape[1], 1, 3, 3])
+    return _empty_output(x, x.shape)
+
+
+def feed_forward_reference(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    contract_weight: Tensor,
+    contract_bias: Tensor,
+    epsilon: float,
+) -> Tensor:
+    """x + contract(u + GELU(depthwise(u))) of u = GELU(expand(norm(x))), the second half of a layer.
+
+    x [B, C, H, W]; the weights are those of the convolutions: [E, C, 1, 1], [E, 1, 3, 3] and [C, E, 1, 1].
+    """
+    y = layer_norm_reference(x, norm_weight, norm_bias, epsilon)
+    y = functional.conv2d(y, expand_weight, expand_bias)
+    y = depthwise_reference(y, depthwise_weight, depthwise_bias, add_gelu=True, input_gelu=True)
+    return x + functional.conv2d(y, contract_weight, contract_bias)
+
+
+def feed_forward_parameters(
+    out: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    contract_weight: Tensor,
+    contract_bias: Tensor,
+    epsilon: float,
+) -> library.FeedForwardParams:
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    b, c, h, w = x.shape
+    return library.FeedForwardParams(
+        dtype=DTYPES[x.dtype],
+        batch=b,
+        channels=c,
+        hidden=expand_weight.shape[0],
+        height=h,
+        width=w,
+        epsilon=epsilon,
+        input=_map(x),
+        out=_map(out),
+        norm_weight=norm_weight.data_ptr(),
+        norm_bias=norm_bias.data_ptr(),
+        expand_weight=expand_weight.data_ptr(),
+        expand_bias=expand_bias.data_ptr(),
+        depthwise_weight=depthwise_weight.data_ptr(),
+        depthwise_bias=depthwise_bias.data_ptr(),
+        contract_weight=contract_weight.data_ptr(),
+        contract_bias=contract_bias.data_ptr(),
+    )
+
+
+def _check_feed_forward(x: Tensor, weights: tuple[Tensor, ...]) -> None:
+    c = x.shape[1] if x.ndim == 4 else 0
+    hidden = weights[2].shape[0] if weights[2].ndim else 0
+    expected = [[c], [c], [hidden, c, 1, 1], [hidden], [hidden, 1, 3, 3], [hidden], [c, hidden, 1, 1], [c]]
+    found = [list(weight.shape) for weight in weights]
+    if x.ndim != 4 or found != expected:
+        raise ValueError(
+            f"x is {list(x.shape)} and the weights are {found}: expected [B, C, H, W] and "
+            "[[C], [C], [E, C, 1, 1], [E], [E, 1, 3, 3], [E], [C, E, 1, 1], [C]]"
+        )
+
+
+@torch.library.custom_op("ribsr::feed_forward", mutates_args=(), device_types="cuda")
+def feed_forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    contract_weight: Tensor,
+    contract_bias: Tensor,
+    epsilon: float,
+) -> Tensor:
+    """`feed_forward_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
+
+    C and E are multiples of 8 up to `library.FEED_FORWARD_WIDTHS`. Raises TypeError for other dtypes, ValueError for
+    shapes that do not fit, LibraryError for other widths and layouts, or if the library is missing.
+    """
+    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
+    _check_feed_forward(x, (*given, contract_bias))
+    _check_dtypes(x, *given, contract_bias)
+    out = _empty_output(x, x.shape)
+    weights = [weight.contiguous() for weight in (*given, contract_bias)]
+    _call(feed_forward_parameters(out, x, *weights, epsilon=epsilon), x.device)
+    return out
+
+
+@feed_forward.register_kernel("cpu")
+def _feed_forward_on_cpu(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    contract_weight: Tensor,
+    contract_bias: Tensor,
+    epsilon: float,
+) -> Tensor:
+    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
+    _check_feed_forward(x, (*given, contract_bias))
+    return _empty_output(x, x.shape).copy_(feed_forward_reference(x, *given, contract_bias, epsilon=epsilon))
+
+
+@feed_forward.register_fake
+def _feed_forward_fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    contract_weight: Tensor,
+    contract_bias: Tensor,
+    epsilon: float,
+) -> Tensor:
+    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
+    _check_feed_forward(x, (*given, contract_bias))
     return _empty_output(x, x.shape)

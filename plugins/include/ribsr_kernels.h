@@ -1,8 +1,9 @@
 /* ribsr's kernels for NVIDIA GPUs: the C interface of the shared library.
  *
  * ribsr_attention: ribsr::CyclicWindowAttention. ribsr_layer_norm and ribsr_depthwise: what the layers around it need and
- * runtimes do slowly on channels-last maps. The library needs the CUDA driver and nothing else; every call is asynchronous
- * on `stream` (a cudaStream_t) of the current device, allocates nothing and may be captured in a CUDA graph.
+ * runtimes do slowly on channels-last maps. ribsr_feed_forward: the half of a layer around these two. The library needs
+ * the CUDA driver and nothing else; every call is asynchronous on `stream` (a cudaStream_t) of the current device,
+ * allocates nothing and may be captured in a CUDA graph.
  */
 #ifndef RIBSR_KERNELS_H
 #define RIBSR_KERNELS_H
@@ -103,6 +104,28 @@ typedef struct {
 
 /* Depthwise 3x3 convolution, padded with one zero on every side, accumulated in float32. */
 RIBSR_API int32_t ribsr_depthwise(const RibsrDepthwiseParams *params, void *stream);
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrFeedForwardParams) */
+  int32_t dtype;        /* of all ten arrays */
+  int32_t batch, channels, hidden, height, width;
+  float epsilon;
+  RibsrMap in, out;             /* must not overlap */
+  const void *norm_weight;      /* [channels] */
+  const void *norm_bias;        /* [channels] */
+  const void *expand_weight;    /* [hidden, channels], contiguous, aligned to 16 bytes */
+  const void *expand_bias;      /* [hidden] */
+  const void *depthwise_weight; /* [hidden, 3, 3], contiguous */
+  const void *depthwise_bias;   /* [hidden] */
+  const void *contract_weight;  /* [channels, hidden], contiguous, aligned to 16 bytes */
+  const void *contract_bias;    /* [channels] */
+} RibsrFeedForwardParams;
+
+/* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
+ * and `contract` 1x1 convolutions. In 16 bits are what goes into a product, so norm's result, u, and u + gelu(...); all
+ * else is float32. For channels and hidden of multiples of 8 up to 64 and 96, and maps that the vectorised loads take,
+ * else RIBSR_UNSUPPORTED. */
+RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
 
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);

@@ -5,6 +5,7 @@
 // below. A block's rows come through shared memory by cp.async, two to four ahead; there gelu is applied to them, once,
 // and there a thread finds its neighbours' columns. Other layouts: one thread per element.
 #include "device.cuh"
+#include "gelu.cuh"
 #include "interface.h"
 
 using namespace ribsr;
@@ -30,27 +31,6 @@ constexpr int kWords = kChannels / 2;
 // the first and the last kUnits threads need from other blocks. So everybody's neighbours are as far away.
 constexpr int kRow = kUnits + kColumns * kThreads + kUnits;
 constexpr int kPair = 2 * kRow;
-
-// max(x, 0), but NaN for NaN.
-__device__ __forceinline__ float positive_part(float x) {
-  float y;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(0.0f));
-  return y;
-}
-
-// h Phi(h) with Phi the normal distribution function. Of u = |h|, h Phi(h) = max(h, 0) - u Phi(-u), and log2 Phi(-u) is
-// smooth enough for a polynomial, fitted for equal relative error of Phi(-u) (its last factor: 1): 7e-6 up to 5.5, and
-// 1e-6 absolutely in h Phi(h), where rounding to float16 costs 2.4e-4 relatively. Beyond 8 nothing is left to subtract.
-__device__ __forceinline__ float gelu(float h) {
-  const float u = fminf(fabsf(h), 8.0f);
-  float p = fmaf(3.24344765e-05f, u, -7.48747669e-04f);
-  p = fmaf(p, u, 7.94693828e-03f);
-  p = fmaf(p, u, -5.30727953e-02f);
-  p = fmaf(p, u, -4.59130079e-01f);
-  p = fmaf(p, u, -1.15106869f);
-  p = fmaf(p, u, -1.0f);
-  return fmaf(-u, exp2_special(p), positive_part(h));
-}
 
 // 8 bytes from global to shared memory; zeros when not valid.
 __device__ __forceinline__ void copy_half(uint32_t to, const void *from, bool valid) {

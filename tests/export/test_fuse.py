@@ -16,6 +16,7 @@ import ribsr
 from export import cyclic_window, fuse, lower, precision
 from export.canonical import trace
 from export.fold import fold
+from plugins import torch as operator
 from ribsr.attention import reference
 from tests.export.conftest import run, traced
 
@@ -55,17 +56,29 @@ class DepthwiseConv3x3(OpRun):
         return (y.numpy().astype(x.dtype),)
 
 
+class FeedForward(OpRun):
+    op_domain = cyclic_window.DOMAIN
+
+    def _run(self, x, *weights, epsilon, **_):
+        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights)]
+        return (operator.feed_forward_reference(*tensors, epsilon=epsilon).numpy().astype(x.dtype),)
+
+
 def evaluate(model: onnx.ModelProto, x: np.ndarray, name: str = "input") -> list[np.ndarray]:
     """What ONNX's reference evaluator makes of a model in plugin form."""
     return [np.asarray(y) for y in ReferenceEvaluator(model, new_ops=PLUGINS).run(None, {name: x})]
 
 
-PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3]
+PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3, FeedForward]
 
 
 def half_of(bare: onnx.ModelProto) -> onnx.ModelProto:
     names = [name for node in bare.graph.node for name in node.output]
     return precision.to_half(bare, dict.fromkeys(names, 1.0))[0]
+
+
+NARROW = ("sst_shifted_x2", "sst_pixelshuffle_x3", "sst-light")
+"""Networks whose feed-forward halves are narrow enough, and of multiples of 8 channels."""
 
 
 def attributes_of(node: onnx.NodeProto) -> dict:
@@ -78,7 +91,9 @@ def test_fused_graph_computes_the_same(name, opset, monkeypatch):
     golden, bare = traced(name, opset)
     monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
     fused = lower.lower(bare, "plugin")
-    assert min(fuse.count(fused).values()) > 0
+    count = fuse.count(fused)
+    assert (count.pop("FeedForward") > 0) == (name in NARROW)
+    assert min(count.values()) > 0
     x = golden.x[:1, :, :13, :10]
     (y,) = evaluate(fused, x)
     np.testing.assert_allclose(y, run(lower.lower(bare, "canonical"), x), rtol=0, atol=1e-5)
@@ -113,7 +128,8 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
-    assert count["ChannelLayerNorm"] == before.count("LayerNormalization")
+    assert count["FeedForward"] == (count["CyclicWindowAttention"] if name in NARROW else 0)
+    assert count["ChannelLayerNorm"] + count["FeedForward"] == before.count("LayerNormalization")
     assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
     weights = {tensor.name: list(tensor.dims) for tensor in bare.graph.initializer}
     depthwise = [
@@ -121,18 +137,18 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
         for node in bare.graph.node
         if node.op_type == "Conv" and weights[node.input[1]] == [attributes_of(node)["group"], 1, 3, 3]
     ]
-    assert count["DepthwiseConv3x3"] == len(depthwise) > 0
+    assert count["DepthwiseConv3x3"] + count["FeedForward"] == len(depthwise) > 0
     # One with GELU for each feed-forward block, one without for each attention's gate.
     nodes = [attributes_of(node) for node in fused.graph.node if node.op_type == "DepthwiseConv3x3"]
     assert sum(node["add_gelu"] == 0 for node in nodes) == count["CyclicWindowAttention"]
     assert all(node["add_gelu"] == node["input_gelu"] for node in nodes)
-    assert sum(found.count(op) for op in ("Erf", "Gelu")) == before.count("Erf") + before.count("Gelu") - 2 * sum(
-        node["add_gelu"] for node in nodes
+    assert sum(found.count(op) for op in ("Erf", "Gelu")) == before.count("Erf") + before.count("Gelu") - 2 * (
+        sum(node["add_gelu"] for node in nodes) + count["FeedForward"]
     )
 
 
 @pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
-def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtype, number):
+def test_plugin_nodes_have_their_attributes_inputs_and_one_type(name, dtype, number):
     _, bare = traced(name, 17)
     fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
     onnx.checker.check_model(fused)
@@ -143,6 +159,9 @@ def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtyp
         "ChannelLayerNorm": {"epsilon"},
         "DepthwiseConv3x3": {"add_gelu", "input_gelu"},
     }
+    if name in NARROW:
+        expected["FeedForward"] = {"epsilon"}
+    inputs = {"CyclicWindowAttention": 4, "FeedForward": 9}
     seen = set()
     for node in fused.graph.node:
         if node.domain != "ribsr":
@@ -151,7 +170,7 @@ def test_plugin_nodes_have_their_attributes_three_inputs_and_one_type(name, dtyp
         attributes = attributes_of(node)
         assert set(attributes) == expected[node.op_type] | {"plugin_version", "plugin_namespace"}
         assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", b"ribsr")
-        assert len(node.input) == (4 if node.op_type == "CyclicWindowAttention" else 3)
+        assert len(node.input) == inputs.get(node.op_type, 3)
         for tensor in node.input:
             assert tensor not in constants or constants[tensor].data_type == number
     assert seen == set(expected)
@@ -203,7 +222,8 @@ def test_what_stays_in_float32_stays_a_standard_operator():
     assert report.float32_nodes
     fused = lower.lower(half, "plugin")
     before = [node.op_type for node in bare.graph.node].count("LayerNormalization")
-    assert fuse.count(fused)["ChannelLayerNorm"] == before - 1
+    count = fuse.count(fused)
+    assert count["ChannelLayerNorm"] + count["FeedForward"] == before - 1
     assert [node.op_type for node in fused.graph.node].count("LayerNormalization") == 1
 
 
@@ -248,3 +268,73 @@ def test_gelu_is_fused_only_where_it_is_one_and_nobody_else_reads_the_convolutio
 
 def test_convolutions_of_another_padding_are_left_alone():
     assert fuse.count(fuse.to_plugins(one_block(consumer=False, padding=0)))["DepthwiseConv3x3"] == 0
+
+
+def feed_forward(
+    channels: int = 8, hidden: int = 16, read: str = "", residual: str = "x", kernel: int = 1
+) -> onnx.ModelProto:
+    """A feed-forward half of opset 20 with half-precision weights; read: a tensor in it that is an output as well."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "nw": (channels,), "nb": (channels,), "ew": (hidden, channels, kernel, kernel), "eb": (hidden,),
+        "dw": (hidden, 1, 3, 3), "db": (hidden,), "cw": (channels, hidden, 1, 1),
+    }  # fmt: skip
+    pads = ", ".join([str(kernel // 2)] * 4)
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 20]>
+    g (float16[1, {channels}, h, w] x, float16[1, {channels}, h, w] z)
+      => (float16[1, {channels}, h, w] out{f", float16[1, c_, h, w] {read}" if read else ""}) {{
+      t = Transpose <perm = [0, 2, 3, 1]> (x)
+      n = LayerNormalization <axis = -1, epsilon = 0.001> (t, nw, nb)
+      norm = Transpose <perm = [0, 3, 1, 2]> (n)
+      expand = Conv <pads = [{pads}]> (norm, ew, eb)
+      u = Gelu (expand)
+      d = Conv <group = {hidden}, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (u, dw, db)
+      g1 = Gelu (d)
+      sum = Add (u, g1)
+      contract = Conv (sum, cw)
+      out = Add ({residual}, contract)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape) / 2
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float16), name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, True),
+        ({"channels": 64, "hidden": 96}, True),
+        ({"channels": 72}, False),
+        ({"hidden": 104}, False),
+        ({"channels": 12}, False),
+        ({"hidden": 12}, False),
+        ({"residual": "z"}, False),
+        ({"kernel": 3}, False),
+        *(({"read": tensor}, False) for tensor in ("norm", "expand", "u", "sum", "contract")),
+    ],
+)
+def test_feed_forward_is_fused_where_it_is_one_of_few_channels(options, fused):
+    """In every case the graph computes the same; the bias that the last convolution lacks is zero."""
+    model = feed_forward(**options)
+    plugin = fuse.to_plugins(model)
+    assert fuse.count(plugin)["FeedForward"] == int(fused)
+    assert fused == (len(plugin.graph.node) == 1)
+    rng = np.random.default_rng(1)
+    channels = options.get("channels", 8)
+    inputs = {name: rng.normal(size=(1, channels, 6, 5)).astype(np.float16) for name in ("x", "z")}
+    results = [ReferenceEvaluator(one, new_ops=PLUGINS).run(None, inputs) for one in (plugin, model)]
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(theirs), rtol=0, atol=6e-2)
+
+
+def test_feed_forward_with_a_weight_in_float32_is_not_fused():
+    model = feed_forward()
+    for tensor in model.graph.initializer:
+        if tensor.name == "cw":
+            single = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(single, "cw"))
+    count = fuse.count(fuse.to_plugins(model))
+    assert (count["FeedForward"], count["ChannelLayerNorm"], count["DepthwiseConv3x3"]) == (0, 1, 1)

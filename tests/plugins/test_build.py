@@ -136,3 +136,39 @@ def test_parameters_of_the_other_kernels_are_checked(
     with pytest.raises(library.LibraryError) as error:
         library.call(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)), 0)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": 0}, "FeedForward: dtype 0 is neither float16"),
+        ({"hidden": 0}, "channels, hidden are 48, 0: both must be positive"),
+        ({"height": 0}, "all must be positive"),
+        ({"epsilon": -1.0}, "epsilon is -1"),
+        ({"contract_bias": None}, "an array is null"),
+        ({"out": None}, "must not overlap"),
+        ({"channels": 44}, "multiples of 8 up to 64, 96 are supported"),
+        ({"channels": 72}, "multiples of 8 up to 64, 96 are supported"),
+        ({"hidden": 104}, "multiples of 8 up to 64, 96 are supported"),
+        ({"hidden": 70}, "multiples of 8 up to 64, 96 are supported"),
+        ({"row_stride": 4}, "must be channels-last"),
+        ({"channel_stride": 64}, "must be channels-last"),
+        ({"expand_weight": 8}, "aligned to 16 bytes"),
+    ],
+)
+def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str, object], message: str) -> None:
+    memory = ctypes.create_string_buffer(64)  # checks come before any access
+    pointer = (ctypes.addressof(memory) + 15) // 16 * 16
+    strides = {"batch_stride": 1024, "channel_stride": 1, "row_stride": 256, "column_stride": 64}
+    strides |= {name: value for name, value in changes.items() if name in strides}
+    out = pointer + 16 if "out" not in changes else pointer
+    maps = {"input": library.Map(pointer, **strides), "out": library.Map(out, **strides)}
+    names = [f"{part}_{kind}" for part in ("norm", "expand", "depthwise", "contract") for kind in ("weight", "bias")]
+    values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "hidden": 72, "height": 4, "width": 4}
+    changed = {name: value for name, value in changes.items() if name not in {*strides, "out"}}
+    if changed.get("expand_weight"):
+        changed["expand_weight"] = pointer + 8
+    params = library.FeedForwardParams(**(values | maps | dict.fromkeys(names, pointer) | changed))
+    with pytest.raises(library.LibraryError) as error:
+        library.call(params, 0)
+    assert message in str(error.value)

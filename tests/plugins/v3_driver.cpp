@@ -117,6 +117,7 @@ struct Node {
   std::vector<bool> maps;
   size_t like;
   std::function<std::vector<double>(const Arrays &)> reference;
+  bool linear = true;  // whether the maps may be kLINEAR, not kHWC8 only
 };
 
 int64_t volume(const std::vector<int64_t> &shape) {
@@ -225,6 +226,32 @@ std::vector<double> depthwise(const Arrays &in, const std::vector<int64_t> &shap
   return out;
 }
 
+std::vector<double> pointwise(const std::vector<double> &in, const std::vector<int64_t> &shape,
+                              const std::vector<double> &weight, const std::vector<double> &bias) {
+  const int64_t pixels = shape[2] * shape[3], inputs = shape[1], outputs = static_cast<int64_t>(bias.size());
+  std::vector<double> out(shape[0] * outputs * pixels);
+  for (int64_t batch = 0; batch < shape[0]; ++batch)
+    for (int64_t channel = 0; channel < outputs; ++channel)
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        double sum = bias[channel];
+        for (int64_t c = 0; c < inputs; ++c) {
+          sum += in[(batch * inputs + c) * pixels + pixel] * weight[channel * inputs + c];
+        }
+        out[(batch * outputs + channel) * pixels + pixel] = sum;
+      }
+  return out;
+}
+
+std::vector<double> feed_forward(const Arrays &in, const std::vector<int64_t> &shape, double epsilon) {
+  std::vector<int64_t> inner = shape;
+  inner[1] = static_cast<int64_t>(in[4].size());
+  const std::vector<double> hidden = pointwise(layer_norm(in, shape, epsilon), shape, in[3], in[4]);
+  const std::vector<double> convolved = depthwise({hidden, in[5], in[6]}, inner, true, true);
+  std::vector<double> out = pointwise(convolved, inner, in[7], in[8]);
+  for (size_t index = 0; index < out.size(); ++index) out[index] += in[0][index];
+  return out;
+}
+
 std::vector<Node> nodes() {
   std::vector<Node> all;
   const auto add_attention = [&](const char *label, int32_t heads, int32_t depth, int32_t rank, int32_t window_height,
@@ -265,6 +292,15 @@ std::vector<Node> nodes() {
                      {shape, {channels, 1, 3, 3}, {channels}}, {true, false, false}, 0,
                      [=](const Arrays &in) { return depthwise(in, shape, add_gelu == 1, input_gelu == 1); }});
     }
+  }
+  for (const auto &[channels, hidden] : {std::pair<int64_t, int64_t>{48, 72}, {64, 80}}) {
+    const std::vector<int64_t> shape{2, channels, 37, 53};
+    all.push_back({"feed-forward, " + std::to_string(channels) + " and " + std::to_string(hidden) + " channels",
+                   "FeedForward", {real("epsilon", 1e-6f)},
+                   {shape, {channels}, {channels}, {hidden, channels, 1, 1}, {hidden}, {hidden, 1, 3, 3}, {hidden},
+                    {channels, hidden, 1, 1}, {channels}},
+                   {true, false, false, false, false, false, false, false, false}, 0,
+                   [=](const Arrays &in) { return feed_forward(in, shape, 1e-6); }, false});
   }
   return all;
 }
@@ -430,11 +466,13 @@ void check_formats(const Node &node, IPluginV3OneBuild &build) {
   }
   std::vector<std::vector<DynamicPluginTensorDesc>> found;
   search_formats(build, tensors, 0, found);
-  expect(found.size() == 4, "four combinations of type and format, not " + std::to_string(found.size()));
+  const size_t wanted = node.linear ? 4 : 2;
+  expect(found.size() == wanted, "two types in every format, not " + std::to_string(found.size()) + " combinations");
   for (const auto &combination : found) {
     const PluginTensorDesc &first = combination[0].desc;
     expect(first.type == DataType::kHALF || first.type == DataType::kBF16, "half precision only");
-    expect(first.format == TensorFormat::kHWC8 || first.format == TensorFormat::kLINEAR, "kHWC8 or kLINEAR only");
+    expect(first.format == TensorFormat::kHWC8 || (node.linear && first.format == TensorFormat::kLINEAR),
+           "kHWC8 or kLINEAR only");
     for (size_t index = 0; index < combination.size(); ++index) {
       const bool map = index == node.maps.size() || node.maps[index];
       expect(combination[index].desc.type == first.type, "one type for all");
@@ -581,6 +619,7 @@ void bad_attributes() {
   other("gate_sigmoid is missing", "CyclicWindowAttention", {good[0], good[1], good[2], good[3]});
   other("epsilon is missing", "ChannelLayerNorm", {real("eps", 1e-5f)});
   other("epsilon is -1", "ChannelLayerNorm", {real("epsilon", -1.0f)});
+  other("epsilon is -2", "FeedForward", {real("epsilon", -2.0f)});
   other("add_gelu is 2", "DepthwiseConv3x3", {ints("add_gelu", {2}), ints("input_gelu", {0})});
   other("input_gelu is -1", "DepthwiseConv3x3", {ints("add_gelu", {1}), ints("input_gelu", {-1})});
   refused("epsilon is missing", [&] {
@@ -603,7 +642,7 @@ void load(const char *path) {
   set(&finder);
   int32_t count = 0;
   IPluginCreatorInterface *const *list = get(count);
-  expect(count == 3, "three creators");
+  expect(count == 4, "four creators");
   for (int32_t index = 0; index < count; ++index) {
     const InterfaceInfo info = list[index]->getInterfaceInfo();
     expect(!strcmp(info.kind, "PLUGIN CREATOR_V3ONE") && info.major == 1, "an IPluginCreatorV3One");
@@ -634,10 +673,12 @@ int main(int count, char **arguments) {
   check_names("CyclicWindowAttention", {"window", "heads", "shift", "scale", "gate_sigmoid"});
   check_names("ChannelLayerNorm", {"epsilon"});
   check_names("DepthwiseConv3x3", {"add_gelu", "input_gelu"});
+  check_names("FeedForward", {"epsilon"});
   bad_attributes();
   for (const Node &node : nodes())
     for (const DataType type : {DataType::kHALF, DataType::kBF16})
       for (const TensorFormat format : {TensorFormat::kHWC8, TensorFormat::kLINEAR}) {
+        if (format == TensorFormat::kLINEAR && !node.linear) continue;
         run_case(node, type, format, host_only);
         expect(logger.lines.empty(), "nothing was logged");
         for (const std::string &line : logger.lines) printf("    %s\n", line.c_str());

@@ -109,13 +109,13 @@ bool read_fields(const char *name, const PluginFieldCollection *given, const Plu
 
 // Shapes and formats
 
-bool supports(bool is_map, const PluginTensorDesc &first, const PluginTensorDesc &tensor) noexcept {
+bool supports(bool is_map, bool linear, const PluginTensorDesc &first, const PluginTensorDesc &tensor) noexcept {
 #if NV_TENSORRT_MAJOR >= 10
   const bool half = first.type == DataType::kHALF || first.type == DataType::kBF16;
 #else
   const bool half = first.type == DataType::kHALF;
 #endif
-  const bool layout = first.format == TensorFormat::kHWC8 || first.format == TensorFormat::kLINEAR;
+  const bool layout = first.format == TensorFormat::kHWC8 || (linear && first.format == TensorFormat::kLINEAR);
   return half && layout && tensor.type == first.type &&
          tensor.format == (is_map ? first.format : TensorFormat::kLINEAR);
 }
@@ -267,11 +267,13 @@ std::array<PluginField, 1> ChannelLayerNorm::fields() const noexcept {
   return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
 }
 
-bool ChannelLayerNorm::valid() const noexcept {
+static bool valid_epsilon(const char *name, float epsilon) noexcept {
   if (epsilon >= 0.0f && std::isfinite(epsilon)) return true;
   report("%s: attribute epsilon is %g: it must not be negative", name, static_cast<double>(epsilon));
   return false;
 }
+
+bool ChannelLayerNorm::valid() const noexcept { return valid_epsilon(name, epsilon); }
 
 bool ChannelLayerNorm::fits(const PluginTensorDesc *in) const noexcept {
   const long long channels = dimension(in[0], 1);
@@ -343,6 +345,56 @@ int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inp
   params.weight = inputs[1];
   params.bias = inputs[2];
   return ribsr_depthwise(&params, stream);
+}
+
+// FeedForward
+
+std::array<PluginField, 1> FeedForward::fields() const noexcept {
+  return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
+}
+
+bool FeedForward::valid() const noexcept { return valid_epsilon(name, epsilon); }
+
+static bool is_weight(const PluginTensorDesc &tensor, long long outputs, long long inputs, long long side) noexcept {
+  return has_dimensions(tensor, 4) && dimension(tensor, 0) == outputs && dimension(tensor, 1) == inputs &&
+         dimension(tensor, 2) == side && dimension(tensor, 3) == side;
+}
+
+bool FeedForward::fits(const PluginTensorDesc *in) const noexcept {
+  const long long channels = dimension(in[0], 1), hidden = dimension(in[4], 0);
+  if (has_dimensions(in[0], 4) && is_vector(in[1], channels) && is_vector(in[2], channels) &&
+      is_weight(in[3], hidden, channels, 1) && is_vector(in[4], hidden) && is_weight(in[5], hidden, 1, 3) &&
+      is_vector(in[6], hidden) && is_weight(in[7], channels, hidden, 1) && is_vector(in[8], channels)) {
+    return true;
+  }
+  report("%s: the weights are not those of x with %lld channels in %d dimensions and %lld hidden channels", name,
+         channels, in[0].dims.nbDims, hidden);
+  return false;
+}
+
+int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, void *output,
+                         cudaStream_t stream) const noexcept {
+  const PluginTensorDesc &x = in[0];
+  RibsrFeedForwardParams params{};
+  params.struct_size = sizeof(params);
+  params.dtype = dtype(x);
+  params.batch = size(x, 0);
+  params.channels = size(x, 1);
+  params.hidden = size(in[4], 0);
+  params.height = size(x, 2);
+  params.width = size(x, 3);
+  params.epsilon = epsilon;
+  params.in = map_of(x, params.channels, inputs[0]);
+  params.out = map_of(x, params.channels, output);
+  params.norm_weight = inputs[1];
+  params.norm_bias = inputs[2];
+  params.expand_weight = inputs[3];
+  params.expand_bias = inputs[4];
+  params.depthwise_weight = inputs[5];
+  params.depthwise_bias = inputs[6];
+  params.contract_weight = inputs[7];
+  params.contract_bias = inputs[8];
+  return ribsr_feed_forward(&params, stream);
 }
 
 }  // namespace ribsr::tensorrt

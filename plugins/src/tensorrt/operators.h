@@ -28,6 +28,7 @@ void set_logger_finder(nvinfer1::ILoggerFinder *finder) noexcept;
 // Each operator is the values of its node's attributes, and:
 //   name      the node's op_type
 //   maps      for each input whether it is a [B, C, H, W] map; the others are constants. The output is a map, too
+//   linear    whether the maps may be kLINEAR, not kHWC8 only
 //   like      the input whose dimensions the output has; the output's type is that of every input
 //   fields    the attributes, where their values are
 //   valid     whether the values are ones the kernel takes
@@ -38,6 +39,7 @@ void set_logger_finder(nvinfer1::ILoggerFinder *finder) noexcept;
 struct CyclicWindowAttention {
   static constexpr const char *name = "CyclicWindowAttention";
   static constexpr std::array maps{true, false, false, true};  // qkv, rib_q, rib_k, gate
+  static constexpr bool linear = true;
   static constexpr int32_t like = 3;
 
   int32_t window[2];
@@ -55,6 +57,7 @@ struct CyclicWindowAttention {
 struct ChannelLayerNorm {
   static constexpr const char *name = "ChannelLayerNorm";
   static constexpr std::array maps{true, false, false};  // x, weight, bias
+  static constexpr bool linear = true;
   static constexpr int32_t like = 0;
 
   float epsilon;
@@ -68,12 +71,28 @@ struct ChannelLayerNorm {
 struct DepthwiseConv3x3 {
   static constexpr const char *name = "DepthwiseConv3x3";
   static constexpr std::array maps{true, false, false};  // x, weight, bias
+  static constexpr bool linear = true;
   static constexpr int32_t like = 0;
 
   int32_t add_gelu;
   int32_t input_gelu;
 
   std::array<PluginField, 2> fields() const noexcept;
+  bool valid() const noexcept;
+  bool fits(const PluginTensorDesc *in) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
+};
+
+struct FeedForward {
+  static constexpr const char *name = "FeedForward";
+  // x, then weight and bias of norm, expand, depthwise and contract
+  static constexpr std::array maps{true, false, false, false, false, false, false, false, false};
+  static constexpr bool linear = false;
+  static constexpr int32_t like = 0;
+
+  float epsilon;
+
+  std::array<PluginField, 1> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
   int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
@@ -105,12 +124,12 @@ auto field_names() noexcept {
 }
 
 // Whether a tensor may have this type and format, given those of the first input: one half-precision type for all,
-// kHWC8 or kLINEAR for all maps, kLINEAR for constants.
-bool supports(bool is_map, const PluginTensorDesc &first, const PluginTensorDesc &tensor) noexcept;
+// kHWC8 or, if `linear`, kLINEAR for all maps, kLINEAR for constants.
+bool supports(bool is_map, bool linear, const PluginTensorDesc &first, const PluginTensorDesc &tensor) noexcept;
 
 template <class Operator>
 bool supports_at(int32_t position, const PluginTensorDesc &first, const PluginTensorDesc &tensor) noexcept {
-  return supports(position >= kInputs<Operator> || Operator::maps[position], first, tensor);
+  return supports(position >= kInputs<Operator> || Operator::maps[position], Operator::linear, first, tensor);
 }
 
 // The output's dimensions from the inputs'; false after reporting.

@@ -108,8 +108,9 @@ extern "C" {
   static Creator<CyclicWindowAttention> attention;
   static Creator<ChannelLayerNorm> layer_norm;
   static Creator<DepthwiseConv3x3> depthwise;
-  static nvinfer1::IPluginCreator *const creators[] = {&attention, &layer_norm, &depthwise};
-  count = 3;
+  static Creator<FeedForward> feed_forward;
+  static nvinfer1::IPluginCreator *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward};
+  count = 4;
   return creators;
 }
 

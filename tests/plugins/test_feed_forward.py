@@ -1,0 +1,225 @@
+"""ribsr_feed_forward against float64 on a GPU; without one the operator's CPU path and checks."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch  # noqa: E402
+
+from plugins import library  # noqa: E402
+from plugins import torch as operator  # noqa: E402
+from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Relative; in an emulation of the kernel on a CPU the errors were 3.5e-4 and 3.2e-3."""
+DTYPES = list(TOLERANCE)
+SIZES = [(1, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
+WIDTHS = [(48, 72), (64, 80), (64, 96), (40, 64), (56, 72), (8, 8), (16, 96), (64, 8)]
+EPSILON = 1e-6
+
+
+def random_weights(channels: int, hidden: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
+    """Such that no part of the sum is lost in another."""
+    c, e = channels, hidden
+    shapes = ((c,), (c,), (e, c, 1, 1), (e,), (e, 1, 3, 3), (e,), (c, e, 1, 1), (c,))
+    scales = (0.3, 1, c**-0.5, 1, 1 / 3, 1, e**-0.5, 1)
+    weights = [scale * torch.randn(shape, device=device) for shape, scale in zip(shapes, scales, strict=True)]
+    weights[0] += 1
+    return [weight.to(dtype) for weight in weights]
+
+
+def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    return operator.feed_forward_reference(x.double(), *(weight.double() for weight in weights), epsilon=EPSILON)
+
+
+def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor]) -> None:
+    params = operator.feed_forward_parameters(out, x, *weights, epsilon=EPSILON)
+    library.call(params, torch.cuda.current_stream().cuda_stream)
+
+
+def check(out: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
+    """The norm of the error over the result's, of the map and of its border alone; scale: of the tolerance."""
+    border = torch.ones(out.shape[2:], dtype=torch.bool, device=out.device)
+    border[1:-1, 1:-1] = False
+    for mine, exact in ((out, expected), (out[..., border], expected[..., border])):
+        error = ((mine.double() - exact).norm() / exact.norm()).item()
+        assert error <= scale * TOLERANCE[out.dtype], f"relative error {error:.2e}"  # NaN fails too
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("channels", "hidden"), WIDTHS)
+def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype) -> None:
+    for h, w in SIZES:
+        x, out = (poisoned(batch, channels, h, w, dtype, "padded") for _ in range(2))
+        x.copy_(torch.randn(x.shape, device="cuda"))
+        weights = random_weights(channels, hidden, dtype)
+        run(x, out, weights)
+        check(out, reference(x, weights))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:3])
+def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) -> None:
+    """Every block takes several tiles, of several images."""
+    x, out = (poisoned(3, channels, 360, 640, dtype, "padded") for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    weights = random_weights(channels, hidden, dtype)
+    run(x, out, weights)
+    check(out, reference(x, weights))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:4])
+def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: torch.dtype) -> None:
+    """Small x, whose norm is not small: the branch alone makes the result."""
+    x, out = (poisoned(2, channels, 33, 50, dtype, "padded") for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda") / 64)
+    weights = random_weights(channels, hidden, dtype)
+    run(x, out, weights)
+    check(out, reference(x, weights))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_variance_around_a_large_mean(dtype: torch.dtype) -> None:
+    """E[x²] - E[x]² would lose every digit here; what x adds to the result is taken off again before it is compared."""
+    x, out = (poisoned(1, 48, 33, 50, dtype, "padded") for _ in range(2))
+    x.copy_(2e3 + 50 * torch.randn(x.shape, device="cuda").clamp(-4, 4))
+    weights = random_weights(48, 72, dtype)
+    weights[6] *= 256
+    run(x, out, weights)
+    check(out, reference(x, weights))
+    branch = reference(x, weights) - x.double()
+    error = ((out.double() - x.double() - branch).norm() / branch.norm()).item()
+    assert error <= 10 * TOLERANCE[dtype]
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [3e4, 0.1])
+def test_large_inputs_and_hidden_values(size: float, dtype: torch.dtype) -> None:
+    """gelu far out on either side; x near float16's limit, or so small that nothing is hidden behind it."""
+    x, out = (poisoned(1, 48, 20, 21, dtype, "padded") for _ in range(2))
+    x.copy_(size * torch.randn(x.shape, device="cuda").clamp(-2, 2))
+    weights = random_weights(48, 72, dtype)
+    weights[2] *= 30
+    weights[4] *= 30
+    weights[6] /= 8
+    run(x, out, weights)
+    assert out.isfinite().all()
+    check(out, reference(x, weights))
+
+
+@on_gpu
+@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:3])
+def test_hidden_channels_are_zero_outside_the_map(channels: int, hidden: int) -> None:
+    """With nothing but biases in front of the depthwise convolution: gelu(bias) outside would show at the border."""
+    x, out = (poisoned(1, channels, 33, 50, torch.float16, "padded") for _ in range(2))
+    x.zero_()
+    weights = random_weights(channels, hidden, torch.float16)
+    weights[0].zero_()
+    weights[1].zero_()
+    weights[3].fill_(2)
+    weights[4].fill_(0.25)
+    run(x, out, weights)
+    expected = reference(x, weights)
+    check(out, expected)
+    assert (expected[..., 0, :] - expected[..., 1, :]).norm() > 0.1 * expected[..., 1, :].norm()
+
+
+@on_gpu
+@pytest.mark.parametrize("position", [(0, 0), (8, 15), (16, 16), (32, 49)])
+def test_not_a_number_spreads_to_its_neighbours_alone(position: tuple[int, int]) -> None:
+    x, out = (poisoned(1, 48, 33, 50, torch.float16, "padded") for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    y, column = position
+    x[0, 5, y, column] = torch.nan
+    run(x, out, random_weights(48, 72, torch.float16))
+    expected = torch.zeros(out.shape, dtype=torch.bool, device="cuda")
+    expected[..., max(y - 1, 0) : y + 2, max(column - 1, 0) : column + 2] = True
+    assert torch.equal(out.isnan(), expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("channels", [48, 64, 40])
+def test_feed_forward_of_a_part(channels: int) -> None:
+    """Some channels, rows and columns of a map: what lies around them is neither read nor written."""
+    rows, columns = slice(3, 33), slice(2, 49)
+    x, whole = (poisoned(2, channels + 16, 37, 53, torch.float16, "padded") for _ in range(2))
+    part = (slice(None), slice(8, 8 + channels), rows, columns)
+    x[part] = torch.randn(2, channels, 30, 47, device="cuda").half()
+    weights = random_weights(channels, 72, torch.float16)
+    run(x[part], whole[part], weights)
+    check(whole[part], reference(x[part], weights))
+    outside = torch.ones(whole.shape, dtype=torch.bool, device="cuda")
+    outside[part] = False
+    assert whole[outside].isnan().all()
+
+
+@on_gpu
+def test_feed_forward_operator() -> None:
+    x = torch.randn(2, 48, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
+    weights = random_weights(48, 72, torch.float16)
+    out = operator.feed_forward(x, *weights, epsilon=EPSILON)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    check(out, reference(x, weights))
+    with pytest.raises(TypeError, match="float32"):
+        operator.feed_forward(x.float(), *weights, epsilon=EPSILON)
+    with pytest.raises(library.LibraryError, match="channels-last"):
+        operator.feed_forward(x.contiguous(), *weights, epsilon=EPSILON)
+    with pytest.raises(library.LibraryError, match="must not overlap"):
+        run(x, x, weights)
+
+
+@on_gpu
+def test_in_a_graph() -> None:
+    """Captured, and replayed on a new input."""
+    x = torch.randn(1, 48, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
+    weights = random_weights(48, 72, torch.float16)
+    operator.feed_forward(x, *weights, epsilon=EPSILON)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = operator.feed_forward(x, *weights, epsilon=EPSILON)
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    out.fill_(torch.nan)
+    graph.replay()
+    check(out, reference(x, weights))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_feed_forward_on_cpu(layout: torch.memory_format) -> None:
+    """The layer's own modules compute the same; the fake agrees with the operator."""
+    from ribsr.layers import ConvFFN, LayerNorm
+
+    norm, block = LayerNorm(12).double(), ConvFFN(12, 1.5, last="agg").double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 12, 5, 7, dtype=torch.float64).to(memory_format=layout)
+    weights = [*norm.parameters(), *block.parameters()]
+    arguments = (x, *(weight.detach() for weight in weights), EPSILON)
+    out = operator.feed_forward(*arguments)
+    assert out.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(out, (x + block(norm(x))).detach())
+    torch.library.opcheck(torch.ops.ribsr.feed_forward, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(("index", "shape"), [(0, (13,)), (2, (18, 12)), (4, (18, 1, 5, 5)), (6, (18, 12, 1, 1))])
+def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[int, ...]) -> None:
+    weights = random_weights(12, 18, torch.float32, "cpu")
+    weights[index] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"expected \[B, C, H, W\] and .*\[E, C, 1, 1\]"):
+        operator.feed_forward(torch.zeros(1, 12, 5, 7), *weights, epsilon=EPSILON)
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden", "fits"),
+    [(48, 72, True), (64, 96, True), (8, 8, True), (72, 72, False), (48, 104, False), (44, 72, False), (48, 0, False)],
+)
+def test_which_widths_fit(channels: int, hidden: int, fits: bool) -> None:
+    assert library.fits_feed_forward(channels, hidden) == fits
