@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch._functorch.config as functorch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribsr import attention, escrib, sst
 from ribsr.depthwise import depthwise
 from ribsr.layers import RIBModel
+
+MEMORY_BUDGET = 0.9
+"""AOTAutograd's budget for what the backward pass needs. Below 1 it computes elementwise results again instead of
+keeping them: sst-l+ (8 crops of 96, H100) takes 20.8 GiB instead of 31.2, and 3 % more time."""
 
 
 class Pointwise(nn.Module):
@@ -65,6 +70,7 @@ def prepare(model: RIBModel, device: torch.device, half: bool, compiled: bool) -
             elif isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
                 setattr(parent, name, Depthwise(child))
     if compiled:
+        functorch.activation_memory_budget = MEMORY_BUDGET  # read when the first step compiles
         for module in model.modules():
             if isinstance(module, (sst.Layer, escrib.Block)):
                 module.compile(dynamic=False)
