@@ -214,6 +214,26 @@ def test_scores_that_depend_on_places(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nats", [20.0, 60.0, 250.0])
+def test_one_key_far_above_the_others(nats: float, dtype: torch.dtype) -> None:
+    """Whichever of 16 keys in a row it is: a thread does not treat its scores alike."""
+    arguments = {"window": (32, 32), "heads": 2, "shift": (0, 0), "scale": 1.0}
+    shape = (1, 32, 32, 32)
+    factors = torch.zeros(2, 2, 1024, 16, dtype=dtype, device="cuda")
+    gate = torch.ones(shape, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
+    for key in range(700, 716):
+        q, k, v = (torch.randn(shape, device="cuda") * size for size in (0.1, 1.0, 1.0))
+        q[:, ::16] = 1.0
+        k[:, ::16] = 0.0
+        k[:, ::16, key // 32, key % 32] = nats
+        qkv = torch.cat([q, k, v], 1).to(dtype).to(memory_format=torch.channels_last)
+        out = operator.kernel(qkv, *factors, gate, **arguments)
+        expected = attention.reference(qkv.double(), *factors.double(), gate.double(), **arguments)
+        error = ((out.double() - expected).norm() / expected.norm()).item()
+        assert error <= TOLERANCE[dtype], f"key {key}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_far_maxima_in_many_items(dtype: torch.dtype) -> None:
     """Many items per block: what is done carefully after one that overflowed, and that this ends."""
     for window, size in ((16, (300, 400)), (32, (224, 320)), (96, (96, 192))):
