@@ -323,13 +323,16 @@ def add_profile(
 def use_timing_cache(trt_config: Any, data: bytes) -> bool:
     """Lets the build use and extend a timing cache; False if `data` is not one of this TensorRT and GPU.
 
-    The build then starts with an empty cache.
+    The build then starts with an empty cache. 8.6 does not refuse what it cannot read, but makes an empty one of it.
     """
-    cache = trt_config.create_timing_cache(data)
-    if cache is not None and trt_config.set_timing_cache(cache, ignore_mismatch=False):
-        return True
-    trt_config.set_timing_cache(trt_config.create_timing_cache(b""), ignore_mismatch=False)
-    return False
+    empty = trt_config.create_timing_cache(b"")
+    if data:
+        cache = trt_config.create_timing_cache(data)
+        is_read = cache is not None and bytes(cache.serialize()) != bytes(empty.serialize())
+        if is_read and trt_config.set_timing_cache(cache, ignore_mismatch=False):
+            return True
+    trt_config.set_timing_cache(empty, ignore_mismatch=False)
+    return not data
 
 
 def timing_cache(trt_config: Any) -> bytes:

@@ -6,7 +6,8 @@ types of its tensors ("Channel major FP16 format where channel % 8 == 0" in 8.6,
 
 Of an engine with dynamic shapes 8.6 tells no types ("N/A due to dynamic shapes", with an execution context, too). There
 the tactic of a convolution or product is asked, whose name begins with the types of its operands
-("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_…"), and a plugin is in half precision: ours take nothing else.
+("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_…"), or else the type of its weights, which are stored as they are multiplied; and
+a plugin is in half precision: ours take nothing else.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
         if kind.lower().startswith("plugin"):
             plugins["half" if _is_hidden(layer) else _computed_in(layer)] += 1
         elif _is_heavy(layer, kind):
-            dtype = _operands_of_tactic(layer) if _is_hidden(layer) else _computed_in(layer)
+            dtype = _computed_in_by_kernel(layer) if _is_hidden(layer) else _computed_in(layer)
             heavy[dtype] += 1
             if dtype not in ("fp16", "bf16"):
                 suspect = suspect or str(layer.get("Name", ""))
@@ -81,9 +82,9 @@ def check(inspection: Inspection, precision: str, plugins: int, float32: int) ->
     """Raises PrecisionError unless the engine keeps the promise of `precision` (fp16 or bf16).
 
     The rule: at least `plugins` plugin layers, the graph's plugin nodes, all in that type (the graph has one
-    half-precision type only, so `half` is it); and of the convolutions and
-    matrix products at most `float32` in another type, the number that the graph has in float32 on purpose; and at
-    least one layer of either kind in that type, so that an inspector which says nothing proves nothing.
+    half-precision type only, so `half` is it); and of the convolutions and matrix products at most `float32` in another
+    type, the number that the graph has in float32 on purpose; and at least one layer of either kind in that type, so
+    that an inspector which says nothing proves nothing.
     """
     made = sum(inspection.plugins.values())
     if made < plugins:
@@ -117,9 +118,12 @@ def _is_hidden(layer: dict[str, Any]) -> bool:
     return any(HIDDEN.search(_words(tensor)) for tensor in layer.get("Inputs", []) if isinstance(tensor, dict))
 
 
-def _operands_of_tactic(layer: dict[str, Any]) -> str:
+def _computed_in_by_kernel(layer: dict[str, Any]) -> str:
     found = TACTIC.search(str(layer.get("TacticName", "")))
-    return OPERANDS[found[1]] if found else "unknown"
+    if found:
+        return OPERANDS[found[1]]
+    weights = layer.get("Weights")
+    return _type_of(str(weights.get("Type"))) or "unknown" if isinstance(weights, dict) else "unknown"
 
 
 def _words(tensor: dict[str, Any]) -> str:
@@ -128,7 +132,10 @@ def _words(tensor: dict[str, Any]) -> str:
 
 def _type(tensor: dict[str, Any]) -> str:
     """fp16, bf16 or fp32; nothing for integers."""
-    text = _words(tensor)
+    return _type_of(_words(tensor))
+
+
+def _type_of(text: str) -> str:
     for dtype, pattern in TYPES:
         if pattern.search(text):
             return dtype

@@ -71,7 +71,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
         with Progress() as progress:
             built = build(trt, log, graph, shapes, options, gpu.name, progress)
             progress.phase("reading the plan back")
-            inspection, memory = inspect_plan(trt, log, built.plan, graph, trial)
+            inspection, memory = in_background(lambda: inspect_plan(trt, log, built.plan, graph, trial), progress)
             progress.phase("writing")
             trial.write_bytes(built.plan)
             write_manifest_of(trial, source, graph, shapes, trt, gpu, built, inspection)

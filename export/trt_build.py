@@ -51,13 +51,17 @@ def build(trt: Any, log: Any, graph: Graph, shapes: Shapes, options: Options, gp
     """
     from engines import tensorrt_api as api
 
+    def set_up() -> tuple[Any, Any, Any]:
+        builder = api.builder(trt, log)
+        network = api.network(trt, builder)
+        api.parse(trt, network, log, graph.model.SerializeToString())
+        workspace = None if options.workspace is None else int(options.workspace * GIB)
+        config = api.config(trt, builder, network, graph.precision == "fp16", workspace, options.optimization_level)
+        api.add_profile(builder, config, "input", *((1, 3, height, width) for height, width in shapes))
+        return builder, network, config
+
     progress.phase("reading the graph")
-    builder = api.builder(trt, log)
-    network = api.network(trt, builder)
-    api.parse(trt, network, log, graph.model.SerializeToString())
-    workspace = None if options.workspace is None else int(options.workspace * GIB)
-    config = api.config(trt, builder, network, graph.precision == "fp16", workspace, options.optimization_level)
-    api.add_profile(builder, config, "input", *((1, 3, height, width) for height, width in shapes))
+    builder, network, config = in_background(set_up, progress)
     cancellable = api.has_progress_monitor(trt)
     if cancellable:
         config.progress_monitor = api.progress_monitor(trt, progress.start, progress.step, progress.finish)
@@ -109,7 +113,8 @@ def inspect_plan(trt: Any, log: Any, plan: bytes, graph: Graph, path: Path) -> t
 
 
 def in_background(work: Callable[[], T], progress: Progress, cancellable: bool = False) -> T:
-    """work(), in a thread, so that Ctrl-C is noticed: TensorRT returns to Python only when it is done.
+    """work(), in a thread, so that Ctrl-C is noticed: TensorRT returns to Python only when it is done, or to call the
+    logger, and a KeyboardInterrupt that is raised there is lost.
 
     cancellable: whether the work ends soon after `progress.cancel()`. If it does not, Ctrl-C raises StillBuilding.
     """

@@ -76,6 +76,13 @@ def test_dynamic_shapes_of_8_6_by_tactics():
     check(found, "fp16", plugins=1, float32=0)
 
 
+@pytest.mark.parametrize(("weights", "dtype"), [("Half", "fp16"), ("Float", "fp32"), ("Int8", "unknown")])
+def test_dynamic_shapes_of_8_6_by_weights(weights, dtype):
+    depthwise = {"ParameterType": "Convolution", "Weights": {"Type": weights, "Count": 432}}
+    found = inspect([layer("CudaDepthwiseConvolution", HIDDEN, name="node_2", **depthwise)])
+    assert found.heavy == {dtype: 1}
+
+
 @pytest.mark.parametrize(
     ("operands", "dtype"),
     [("f32f32_tf32f32_f32", "fp32"), ("f32f32_f32f32_f32", "fp32"), ("i8i8_i8i32_f32", "unknown"), ("", "unknown")],

@@ -75,6 +75,11 @@ def words(gpu: FakeGPU, dtype: str) -> str:
     return OLD[dtype] if gpu.trt.__version__.startswith("8.") else NEW[dtype]
 
 
+def timing_cache(data: bytes) -> SimpleNamespace:
+    """One that serialises to the data it was made of."""
+    return SimpleNamespace(serialize=lambda: Memory(data))
+
+
 def layers_of(gpu: FakeGPU) -> list[dict[str, Any]]:
     """The inspector's description of an engine that does just what the graph says, but for what is `broken`."""
     single = {t.name for t in gpu.parsed.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
@@ -120,6 +125,7 @@ def make_gpu(version: str, here: Path, monkeypatch) -> FakeGPU:
             "INetworkDefinition.num_inputs": 0,
             "Builder.build_serialized_network": lambda self, network, config: Memory(b"plan " * 1000),
             "ITimingCache.serialize": lambda self: Memory(b"timings"),
+            "IBuilderConfig.create_timing_cache": lambda self, data: timing_cache(data),
             "ICudaEngine.num_layers": lambda self: len(layers_of(gpu)),
             f"ICudaEngine.{memory}": 64 << 20,
             "EngineInspector.get_layer_information": lambda self, index, form: json.dumps(layers_of(gpu)[index]),
@@ -450,18 +456,21 @@ def test_timing_cache_is_kept_for_this_tensorrt_and_gpu(gpu, here):
 
     assert invoke("--fp16").exit_code == 0
     assert invoke("--fp16").exit_code == 0
-    assert caches() == [b"", b"timings"]
+    assert caches() == [b"", b"", b"timings"]
     (file,) = (here / "cache" / "ribsr").iterdir()
     assert file.name == f"tensorrt-{gpu.trt.__version__}-NVIDIA-H100-80GB.timing"
     assert invoke("--fp16", "--timing-cache", "cache/own").exit_code == 0
     assert Path("cache/own").read_bytes() == b"timings"
 
 
-def test_damaged_timing_cache_is_said_and_replaced(gpu, here):
+@pytest.mark.parametrize("made", [None, b""])
+def test_damaged_timing_cache_is_said_and_replaced(gpu, here, made):
+    """10 and 11 refuse it; 8.6 makes an empty one of it."""
     Path("cache").mkdir()
     Path("cache/own").write_bytes(b"nonsense")
-    create = gpu.trt.behaviour
-    create["IBuilderConfig.create_timing_cache"] = lambda self, data: None if data else SimpleNamespace()
+    gpu.trt.behaviour["IBuilderConfig.create_timing_cache"] = lambda self, data: (
+        None if data and made is None else timing_cache(b"")
+    )
     result = invoke("--fp16", "--timing-cache", "cache/own")
     assert result.exit_code == 0, result.output
     assert "cache/own: is no timing cache of this TensorRT and GPU" in result.output
