@@ -4,10 +4,10 @@ TensorRT may build something else than it was asked for and say nothing: float32
 a known failure. The inspector's words differ between versions, so little is relied on: a layer's type, and the element
 types of its tensors ("Channel major FP16 format where channel % 8 == 0" in 8.6, "Half" in 10 and 11).
 
-Of an engine with dynamic shapes 8.6 tells no types ("N/A due to dynamic shapes", with an execution context, too). There
-the tactic of a convolution or product is asked, whose name begins with the types of its operands
-("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_…"), or else the type of its weights, which are stored as they are multiplied; and
-a plugin is in half precision: ours take nothing else.
+Of an engine with dynamic shapes 8.6 tells no types ("N/A due to dynamic shapes", with an execution context, too).
+There the tactic of a convolution or product is asked, whose name begins with the types of its operands
+("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_…"), or else the type of its weights, which are stored as they are multiplied;
+and a plugin is in half precision: ours take nothing else.
 """
 
 from __future__ import annotations

@@ -32,16 +32,20 @@ constexpr int kConsumerRegisters = 104, kProducerRegisters = 64;
 constexpr int kMarks = 1024;          // of a block's items; the last stands for all later ones
 constexpr int kCareful = 8;           // items after one that needed it
 constexpr float kGreatest = 0x1p64f;  // sum of a row that did not overflow, far from what float32 can hold
+constexpr int kComputed = 5;  // which of a thread's 8 scores of 16 keys has its exponential computed on the FMA units
 
 // In powers of two: how far references lie above the maxima they are made from, and how far above a reference scores of
 // the first tiles of an item and, if it is done carefully, of the others may rise before it moves. float16 holds what
 // lies up to 16 above a reference, and loses what lies 25 below; VARIANTS.md says what follows.
 template <bool BF16>
-constexpr float kHeadroom = BF16 ? 40.0f : 2.0f;
+constexpr float kHeadroom = BF16 ? 16.0f : 2.0f;
 template <bool BF16>
 constexpr float kFirstRise = 4.0f - kHeadroom<BF16>;
 template <bool BF16>
 constexpr float kRise = BF16 ? 40.0f : 15.0f;
+// Computed probabilities lie between 2^kLeast and 2^(kLeast + 128): what is below becomes 2^kLeast, above is overflow.
+template <bool BF16>
+constexpr int kLeast = BF16 ? -56 : -100;
 
 // How many of a window's `tiles` are an item's first ones. They cost a quarter more than the others.
 __device__ __forceinline__ int first_tiles(int tiles) { return min(kConsumers, max(1, tiles / 8)); }
@@ -116,6 +120,35 @@ __device__ __forceinline__ void follow(const float (&scores)[kKeys / 2], float (
       output[4 * j + 2 * i + 1] *= factor;
     }
   }
+}
+
+// A score's distance below the top of what can be computed, as a number from 0.5 to 1 in units of 2^-8 powers of two
+// and with 16 more bits: 1 - (score * scale - reference - kLeast) / 256. Too small scores give 1, too great ones less
+// than 0.5, down to 0.
+__device__ __forceinline__ float computed_place(float score, float negative_scale, float start) {
+  float place;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(place) : "f"(score), "f"(negative_scale), "f"(start));
+  return place;
+}
+
+// The bits that all places from 0.5 to 1 but no smaller ones have.
+constexpr uint32_t kInside = 0x3f000000u;
+
+// 2^(256 (1 - place) + kLeast), to 8e-5. With `whole`, place up to the next unit: a cubic of the rest times 2^-whole.
+// Of the bits of whole, those of a unit and above go, negated, to the exponent; that of 1 is cancelled by the cubic's
+// sign and factor.
+template <bool BF16>
+__device__ __forceinline__ float exp2_computed(float place) {
+  constexpr float kUnit = 256.0f;
+  constexpr float kFactor = BF16 ? -0x1p72f : -0x1p28f;  // -2^(kLeast + 128)
+  constexpr float k0 = 0.99992522f * kFactor, k1 = -0.69102072f * kFactor * kUnit;
+  constexpr float k2 = 0.23007037f * kFactor * kUnit * kUnit, k3 = -0.03901226f * kFactor * kUnit * kUnit * kUnit;
+  const uint32_t whole = __float_as_uint(place) & 0xffff0000u;
+  const float rest = place - __uint_as_float(whole);
+  const float power = fmaf(fmaf(fmaf(k3, rest, k2), rest, k1), rest, k0);
+  uint32_t result;
+  asm("mad.lo.s32 %0, %1, -128, %2;" : "=r"(result) : "r"(whole), "r"(__float_as_uint(power)));
+  return __uint_as_float(result);
 }
 
 struct Ring {  // position in a ring of buffers
@@ -314,6 +347,8 @@ struct Consumer {
 #pragma unroll
     for (float &x : output) x = 0.0f;
     uint32_t probabilities[kKeys / 16][4];
+    const float negative_scale = scale * (-1.0f / 256.0f);
+    float start[2] = {};  // of the places of the rows' scores
 
     int index = 0;
 #pragma unroll 1
@@ -324,6 +359,7 @@ struct Consumer {
         if (again || is_careful(memory, index)) watched = tiles;
       }
       Rows rows;
+      uint32_t inside = kInside;  // bits that all places had
       uint32_t previous = 0;  // empty barrier of the stage whose values are still being multiplied
 
       barrier_wait(query_full + 8 * query.slot, query.phase);
@@ -375,16 +411,32 @@ struct Consumer {
               if (!again && tile >= first && first_row(memory) < shape.tokens) be_careful(memory, index);
             }
           }
+          // Both kinds of exponentials are relative to the same, rounded, reference.
+          constexpr float kStart = 1.0f + kLeast<BF16> / 256.0f;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            start[i] = fmaf(rows.reference[i], 1.0f / 256.0f, kStart);
+            rows.reference[i] = (start[i] - kStart) * 256.0f;
+          }
         }
         // Every 16 keys are multiplied with their values as soon as their probabilities are there.
 #pragma unroll
         for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const float *const pair = scores + 8 * k + 2 * i;
-            const float reference = rows.reference[i & 1];
-            probabilities[k][i] = pack<BF16>(exp2_special(fmaf(pair[0], scale, -reference)),
-                                             exp2_special(fmaf(pair[1], scale, -reference)));
+            float pair[2];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const float score = scores[8 * k + 2 * i + j];
+              if (2 * i + j == kComputed) {
+                const float place = computed_place(score, negative_scale, start[i & 1]);
+                if constexpr (Shared) inside &= __float_as_uint(place);
+                pair[j] = exp2_computed<BF16>(place);
+              } else {
+                pair[j] = exp2_special(fmaf(score, scale, -rows.reference[i & 1]));
+              }
+            }
+            probabilities[k][i] = pack<BF16>(pair[0], pair[1]);
           }
           const uint32_t step = k * 2 * D;  // 16 rows, in units of 16 bytes
           const uint32_t to_ones = (L::kOnesOffset - L::kValueOffset) / 16 - step;
@@ -412,7 +464,7 @@ struct Consumer {
       query.template advance<2>();
       const float sum[2] = {output[D / 2], output[D / 2 + 2]};
       if (Shared && !again && row < shape.tokens) {
-        const bool overflowed = !(sum[0] <= kGreatest && sum[1] <= kGreatest);
+        const bool overflowed = !(sum[0] <= kGreatest && sum[1] <= kGreatest && inside == kInside);
         if (__any_sync(kAllLanes, overflowed)) {
           if (leader) mark_item(memory + L::kMarkOffset, index);
           be_careful(memory, index);
