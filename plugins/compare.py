@@ -1,12 +1,10 @@
-"""Compare builds of the attention kernel on a GPU: python -m plugins.variants.ab FILE...
+"""Compare builds of the attention kernel on a GPU: python -m plugins.compare FILE...
 
-Build the base and each variant, of the patches in this folder, and compare them:
+Build the base, change the source, build the variant, and compare them:
 
     python -m plugins.build -o /tmp/ab/base.so
-    git apply plugins/variants/exp2_polynomial.patch    # the share: kComputed in plugins/src/hopper.cuh
-    python -m plugins.build -o /tmp/ab/poly2.so
-    git apply -R plugins/variants/exp2_polynomial.patch
-    python -m plugins.variants.ab /tmp/ab/base.so /tmp/ab/poly2.so
+    python -m plugins.build -o /tmp/ab/variant.so
+    python -m plugins.compare /tmp/ab/base.so /tmp/ab/variant.so
 
 Each is first compared with float64, in its own process, by tests/plugins/test_kernel.py (needs pytest). Those that are
 right are then timed in turn beside cuDNN's bare attention, in one more process: a line per case, milliseconds and the
