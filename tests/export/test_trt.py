@@ -524,6 +524,26 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(gpu, here, monkeypatch):
         assert exits == []
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_not_lost_in_tensorrt(gpu, here, monkeypatch):
+    """While 8.6 reads the graph it calls its logger in Python, and swallows what that raises."""
+    read, exits = gpu.trt.behaviour["OnnxParser.parse"], []
+
+    def swallows(self: Any, model: bytes) -> bool:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)
+        except KeyboardInterrupt:
+            pass
+        return read(self, model)
+
+    gpu.trt.behaviour["OnnxParser.parse"] = swallows
+    monkeypatch.setattr(os, "_exit", exits.append)
+    assert "Aborted!" in invoke("--fp16").output
+    assert exits == [1]
+    assert written(here) == []
+
+
 def test_without_a_terminal_a_line_comes_now_and_then(gpu, here, monkeypatch):
     from export import progress
 
