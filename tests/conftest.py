@@ -1,8 +1,10 @@
-"""What the folders of tests share: golden vectors made by the paper authors' own code, and small models."""
+"""What the folders of tests share: golden vectors made by the paper authors' own code, small models, signals."""
 
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def published() -> dict[str, Any]:
     """The published checkpoints' options, key names and shapes."""
     return json.loads((GOLDEN / "state_dicts.json").read_text())
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the test run itself was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -485,14 +485,6 @@ def test_full_disk_leaves_nothing(gpu, here, monkeypatch):
     assert "No space left on device" in failed(invoke("--fp16"), here)
 
 
-@pytest.fixture
-def interruptible():
-    """SIGINT raises KeyboardInterrupt, also where the test run itself was started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_build_and_leaves_nothing(gpu, here, monkeypatch):
     """TensorRT 10 and later are told by their progress monitor; 8.6 cannot be, so the process ends at once."""

@@ -143,6 +143,7 @@ def test_stopping_after_a_time_is_no_loss(plan: Recipe, tmp_path: Path) -> None:
     assert_equal_states(plan, stopped)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_its_state_written(
     plan: Recipe, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
