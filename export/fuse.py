@@ -8,6 +8,9 @@ DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input
 FeedForward (x [B, C, H, W], then weight and bias of norm [C], expand [E, C, 1, 1], depthwise [E, 1, 3, 3] and contract
     [C, E, 1, 1]; epsilon) → like x: x + contract(u + GELU(depthwise(u))) of u = GELU(expand(LayerNorm(x))), for the two
     above with a convolution behind each and a sum, where C and E are few.
+AttentionInputs (x [B, C, H, W], then weight and bias of norm [C], project [3C, C, 1, 1], depthwise [C, 1, 3, 3] and mix
+    [C, C, 1, 1]; epsilon) → qkv [B, 3C, H, W], gate like x: project(n) and mix(depthwise(n)) of n = LayerNorm(x), for
+    the first two and a convolution behind each, where C is small.
 CyclicWindowAttention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
 Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
@@ -17,6 +20,7 @@ Only half-precision nodes are taken, which is what the plugins compute in; a nod
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +30,9 @@ import onnx_graphsurgeon as gs
 from export import cyclic_window
 from plugins import library
 
-LAYER_NORM, DEPTHWISE, FEED_FORWARD = "ChannelLayerNorm", "DepthwiseConv3x3", "FeedForward"
-PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD)
+LAYER_NORM, DEPTHWISE = "ChannelLayerNorm", "DepthwiseConv3x3"
+FEED_FORWARD, ATTENTION_INPUTS = "FeedForward", "AttentionInputs"
+PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD, ATTENTION_INPUTS)
 """The operators of the domain `ribsr` that a graph in plugin form may have."""
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -56,6 +61,7 @@ def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
     for node in list(graph.nodes):
         if node.op == DEPTHWISE:
             _fuse_feed_forward(graph, node)
+            _fuse_attention_inputs(graph, node)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
     lowered.ir_version, lowered.producer_name = bare.ir_version, bare.producer_name
@@ -95,7 +101,7 @@ def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
         weight = norm.inputs[1]
         bias = norm.inputs[2] if len(norm.inputs) > 2 else _zeros(weight, norm)
         attributes = {"epsilon": norm.attrs.get("epsilon", 1e-5)}
-        _replace(graph, LAYER_NORM, norm.name, attributes, [before.inputs[0], weight, bias], after.outputs[0])
+        _replace(graph, LAYER_NORM, norm.name, attributes, [before.inputs[0], weight, bias], after.outputs)
 
 
 def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> None:
@@ -117,7 +123,7 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> Non
     attributes = {"add_gelu": int(total is not None), "input_gelu": int(before is not None)}
     x = x if before is None else before
     output = conv.outputs[0] if total is None else total
-    _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], output)
+    _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], [output])
 
 
 def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
@@ -143,7 +149,31 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
         return
     weights = [*norm.inputs[1:], *_with_bias(expand), *depthwise.inputs[1:], *_with_bias(contract)]
     attributes = {"epsilon": norm.attrs["epsilon"]}
-    _replace(graph, FEED_FORWARD, total.name, attributes, [x, *weights], total.outputs[0])
+    _replace(graph, FEED_FORWARD, total.name, attributes, [x, *weights], total.outputs)
+
+
+def _fuse_attention_inputs(graph: Any, depthwise: gs.Node) -> None:
+    """norm → project and norm → depthwise → mix as one AttentionInputs, if that is what stands there."""
+    norm, mix = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
+    if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix):
+        return
+    x, n = norm.inputs[0], norm.outputs[0]
+    channels = norm.inputs[1].shape[0]
+    project = next((node for node in n.outputs if node is not depthwise), None)
+    if not (
+        not depthwise.attrs["add_gelu"]  # without which it has no input_gelu either
+        and len(n.outputs) == 2
+        and project is not None
+        and _is_pointwise(project)
+        and list(project.inputs[1].shape[:2]) == [3 * channels, channels]
+        and list(mix.inputs[1].shape[:2]) == [channels, channels]
+        and library.fits_attention_inputs(channels)
+        and not any(tensor is output for tensor in (n, depthwise.outputs[0]) for output in graph.outputs)
+    ):
+        return
+    weights = [*norm.inputs[1:], *_with_bias(project), *depthwise.inputs[1:], *_with_bias(mix)]
+    attributes = {"epsilon": norm.attrs["epsilon"]}
+    _replace(graph, ATTENTION_INPUTS, norm.name, attributes, [x, *weights], [project.outputs[0], mix.outputs[0]])
 
 
 def _is_pointwise(node: gs.Node) -> bool:
@@ -208,13 +238,17 @@ def _computes(node: gs.Node, op: str, x: Any, constant: float | None, scalars: d
     return len(others) == 1 and math.isclose(scalars.get(others[0], math.nan), constant, rel_tol=4e-3)
 
 
-def _replace(graph: Any, op: str, name: str, attributes: dict[str, Any], inputs: list[gs.Tensor], output: Any) -> None:
-    """`output` comes from a new node. What it came from goes with the next clean-up, unless something else needs it."""
-    (old,) = output.inputs
-    old.outputs.clear()
+def _replace(
+    graph: Any, op: str, name: str, attributes: dict[str, Any], inputs: list[gs.Tensor], outputs: Sequence[Any]
+) -> None:
+    """`outputs` come from a new node. What they came from goes with the next clean-up, unless something needs it."""
+    outputs = list(outputs)
+    for output in outputs:
+        (old,) = output.inputs
+        old.outputs.clear()
     attributes = {**attributes, **cyclic_window.PLUGIN}
     graph.nodes.append(
-        gs.Node(op, name=name, domain=cyclic_window.DOMAIN, attrs=attributes, inputs=inputs, outputs=[output])
+        gs.Node(op, name=name, domain=cyclic_window.DOMAIN, attrs=attributes, inputs=inputs, outputs=outputs)
     )
 
 

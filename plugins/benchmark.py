@@ -5,8 +5,9 @@ scaled_dot_product_attention alone, on ready-made contiguous [windows, heads, N,
 padded to D + R, the faster of both.
 
 Layer norm and depthwise convolution: channels-last maps whose pixels are padded to 8 channels, beside PyTorch's eager
-operators on the same memory. The feed-forward half of a layer: beside those two kernels and PyTorch's 1x1 convolutions.
-Their floor is reading and writing the map once at 3.0 TB/s, about what an H100 reaches.
+operators on the same memory. The feed-forward half of a layer, and what comes before its attention: beside those two
+kernels and PyTorch's 1x1 convolutions. Their floor is reading and writing the maps once at 3.0 TB/s, about what an H100
+reaches.
 
 Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
 Attention's and cuDNN's graphs are replayed in turn, and the ratio is the median of the rounds' ratios.
@@ -84,7 +85,8 @@ class MapCase:
 
     @property
     def bytes(self) -> int:
-        return 2 * 2 * self.channels * self.height * self.width
+        maps = 5 if self.operator == "attention_inputs" else 2  # of `channels`
+        return 2 * maps * self.channels * self.height * self.width
 
     @property
     def floor_ms(self) -> float:
@@ -92,7 +94,7 @@ class MapCase:
 
     def __str__(self) -> str:
         epilogue = f" hidden {self.hidden}" if self.hidden else " + gelu" * self.add_gelu + " of gelu" * self.input_gelu
-        return f"{self.operator:12}  C {self.channels:3d}{epilogue:16}"
+        return f"{self.operator:16}  C {self.channels:3d}{epilogue:16}"
 
 
 FLOOR = 3.0e12
@@ -104,6 +106,7 @@ MAP_CASES = (
     *(MapCase("depthwise", channels, True) for channels in (72, 96, 192, 384)),
     *(MapCase("depthwise", channels, True, True) for channels in (96, 384)),
     *(MapCase("feed_forward", channels, hidden=hidden) for channels, hidden in ((48, 72), (64, 80), (64, 96))),
+    *(MapCase("attention_inputs", channels) for channels in (48, 64)),
 )
 
 
@@ -198,13 +201,17 @@ def cudnn_calls(case: Case, bf16: bool, width_v: int) -> list[Callable[[], objec
     return calls
 
 
-def padded_map(case: MapCase, dtype: torch.dtype) -> torch.Tensor:
-    """A random channels-last map, the distance between pixels a multiple of 8 channels, as TensorRT has it."""
+def padded_map(case: MapCase, dtype: torch.dtype, times: int = 1) -> torch.Tensor:
+    """A random channels-last map, the distance between pixels a multiple of 8 channels, as TensorRT has it.
+
+    times: how many times as many channels it has.
+    """
     import torch
 
-    pixel = -(-case.channels // 8) * 8
+    channels = times * case.channels
+    pixel = -(-channels // 8) * 8
     values = torch.randn(1, case.height, case.width, pixel, device="cuda").to(dtype)
-    return values[..., : case.channels].permute(0, 3, 1, 2)
+    return values[..., :channels].permute(0, 3, 1, 2)
 
 
 def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
@@ -238,6 +245,37 @@ def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) ->
     return measure(calls, repeats)
 
 
+def time_attention_inputs(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
+    """Milliseconds of our kernel, or of our other kernels around PyTorch's 1x1 convolutions."""
+    import torch
+    from torch.nn.functional import conv2d
+
+    from plugins import library
+    from plugins import torch as operators
+
+    dtype = torch.bfloat16 if bf16 else torch.float16
+    c = case.channels
+    shapes = ((c,), (c,), (3 * c, c, 1, 1), (3 * c,), (c, 1, 3, 3), (c,), (c, c, 1, 1), (c,))
+    weights = [(torch.randn(shape, device="cuda") / 4).to(dtype) for shape in shapes]
+
+    def apart(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n = operators.channel_layer_norm(x, *weights[:2], 1e-6)
+        gate = operators.depthwise_conv3x3(n, weights[4], weights[5], False)
+        return conv2d(n, weights[2], weights[3]), conv2d(gate, weights[6], weights[7])
+
+    calls: list[Callable[[], object]] = []
+    keep = []
+    for _ in range(sets(case.bytes)):
+        x, qkv, gate = (padded_map(case, dtype, times) for times in (1, 3, 1))
+        if not ours:
+            calls.append(lambda x=x: apart(x))
+            continue
+        params = operators.attention_inputs_parameters(qkv, gate, x, *weights, epsilon=1e-6)
+        keep.append((x, qkv, gate))
+        calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
+    return measure(calls, repeats)
+
+
 def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     """Milliseconds of our kernel, or of PyTorch's operators."""
     import torch
@@ -247,6 +285,8 @@ def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
 
     if case.operator == "feed_forward":
         return time_feed_forward(case, bf16, repeats, ours=ours)
+    if case.operator == "attention_inputs":
+        return time_attention_inputs(case, bf16, repeats, ours=ours)
     dtype = torch.bfloat16 if bf16 else torch.float16
     bias = torch.randn(case.channels, device="cuda").to(dtype)
     norm = case.operator == "layer_norm"
@@ -300,13 +340,13 @@ def map_row(case: MapCase, bf16: bool, repeats: int, torch_too: bool) -> dict[st
     row = {**asdict(case), "ours_ms": ours, "floor_ms": case.floor_ms}
     if torch_too:
         row["torch_ms"] = theirs = time_map(case, bf16, repeats, ours=False)
-        other = "apart" if case.operator == "feed_forward" else "torch"
+        other = "apart" if case.operator in ("feed_forward", "attention_inputs") else "torch"
         line += f"   {other} {theirs:7.4f} ms   {theirs / ours:5.2f}x"
     click.echo(line)
     return row
 
 
-OPERATORS = ("attention", "layer_norm", "depthwise", "feed_forward")
+OPERATORS = ("attention", "layer_norm", "depthwise", "feed_forward", "attention_inputs")
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])

@@ -35,6 +35,7 @@ SOURCES = (
     "layer_norm.cu",
     "depthwise.cu",
     "feed_forward.cu",
+    "attention_inputs.cu",
 )
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
 PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)

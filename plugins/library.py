@@ -12,7 +12,7 @@ from typing import Any
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 ADD_GELU = 1
@@ -20,6 +20,9 @@ ADD_GELU = 1
 
 FEED_FORWARD_WIDTHS = (64, 96)
 """The most channels and hidden channels that FeedForward takes; both must be multiples of 8."""
+
+ATTENTION_INPUTS_WIDTH = 64
+"""The most channels that AttentionInputs takes, a multiple of 8."""
 
 TUNED_WIDTHS, TUNED_RANKS = (16, 32), (16, 24, 32)
 """Head widths and ranks that the attention kernel is tuned for; others up to 64 are correct."""
@@ -130,12 +133,38 @@ class FeedForwardParams(ctypes.Structure):
     )
 
 
-Params = AttentionParams | LayerNormParams | DepthwiseParams | FeedForwardParams
+class AttentionInputsParams(ctypes.Structure):
+    """RibsrAttentionInputsParams; `input` is its `in`."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("dtype", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("input", Map),
+        ("qkv", Map),
+        ("gate", Map),
+        ("norm_weight", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
+        ("project_weight", ctypes.c_void_p),
+        ("project_bias", ctypes.c_void_p),
+        ("depthwise_weight", ctypes.c_void_p),
+        ("depthwise_bias", ctypes.c_void_p),
+        ("mix_weight", ctypes.c_void_p),
+        ("mix_bias", ctypes.c_void_p),
+    )
+
+
+Params = AttentionParams | LayerNormParams | DepthwiseParams | FeedForwardParams | AttentionInputsParams
 _OPERATORS: dict[type[Params], tuple[str, str]] = {
     AttentionParams: ("ribsr_attention", "CyclicWindowAttention"),
     LayerNormParams: ("ribsr_layer_norm", "ChannelLayerNorm"),
     DepthwiseParams: ("ribsr_depthwise", "DepthwiseConv3x3"),
     FeedForwardParams: ("ribsr_feed_forward", "FeedForward"),
+    AttentionInputsParams: ("ribsr_attention_inputs", "AttentionInputs"),
 }
 """The function that takes each structure, and the operator's name for messages."""
 
@@ -149,6 +178,11 @@ def fits_feed_forward(channels: int, hidden: int) -> bool:
     """Whether FeedForward takes these widths."""
     widths = zip((channels, hidden), FEED_FORWARD_WIDTHS, strict=True)
     return all(width % 8 == 0 and 0 < width <= most for width, most in widths)
+
+
+def fits_attention_inputs(channels: int) -> bool:
+    """Whether AttentionInputs takes this width."""
+    return channels % 8 == 0 and 0 < channels <= ATTENTION_INPUTS_WIDTH
 
 
 def is_tuned(head_width: int, rank: int) -> bool:
@@ -199,7 +233,7 @@ def chosen_path(params: AttentionParams) -> str:
 TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"
 """Environment variable that names another TensorRT plugin library."""
 TENSORRT_NAMESPACE = "ribsr"
-TENSORRT_PLUGINS = ("CyclicWindowAttention", "ChannelLayerNorm", "DepthwiseConv3x3", "FeedForward")
+TENSORRT_PLUGINS = ("CyclicWindowAttention", "ChannelLayerNorm", "DepthwiseConv3x3", "FeedForward", "AttentionInputs")
 """The plugins' names in TensorRT's registry; version 1."""
 
 _tensorrt_lock = threading.Lock()

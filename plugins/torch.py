@@ -1,7 +1,8 @@
 """PyTorch operators on the CUDA kernels; importing this registers them.
 
-ribsr::cyclic_window_attention, ribsr::channel_layer_norm, ribsr::depthwise_conv3x3 and ribsr::feed_forward. It also
-registers attention="kernel" with ribsr. Import it as `plugins.torch`, with the repository's root on the path.
+ribsr::cyclic_window_attention, ribsr::channel_layer_norm, ribsr::depthwise_conv3x3, ribsr::feed_forward and
+ribsr::attention_inputs. It also registers attention="kernel" with ribsr. Import it as `plugins.torch`, with the
+repository's root on the path.
 """
 
 from __future__ import annotations
@@ -417,3 +418,141 @@ def _feed_forward_fake(
     given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
     _check_feed_forward(x, (*given, contract_bias))
     return _empty_output(x, x.shape)
+
+
+def attention_inputs_reference(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """project(n) and mix(depthwise(n)) of n = norm(x): qkv and, before its sigmoid, the gate of a layer's attention.
+
+    x [B, C, H, W]; the weights are those of the convolutions: [3C, C, 1, 1], [C, 1, 3, 3] and [C, C, 1, 1].
+    """
+    n = layer_norm_reference(x, norm_weight, norm_bias, epsilon)
+    gate = depthwise_reference(n, depthwise_weight, depthwise_bias, add_gelu=False)
+    return functional.conv2d(n, project_weight, project_bias), functional.conv2d(gate, mix_weight, mix_bias)
+
+
+def attention_inputs_parameters(
+    qkv: Tensor,
+    gate: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    epsilon: float,
+) -> library.AttentionInputsParams:
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    b, c, h, w = x.shape
+    return library.AttentionInputsParams(
+        dtype=DTYPES[x.dtype],
+        batch=b,
+        channels=c,
+        height=h,
+        width=w,
+        epsilon=epsilon,
+        input=_map(x),
+        qkv=_map(qkv),
+        gate=_map(gate),
+        norm_weight=norm_weight.data_ptr(),
+        norm_bias=norm_bias.data_ptr(),
+        project_weight=project_weight.data_ptr(),
+        project_bias=project_bias.data_ptr(),
+        depthwise_weight=depthwise_weight.data_ptr(),
+        depthwise_bias=depthwise_bias.data_ptr(),
+        mix_weight=mix_weight.data_ptr(),
+        mix_bias=mix_bias.data_ptr(),
+    )
+
+
+def _check_attention_inputs(x: Tensor, weights: tuple[Tensor, ...]) -> None:
+    c = x.shape[1] if x.ndim == 4 else 0
+    expected = [[c], [c], [3 * c, c, 1, 1], [3 * c], [c, 1, 3, 3], [c], [c, c, 1, 1], [c]]
+    found = [list(weight.shape) for weight in weights]
+    if x.ndim != 4 or found != expected:
+        raise ValueError(
+            f"x is {list(x.shape)} and the weights are {found}: expected [B, C, H, W] and "
+            "[[C], [C], [3C, C, 1, 1], [3C], [C, 1, 3, 3], [C], [C, C, 1, 1], [C]]"
+        )
+
+
+def _empty_attention_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    b, c, h, w = x.shape
+    return _empty_output(x, torch.Size((b, 3 * c, h, w))), _empty_output(x, x.shape)
+
+
+@torch.library.custom_op("ribsr::attention_inputs", mutates_args=(), device_types="cuda")
+def attention_inputs(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """`attention_inputs_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
+
+    C is a multiple of 8 up to `library.ATTENTION_INPUTS_WIDTH`. Raises as `feed_forward`.
+    """
+    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
+    _check_attention_inputs(x, (*given, mix_bias))
+    _check_dtypes(x, *given, mix_bias)
+    qkv, gate = _empty_attention_inputs(x)
+    weights = [weight.contiguous() for weight in (*given, mix_bias)]
+    _call(attention_inputs_parameters(qkv, gate, x, *weights, epsilon=epsilon), x.device)
+    return qkv, gate
+
+
+@attention_inputs.register_kernel("cpu")
+def _attention_inputs_on_cpu(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
+    _check_attention_inputs(x, (*given, mix_bias))
+    qkv, gate = _empty_attention_inputs(x)
+    results = attention_inputs_reference(x, *given, mix_bias, epsilon=epsilon)
+    return qkv.copy_(results[0]), gate.copy_(results[1])
+
+
+@attention_inputs.register_fake
+def _attention_inputs_fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
+    _check_attention_inputs(x, (*given, mix_bias))
+    return _empty_attention_inputs(x)

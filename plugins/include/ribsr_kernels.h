@@ -1,9 +1,10 @@
 /* ribsr's kernels for NVIDIA GPUs: the C interface of the shared library.
  *
  * ribsr_attention: ribsr::CyclicWindowAttention. ribsr_layer_norm and ribsr_depthwise: what the layers around it need and
- * runtimes do slowly on channels-last maps. ribsr_feed_forward: the half of a layer around these two. The library needs
- * the CUDA driver and nothing else; every call is asynchronous on `stream` (a cudaStream_t) of the current device,
- * allocates nothing and may be captured in a CUDA graph.
+ * runtimes do slowly on channels-last maps. ribsr_feed_forward and ribsr_attention_inputs: the second half of a layer
+ * around these two, and what of the first comes before the attention. The library needs the CUDA driver and nothing else;
+ * every call is asynchronous on `stream` (a cudaStream_t) of the current device, allocates nothing and may be captured in
+ * a CUDA graph.
  */
 #ifndef RIBSR_KERNELS_H
 #define RIBSR_KERNELS_H
@@ -126,6 +127,28 @@ typedef struct {
  * else is float32. For channels and hidden of multiples of 8 up to 64 and 96, and maps that the vectorised loads take,
  * else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
+
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrAttentionInputsParams) */
+  int32_t dtype;        /* of all eleven arrays */
+  int32_t batch, channels, height, width;
+  float epsilon;
+  RibsrMap in, qkv, gate;       /* of channels, 3 * channels and channels; must not overlap */
+  const void *norm_weight;      /* [channels] */
+  const void *norm_bias;        /* [channels] */
+  const void *project_weight;   /* [3 * channels, channels], contiguous, aligned to 16 bytes */
+  const void *project_bias;     /* [3 * channels] */
+  const void *depthwise_weight; /* [channels, 3, 3], contiguous */
+  const void *depthwise_bias;   /* [channels] */
+  const void *mix_weight;       /* [channels, channels], contiguous, aligned to 16 bytes */
+  const void *mix_bias;         /* [channels] */
+} RibsrAttentionInputsParams;
+
+/* qkv = project(n) and gate = mix(depthwise(n)) with n = norm(in): `norm` and `depthwise` as above, without gelu, `project`
+ * and `mix` 1x1 convolutions. The gate's logistic function is left to ribsr_attention. In 16 bits are norm's and
+ * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, and maps that the vectorised loads
+ * take, else RIBSR_UNSUPPORTED. */
+RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream);
 
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);

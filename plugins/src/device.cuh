@@ -42,6 +42,18 @@ __device__ __forceinline__ int load_shared_int(uint32_t from) {
   return v;
 }
 
+__device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint2 load_shared_words(uint32_t from) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+  return v;
+}
+
 // A word that other warps of the block may be raising at the same time. One lane alone should ask.
 __device__ __forceinline__ int load_shared_atomic(uint32_t from) {
   int v;
@@ -79,6 +91,8 @@ __device__ __forceinline__ void store_shared(uint32_t to, int a) {
 __device__ __forceinline__ void store_shared(uint32_t to, int a, int b) {
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
 }
+
+__device__ __forceinline__ void store_shared_float(uint32_t to, float a) { store_shared(to, __float_as_int(a)); }
 
 // ---- numbers --------------------------------------------------------------------------------------------------------
 

@@ -7,38 +7,22 @@
 // as u. The depthwise convolution is a product, too, of 8 channels by diagonal matrices: nine taps are 72 products of
 // which 9 count, but the tensor cores have little else to do, and no lane converts or adds. Its result lies where the
 // product by the weights of `contract` wants its operand, and its middle tap is u where the sum wants it.
-#include "common.cuh"
 #include "gelu.cuh"
 #include "interface.h"
+#include "tile.cuh"
+#include "tile_launch.h"
 
 using namespace ribsr;
 
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kResident = 2;  // blocks per multiprocessor: one computes while the other waits
-constexpr int kColumns = 16;  // of a tile: the rows of a product
-constexpr int kWide = kColumns + 2;
-constexpr int kMostChannels = 64;
-
-struct Problem {
-  Map in, out;
-  const uint16_t *norm_weight, *norm_bias, *expand_weight, *expand_bias;
-  const uint16_t *depthwise_weight, *depthwise_bias, *contract_weight, *contract_bias;
-  int channels, hidden, height, width;
-  int tiles_x, tiles_y, tiles;
-  float epsilon, inverse_channels;
-  float exists[kMostChannels / 8];  // of each 8 channels: 1 if they exist, else 0
+struct Problem : Input {
+  Map out;
+  const uint16_t *expand_weight, *expand_bias, *depthwise_weight, *depthwise_bias, *contract_weight, *contract_bias;
+  int hidden;
 };
 
-// The taps in the order that products take them in, pairs where two make up an operand: see convolve. The last is twice
-// there, as two rows of a map are as many products with the columns to their right, but not the same.
-constexpr int kTaps = 10;
-constexpr uint64_t kTapOrder = 0x8552764310;  // the first in the lowest digit
-
-// Where things are in shared memory, in bytes. Rows of pixels and weights are an odd number of 16-byte pieces apart, so
-// that eight of them at the same place lie in different banks.
+// Where things are in shared memory, in bytes.
 template <int Channels, int Hidden, int Height>
 struct Layout {
   static constexpr int kOuter = Channels / 8, kInner = Hidden / 8;  // groups of 8 channels
@@ -47,9 +31,7 @@ struct Layout {
   static constexpr int kSixteens = (kPixels + 15) / 16;
   static constexpr int kTurns = (kSixteens + kWarps - 1) / kWarps;   // sixteens of a warp
   static constexpr int kRows = Channels <= 48 && Height >= 2 * kWarps ? 2 : 1;  // of a warp at a time
-  static constexpr int kOuterStep = 16 * (kOuter | 1), kInnerStep = 16 * (kInner | 1);
-  static constexpr int kTapStep = 48;  // ten 32-bit words of taps, those of a channel
-  static constexpr int kTapRows = 9;   // of 8 channels: theirs, and one of zeros
+  static constexpr int kOuterStep = kStep<kOuter>, kInnerStep = kStep<kInner>;
 
   static constexpr int kX = 0;
   static constexpr int kU = kX + 16 * kSixteens * kOuterStep;
@@ -64,25 +46,6 @@ struct Layout {
   static constexpr int kBytes = kTile + 16 * kWarps;
 };
 
-struct Tile {
-  int image, top, left, index;
-};
-
-__device__ __forceinline__ Tile locate(const Problem &problem, int index, int height) {
-  const int line = index / problem.tiles_x;
-  const int image = line / problem.tiles_y;
-  return {image, (line - image * problem.tiles_y) * height, (index - line * problem.tiles_x) * kColumns,
-          index};
-}
-
-// This thread. What follows from it is worked out where it is asked for, and not kept from one tile to the next: there
-// are no registers for that.
-__device__ __forceinline__ int own_thread() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 // A warp's tile lies in shared memory while it computes: the registers are wanted otherwise.
 template <class L>
 __device__ __forceinline__ uint32_t tile_place(uint32_t shared) {
@@ -94,63 +57,16 @@ __device__ __forceinline__ Tile current_tile(uint32_t shared) {
   return {static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w)};
 }
 
-__device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ uint2 load_shared_words(uint32_t from) {
-  uint2 v;
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_shared_float(uint32_t to, float a) { store_shared(to, __float_as_int(a)); }
-
-// Whether a pixel of the map is there, for coordinates that may be negative.
-__device__ __forceinline__ bool inside(const Problem &problem, int y, int x) {
-  return static_cast<unsigned>(y) < static_cast<unsigned>(problem.height) &&
-         static_cast<unsigned>(x) < static_cast<unsigned>(problem.width);
-}
-
-template <bool BF16>
-__device__ __forceinline__ float value_or_zero(const uint16_t *from, int index, int count) {
-  return index < count ? unpack<BF16>(from[index]).x : 0.0f;
-}
-
-// A [rows, columns] matrix of weights; zeros where it is smaller than Rows x 8 Groups.
-template <int Rows, int Groups>
-__device__ __forceinline__ void load_matrix(uint32_t to, const uint16_t *from, int rows, int columns) {
-  for (int i = threadIdx.x; i < Rows * Groups; i += kThreads) {
-    const int row = i / Groups, group = i - Groups * row;
-    const bool valid = row < rows && 8 * group < columns;
-    copy_async(to + 16 * ((Groups | 1) * row + group), valid ? from + row * columns + 8 * group : from, valid);
-  }
-}
-
 template <class L, bool BF16>
 __device__ __forceinline__ void load_weights(const Problem &problem, uint32_t shared) {
   constexpr int kChannels = 8 * L::kOuter, kHidden = 8 * L::kInner;
   load_matrix<kHidden, L::kOuter>(shared + L::kExpand, problem.expand_weight, problem.hidden, problem.channels);
   load_matrix<kChannels, L::kInner>(shared + L::kContract, problem.contract_weight, problem.channels, problem.hidden);
   copy_commit();
-  // A tap's word is a pair of neighbouring rows of its diagonal matrix in the column of channel i: one is zero.
-#pragma unroll 3
-  for (int i = threadIdx.x; i < L::kInner * L::kTapRows * kTaps; i += kThreads) {
-    const int row = i / kTaps, place = i - kTaps * row;
-    const int group = row / L::kTapRows, column = row - L::kTapRows * group;
-    const int channel = 8 * group + column, tap = static_cast<int>(kTapOrder >> 4 * place & 15);
-    const bool exists = column < 8 && channel < problem.hidden;
-    const uint32_t weight = exists ? problem.depthwise_weight[9 * channel + tap] : 0;
-    store_shared(shared + L::kTaps + L::kTapStep * row + 4 * place,
-                 static_cast<int>(column & 1 ? weight << 16 : weight));
-  }
+  load_diagonals<L::kInner>(problem.depthwise_weight, problem.hidden, shared + L::kTaps);
+  load_norm<L::kOuter, BF16>(problem, shared + L::kNorm);
   const int i = threadIdx.x;
-  if (i < kChannels) {  // two channels' weights, then their biases
-    const uint32_t to = shared + L::kNorm + 16 * (i / 2) + 4 * (i % 2);
-    store_shared_float(to, value_or_zero<BF16>(problem.norm_weight, i, problem.channels));
-    store_shared_float(to + 8, value_or_zero<BF16>(problem.norm_bias, i, problem.channels));
+  if (i < kChannels) {
     store_shared_float(shared + L::kContractBias + 4 * i,
                        value_or_zero<BF16>(problem.contract_bias, i, problem.channels));
   }
@@ -161,95 +77,12 @@ __device__ __forceinline__ void load_weights(const Problem &problem, uint32_t sh
   }
 }
 
-// The pixels that this warp will normalise, from the map to shared memory; zeros outside of it. A lane finds one of 16
-// pixels in the map and tells those that copy its pieces.
+// The pixels of a tile that this warp will normalise, and the tile itself.
 template <class L>
 __device__ __forceinline__ void fetch(const Problem &problem, int index, uint32_t shared) {
   const Tile tile = locate(problem, index, L::kHeight);
-  constexpr int kPieces = L::kOuter / 2;  // of a lane
-  constexpr unsigned kNowhere = 0xffffffffu;
-  const int thread = own_thread(), warp = thread / 32, lane = thread % 32;
-  if (lane == 0) store_shared(tile_place<L>(shared), tile.image, tile.top, tile.left, tile.index);
-  const auto *image = reinterpret_cast<const uint4 *>(problem.in.data + tile.image * problem.in.batch);
-  const auto row_step = static_cast<unsigned>(problem.in.row >> 3);
-  const auto column_step = static_cast<unsigned>(problem.in.column >> 3);
-  int pixel[kPieces], group[kPieces];
-#pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    pixel[i] = (lane + 32 * i) / L::kOuter;
-    group[i] = lane + 32 * i - L::kOuter * pixel[i];
-  }
-  const uint32_t to = shared + L::kX + 16 * warp * L::kOuterStep;
-#pragma unroll
-  for (int turn = 0; turn < L::kTurns; ++turn) {
-    const int first = 16 * (warp + kWarps * turn);
-    const int own = first + lane % 16;
-    const int row = own / kWide;
-    const int y = tile.top + row - 1, x = tile.left + own - kWide * row - 1;
-    const unsigned place = inside(problem, y, x) ? y * row_step + x * column_step : kNowhere;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const unsigned offset = __shfl_sync(kAllLanes, place, pixel[i]);
-      const bool valid = offset != kNowhere && 8 * group[i] < problem.channels;
-      if (first >= L::kPixels) continue;
-      copy_async(to + (16 * kWarps * turn + pixel[i]) * L::kOuterStep + 16 * group[i],
-                 image + (valid ? offset + group[i] : 0), valid);
-    }
-  }
-  copy_commit();
-}
-
-// Where a lane's row of a matrix of weights begins, for ldmatrix: lanes 0 to 15 name rows of 8 outputs, their first 8
-// inputs and the next, the others those of the next 8 outputs.
-__device__ __forceinline__ uint32_t matrix_row(int lane, int step) {
-  return (lane % 8 + lane / 16 * 8) * step + 16 * (lane / 8 % 2);
-}
-
-// 16 pixels, normalised, as operands of 16 channels each. This thread has two pixels, two channels of each 8.
-template <class L, bool BF16>
-__device__ __forceinline__ void normalise(uint32_t (&a)[L::kOuter / 2][4], const Problem &problem, uint32_t shared,
-                                          int first_pixel) {
-  const int lane = own_thread() % 32;
-  const uint32_t from = shared + L::kX + (first_pixel + lane % 16) * L::kOuterStep + 16 * (lane / 16);
-  float x[L::kOuter][4];
-  float sum[2] = {}, squares[2] = {};
-#pragma unroll
-  for (int k = 0; k < L::kOuter / 2; ++k) {
-    uint32_t words[4];
-    load_matrices(words, from + 32 * k);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = unpack<BF16>(words[i]);
-      x[2 * k + i / 2][2 * (i % 2)] = pair.x;
-      x[2 * k + i / 2][2 * (i % 2) + 1] = pair.y;
-      sum[i % 2] += pair.x + pair.y;
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float mean = quad_sum(sum[half]) * problem.inverse_channels;
-#pragma unroll
-    for (int j = 0; j < L::kOuter; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float &deviation = x[j][2 * half + i];
-        deviation = fmaf(-mean, problem.exists[j], deviation);
-        squares[half] = fmaf(deviation, deviation, squares[half]);
-      }
-    }
-    squares[half] = rsqrtf(fmaf(quad_sum(squares[half]), problem.inverse_channels, problem.epsilon));
-  }
-#pragma unroll
-  for (int j = 0; j < L::kOuter; ++j) {
-    const uint4 v = load_shared(shared + L::kNorm + 64 * j + 16 * (lane % 4));
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float scale = squares[half];
-      a[j / 2][2 * (j % 2) + half] =
-          pack<BF16>(fmaf(x[j][2 * half] * scale, __uint_as_float(v.x), __uint_as_float(v.z)),
-                     fmaf(x[j][2 * half + 1] * scale, __uint_as_float(v.y), __uint_as_float(v.w)));
-    }
-  }
+  if (own_thread() % 32 == 0) store_shared(tile_place<L>(shared), tile.image, tile.top, tile.left, tile.index);
+  fetch_pixels<L::kOuter, L::kPixels>(problem, tile, shared + L::kX);
 }
 
 // What a warp needs of the sixteens of pixels that it brings from x to u.
@@ -308,7 +141,9 @@ __device__ __forceinline__ void expand(const Problem &problem, uint32_t shared) 
   for (int turn = 0; turn < L::kTurns; ++turn) {
     const int first = 16 * (warp + kWarps * turn);
     batch.busy[turn] = first < L::kPixels && tile.top - 1 + first / kWide <= problem.height;
-    if (batch.busy[turn]) normalise<L, BF16>(batch.x[turn], problem, shared, first);
+    if (batch.busy[turn]) {
+      normalise<L::kOuter, BF16>(batch.x[turn], problem, shared + L::kNorm, shared + L::kX + first * L::kOuterStep);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int pixel = first + lane / 4 + 8 * half;
@@ -330,48 +165,14 @@ __device__ __forceinline__ void expand(const Problem &problem, uint32_t shared) 
   if constexpr (L::kInner % 2 != 0) expand_groups<L, 1, BF16>(batch, weights, bias, to);
 }
 
-// Of 8 channels: 16 columns of some rows of u and what lies around them, as operands.
-template <int Rows>
-struct Window {
-  uint32_t near[Rows + 2][4];           // of each row: the columns to the left, and the columns themselves
-  uint32_t right[(Rows + 3) / 2][4];    // of each two rows: the columns to the right
-
-  template <class L>
-  __device__ __forceinline__ void load(uint32_t left_place, uint32_t right_place) {
-#pragma unroll
-    for (int row = 0; row < Rows + 2; ++row) load_matrices(near[row], left_place + row * kWide * L::kInnerStep);
-#pragma unroll
-    for (int pair = 0; pair < (Rows + 3) / 2; ++pair) {
-      load_matrices(right[pair], right_place + 2 * pair * kWide * L::kInnerStep);
-    }
-  }
-};
-
-struct Taps {
-  uint32_t left[3][2];   // of each row: the left tap and the middle one
-  uint32_t right[2][2];  // of each two rows, 0 and 1, 1 and 2: the right taps
-};
-
-__device__ __forceinline__ Taps load_taps(uint32_t from) {
-  const uint4 low = load_shared(from), high = load_shared(from + 16);
-  const uint2 last = load_shared_words(from + 32);
-  return {{{low.x, low.y}, {low.z, low.w}, {high.x, high.y}}, {{high.z, high.w}, {last.x, last.y}}};
-}
-
 // u + gelu(depthwise(u)) of 8 channels, for each row two registers of an operand.
 template <int Rows, bool BF16>
-__device__ __forceinline__ void convolve(uint32_t (&a)[Rows][4], int half, const Window<Rows> &u, const Taps &taps,
+__device__ __forceinline__ void activate(uint32_t (&a)[Rows][4], int half, const Window<Rows> &u, const Taps &taps,
                                          float2 bias) {
 #pragma unroll
   for (int row = 0; row < Rows; ++row) {
-    float sums[4] = {bias.x, bias.y, bias.x, bias.y};
-#pragma unroll
-    for (int y = 0; y < 3; ++y) multiply_add<BF16>(sums, u.near[row + y], taps.left[y][0], taps.left[y][1]);
-    // Of the three rows' right columns, those two that came in together.
-    const int odd = row % 2;
-    const uint32_t(&single)[4] = u.right[odd ? row / 2 : row / 2 + 1];
-    multiply_add<BF16>(sums, u.right[(row + 1) / 2], taps.right[odd][0], taps.right[odd][1]);
-    multiply_add<BF16>(sums, single[2 * odd], single[2 * odd + 1], odd ? taps.right[0][0] : taps.right[1][1]);
+    float sums[4];
+    convolve<Rows, BF16>(sums, u, row, taps, bias);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float2 own = unpack<BF16>(u.near[row + 1][2 + i]);
@@ -404,12 +205,11 @@ struct Places {
 template <class L>
 __device__ __forceinline__ Places places_of(uint32_t shared, int first) {
   const int lane = own_thread() % 32;
-  const int second = lane / 16;               // lanes from 16 on name the pixels of an operand's second half
-  const bool diagonal = lane % 4 == lane / 8;  // the lanes that hold a diagonal matrix's diagonal
+  const int second = lane / 16;  // lanes from 16 on name the pixels of an operand's second half
   Places places;
   places.left = shared + L::kU + (first * kWide + lane % 16 + second) * L::kInnerStep;
   places.right = shared + L::kU + ((first + second) * kWide + lane % 16 + 2) * L::kInnerStep;
-  places.taps = shared + L::kTaps + L::kTapStep * (diagonal ? lane / 4 : 8);
+  places.taps = shared + L::kTaps + own_taps(lane);
   places.bias = shared + L::kDepthwiseBias + 8 * (lane % 4);
   places.weights = shared + L::kContract + matrix_row(lane, L::kInnerStep);
   return places;
@@ -422,9 +222,9 @@ __device__ __forceinline__ void contract_groups(Sums<L::kRows, L::kOuter> &sums,
 #pragma unroll
   for (int half = 0; half < Count; ++half) {
     Window<L::kRows> window;
-    window.template load<L>(places.left + 16 * half, places.right + 16 * half);
-    const Taps taps = load_taps(places.taps + L::kTapRows * L::kTapStep * half);
-    convolve<L::kRows, BF16>(a, half, window, taps, load_shared_pair(places.bias + 32 * half));
+    window.load(places.left + 16 * half, places.right + 16 * half, kWide * L::kInnerStep);
+    const Taps taps = load_taps(places.taps + kTapRows * kTapStep * half);
+    activate<L::kRows, BF16>(a, half, window, taps, load_shared_pair(places.bias + 32 * half));
   }
 #pragma unroll
   for (int n = 0; n < L::kOuter; n += 2) {
@@ -445,7 +245,7 @@ __device__ __forceinline__ void contract_groups(Sums<L::kRows, L::kOuter> &sums,
   }
   places.left += 32;
   places.right += 32;
-  places.taps += 2 * L::kTapRows * L::kTapStep;
+  places.taps += 2 * kTapRows * kTapStep;
   places.bias += 64;
   places.weights += 32;
 }
@@ -558,22 +358,12 @@ constexpr Instance kInstances[] = {instance<48, 72, 16>(), instance<48, 72, 8>()
                                    instance<64, 80, 8>(), instance<64, 96, 8>()};
 constexpr int kMostHidden = 96;
 
-int divide_up(int size, int part) { return (size + part - 1) / part; }
-
 const Instance *choose(const RibsrFeedForwardParams &p, int available) {
   for (const Instance &one : kInstances) {
     if (p.channels <= one.channels && p.hidden <= one.hidden && one.bytes <= available) return &one;
   }
   return nullptr;
 }
-
-int32_t attribute(int *value, cudaDeviceAttr which, int device) {
-  const cudaError_t error = cudaDeviceGetAttribute(value, which, device);
-  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "no usable CUDA device: %s", cudaGetErrorString(error));
-  return RIBSR_OK;
-}
-
-bool aligned(const void *data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 int32_t check_supported(const RibsrFeedForwardParams &p) {
   if (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden) {
@@ -590,34 +380,13 @@ int32_t check_supported(const RibsrFeedForwardParams &p) {
 }
 
 int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
-  int available = 0, of_multiprocessor = 0;
-  int32_t code = attribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index);
-  if (code == RIBSR_OK) {
-    code = attribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.index);
-  }
+  int available = 0;
+  const int32_t code = shared_memory(&available, device);
   if (code != RIBSR_OK) return code;
   const Instance *chosen = choose(p, available);
-  if (chosen == nullptr) {
-    return fail(RIBSR_UNSUPPORTED, "device %d has %d bytes of shared memory for a block: too few", device.index,
-                available);
-  }
-  problem.tiles_x = divide_up(p.width, kColumns);
-  problem.tiles_y = divide_up(p.height, chosen->height);
-  const long long tiles = 1ll * p.batch * problem.tiles_y * problem.tiles_x;
-  // The walk's index goes beyond the last tile by less than a grid.
-  RIBSR_CHECK(tiles < (1ll << 30), "the map is too large: %lld tiles", tiles);
-  problem.tiles = static_cast<int>(tiles);
-  constexpr int kReserved = 1024;  // by the system, for each block
-  const int resident = of_multiprocessor / (chosen->bytes + kReserved) >= kResident ? kResident : 1;
-  const int most = resident * device.multiprocessors;
-  const auto kernel = p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, chosen->bytes);
-  if (error == cudaSuccess) {  // or else there may be room for one block only
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  }
-  if (error != cudaSuccess) return launched(error);
-  kernel<<<problem.tiles < most ? problem.tiles : most, kThreads, chosen->bytes, stream>>>(problem);
-  return launched(cudaGetLastError());
+  if (chosen == nullptr) return too_little_memory(device, available);
+  return launch_tiles(p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16, problem, p.batch, chosen->height,
+                      chosen->bytes, device, stream);
 }
 
 }  // namespace
@@ -642,22 +411,14 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
 
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   Problem problem{};
-  problem.in = map_of(p.in);
+  set_input(problem, p);
   problem.out = map_of(p.out);
-  problem.norm_weight = weights(p.norm_weight);
-  problem.norm_bias = weights(p.norm_bias);
   problem.expand_weight = weights(p.expand_weight);
   problem.expand_bias = weights(p.expand_bias);
   problem.depthwise_weight = weights(p.depthwise_weight);
   problem.depthwise_bias = weights(p.depthwise_bias);
   problem.contract_weight = weights(p.contract_weight);
   problem.contract_bias = weights(p.contract_bias);
-  problem.channels = p.channels;
   problem.hidden = p.hidden;
-  problem.height = p.height;
-  problem.width = p.width;
-  problem.epsilon = p.epsilon;
-  problem.inverse_channels = 1.0f / static_cast<float>(p.channels);
-  for (int j = 0; j < kMostChannels / 8; ++j) problem.exists[j] = 8 * j < p.channels ? 1.0f : 0.0f;
   return launch(problem, p, device, static_cast<cudaStream_t>(stream));
 }

@@ -64,12 +64,21 @@ class FeedForward(OpRun):
         return (operator.feed_forward_reference(*tensors, epsilon=epsilon).numpy().astype(x.dtype),)
 
 
+class AttentionInputs(OpRun):
+    op_domain = cyclic_window.DOMAIN
+
+    def _run(self, x, *weights, epsilon, **_):
+        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights)]
+        results = operator.attention_inputs_reference(*tensors, epsilon=epsilon)
+        return tuple(result.numpy().astype(x.dtype) for result in results)
+
+
 def evaluate(model: onnx.ModelProto, x: np.ndarray, name: str = "input") -> list[np.ndarray]:
     """What ONNX's reference evaluator makes of a model in plugin form."""
     return [np.asarray(y) for y in ReferenceEvaluator(model, new_ops=PLUGINS).run(None, {name: x})]
 
 
-PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3, FeedForward]
+PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3, FeedForward, AttentionInputs]
 
 
 def half_of(bare: onnx.ModelProto) -> onnx.ModelProto:
@@ -79,6 +88,8 @@ def half_of(bare: onnx.ModelProto) -> onnx.ModelProto:
 
 NARROW = ("sst_shifted_x2", "sst_pixelshuffle_x3", "sst-light")
 """Networks whose feed-forward halves are narrow enough, and of multiples of 8 channels."""
+NARROW_ATTENTION = ("escrib_x2", "sst-light", "esc-rib")
+"""The same of what comes before the attention; in the first two of NARROW that has heads padded beyond the channels."""
 
 
 def attributes_of(node: onnx.NodeProto) -> dict:
@@ -93,6 +104,7 @@ def test_fused_graph_computes_the_same(name, opset, monkeypatch):
     fused = lower.lower(bare, "plugin")
     count = fuse.count(fused)
     assert (count.pop("FeedForward") > 0) == (name in NARROW)
+    assert (count.pop("AttentionInputs") > 0) == (name in NARROW_ATTENTION)
     assert min(count.values()) > 0
     x = golden.x[:1, :, :13, :10]
     (y,) = evaluate(fused, x)
@@ -129,7 +141,9 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
     assert count["FeedForward"] == (count["CyclicWindowAttention"] if name in NARROW else 0)
-    assert count["ChannelLayerNorm"] + count["FeedForward"] == before.count("LayerNormalization")
+    assert count["AttentionInputs"] == (count["CyclicWindowAttention"] if name in NARROW_ATTENTION else 0)
+    norms = count["ChannelLayerNorm"] + count["FeedForward"] + count["AttentionInputs"]
+    assert norms == before.count("LayerNormalization")
     assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
     weights = {tensor.name: list(tensor.dims) for tensor in bare.graph.initializer}
     depthwise = [
@@ -137,10 +151,11 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
         for node in bare.graph.node
         if node.op_type == "Conv" and weights[node.input[1]] == [attributes_of(node)["group"], 1, 3, 3]
     ]
-    assert count["DepthwiseConv3x3"] + count["FeedForward"] == len(depthwise) > 0
+    assert count["DepthwiseConv3x3"] + count["FeedForward"] + count["AttentionInputs"] == len(depthwise) > 0
     # One with GELU for each feed-forward block, one without for each attention's gate.
     nodes = [attributes_of(node) for node in fused.graph.node if node.op_type == "DepthwiseConv3x3"]
-    assert sum(node["add_gelu"] == 0 for node in nodes) == count["CyclicWindowAttention"]
+    gates = sum(node["add_gelu"] == 0 for node in nodes)
+    assert gates == count["CyclicWindowAttention"] - count["AttentionInputs"]
     assert all(node["add_gelu"] == node["input_gelu"] for node in nodes)
     assert sum(found.count(op) for op in ("Erf", "Gelu")) == before.count("Erf") + before.count("Gelu") - 2 * (
         sum(node["add_gelu"] for node in nodes) + count["FeedForward"]
@@ -161,7 +176,9 @@ def test_plugin_nodes_have_their_attributes_inputs_and_one_type(name, dtype, num
     }
     if name in NARROW:
         expected["FeedForward"] = {"epsilon"}
-    inputs = {"CyclicWindowAttention": 4, "FeedForward": 9}
+    if name in NARROW_ATTENTION:
+        expected["AttentionInputs"] = {"epsilon"}
+    inputs = {"CyclicWindowAttention": 4, "FeedForward": 9, "AttentionInputs": 9}
     seen = set()
     for node in fused.graph.node:
         if node.domain != "ribsr":
@@ -338,3 +355,67 @@ def test_feed_forward_with_a_weight_in_float32_is_not_fused():
             tensor.CopyFrom(onnx.numpy_helper.from_array(single, "cw"))
     count = fuse.count(fuse.to_plugins(model))
     assert (count["FeedForward"], count["ChannelLayerNorm"], count["DepthwiseConv3x3"]) == (0, 1, 1)
+
+
+def attention_inputs(
+    channels: int = 8, inner: int = 8, read: str = "", source: str = "norm", kernel: int = 1, gelu: bool = False
+) -> onnx.ModelProto:
+    """What comes before an attention, half-precision weights; read: a tensor in it that is an output as well."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "nw": (channels,), "nb": (channels,), "pw": (3 * inner, channels, kernel, kernel), "pb": (3 * inner,),
+        "dw": (channels, 1, 3, 3), "db": (channels,), "mw": (inner, channels, 1, 1),
+    }  # fmt: skip
+    pads = ", ".join([str(kernel // 2)] * 4)
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 20]>
+    g (float16[1, {channels}, h, w] x) => (float16[1, {3 * inner}, h, w] qkv, float16[1, {inner}, h, w] gate
+      {f", float16[1, {channels}, h, w] {read}" if read else ""}) {{
+      t = Transpose <perm = [0, 2, 3, 1]> (x)
+      n = LayerNormalization <axis = -1, epsilon = 0.001> (t, nw, nb)
+      norm = Transpose <perm = [0, 3, 1, 2]> (n)
+      qkv = Conv <pads = [{pads}]> (norm, pw, pb)
+      {"u = Gelu (norm)" if gelu else ""}
+      d = Conv <group = {channels}, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> ({source}, dw, db)
+      {"e = Gelu (d)" if gelu else ""}
+      {"sum = Add (u, e)" if gelu else ""}
+      gate = Conv ({"sum" if gelu else "d"}, mw)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape) / 2
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float16), name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, True),
+        ({"channels": 64, "inner": 64}, True),
+        ({"channels": 72, "inner": 72}, False),
+        ({"channels": 12, "inner": 12}, False),
+        ({"inner": 16}, False),
+        ({"kernel": 3}, False),
+        ({"source": "x"}, False),
+        ({"source": "u", "gelu": True}, False),
+        *(({"read": tensor}, False) for tensor in ("norm", "d")),
+    ],
+)
+def test_attention_inputs_are_fused_where_they_are_of_few_channels(options, fused):
+    """In every case the graph computes the same; the bias that the last convolution lacks is zero."""
+    model = attention_inputs(**options)
+    plugin = fuse.to_plugins(model)
+    assert fuse.count(plugin)["AttentionInputs"] == int(fused)
+    assert fused == (len(plugin.graph.node) == 1)
+    x = np.random.default_rng(1).normal(size=(1, options.get("channels", 8), 6, 5)).astype(np.float16)
+    results = [ReferenceEvaluator(one, new_ops=PLUGINS).run(None, {"x": x}) for one in (plugin, model)]
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(theirs), rtol=0, atol=6e-2)
+
+
+def test_attention_inputs_whose_norm_is_read_once_more_are_not_fused():
+    model = attention_inputs()
+    model.graph.node.append(onnx.helper.make_node("Sigmoid", ["norm"], ["more"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT16, None))
+    assert fuse.count(fuse.to_plugins(model))["AttentionInputs"] == 0

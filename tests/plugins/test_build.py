@@ -172,3 +172,37 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
     with pytest.raises(library.LibraryError) as error:
         library.call(params, 0)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": 0}, "AttentionInputs: dtype 0 is neither float16"),
+        ({"channels": 0}, "channels is 0: it must be positive"),
+        ({"width": 0}, "all must be positive"),
+        ({"epsilon": -1.0}, "epsilon is -1"),
+        ({"mix_bias": None}, "an array is null"),
+        ({"gate": 0}, "must not overlap"),
+        ({"channels": 44}, "multiples of 8 up to 64 are supported"),
+        ({"channels": 72}, "multiples of 8 up to 64 are supported"),
+        ({"column_stride": 52}, "must be channels-last"),
+        ({"channel_stride": 64}, "must be channels-last"),
+        ({"mix_weight": 8}, "aligned to 16 bytes"),
+    ],
+)
+def test_parameters_of_attention_inputs_are_checked(loaded: None, changes: dict[str, object], message: str) -> None:
+    memory = ctypes.create_string_buffer(128)  # checks come before any access
+    pointer = (ctypes.addressof(memory) + 15) // 16 * 16
+    strides = {"batch_stride": 4096, "channel_stride": 1, "row_stride": 1024, "column_stride": 144}
+    strides |= {name: value for name, value in changes.items() if name in strides}
+    places = {"input": 0, "qkv": 16, "gate": changes.get("gate", 32)}
+    maps = {name: library.Map(pointer + place, **strides) for name, place in places.items()}
+    names = [f"{part}_{kind}" for part in ("norm", "project", "depthwise", "mix") for kind in ("weight", "bias")]
+    values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "height": 4, "width": 4}
+    changed = {name: value for name, value in changes.items() if name not in {*strides, "gate"}}
+    if changed.get("mix_weight"):
+        changed["mix_weight"] = pointer + 8
+    params = library.AttentionInputsParams(**(values | maps | dict.fromkeys(names, pointer) | changed))
+    with pytest.raises(library.LibraryError) as error:
+        library.call(params, 0)
+    assert message in str(error.value)

@@ -116,8 +116,20 @@ struct Node {
   std::vector<std::vector<int64_t>> shapes;  // of the inputs
   std::vector<bool> maps;
   size_t like;
-  std::function<std::vector<double>(const Arrays &)> reference;
+  std::function<Arrays(const Arrays &)> reference;
   bool linear = true;  // whether the maps may be kLINEAR, not kHWC8 only
+  struct Dimension {
+    size_t input, axis;
+  };
+  std::vector<Dimension> outputs{};  // which dimensions their channels are; none stands for one output just like `like`
+
+  std::vector<std::vector<int64_t>> results() const {
+    std::vector<std::vector<int64_t>> all(std::max<size_t>(outputs.size(), 1), shapes[like]);
+    for (size_t index = 0; index < outputs.size(); ++index) {
+      all[index][1] = shapes[outputs[index].input][outputs[index].axis];
+    }
+    return all;
+  }
 };
 
 int64_t volume(const std::vector<int64_t> &shape) {
@@ -252,6 +264,12 @@ std::vector<double> feed_forward(const Arrays &in, const std::vector<int64_t> &s
   return out;
 }
 
+Arrays attention_inputs(const Arrays &in, const std::vector<int64_t> &shape, double epsilon) {
+  const std::vector<double> normal = layer_norm(in, shape, epsilon);
+  return {pointwise(normal, shape, in[3], in[4]),
+          pointwise(depthwise({normal, in[5], in[6]}, shape, false, false), shape, in[7], in[8])};
+}
+
 std::vector<Node> nodes() {
   std::vector<Node> all;
   const auto add_attention = [&](const char *label, int32_t heads, int32_t depth, int32_t rank, int32_t window_height,
@@ -271,8 +289,8 @@ std::vector<Node> nodes() {
     fields.push_back(int64 ? longs("gate_sigmoid", {gate_sigmoid}) : ints("gate_sigmoid", {gate_sigmoid}));
     all.push_back({label, "CyclicWindowAttention", fields, shapes, {true, false, false, true}, 3,
                    [=](const Arrays &in) {
-                     return attention(in, shapes, window_height, window_width, shift_y, shift_x, scale,
-                                      gate_sigmoid == 1);
+                     return Arrays{attention(in, shapes, window_height, window_width, shift_y, shift_x, scale,
+                                             gate_sigmoid == 1)};
                    }});
   };
   add_attention("attention, window 16, shift 3, 2 heads of 16", 2, 16, 16, 16, 16, 3, 3, false, 0);
@@ -283,14 +301,14 @@ std::vector<Node> nodes() {
     const std::vector<int64_t> shape{2, channels, 37, 53};
     all.push_back({"layer norm, " + std::to_string(channels) + " channels", "ChannelLayerNorm",
                    {real("epsilon", 1e-5f)}, {shape, {channels}, {channels}}, {true, false, false}, 0,
-                   [=](const Arrays &in) { return layer_norm(in, shape, 1e-5); }});
+                   [=](const Arrays &in) { return Arrays{layer_norm(in, shape, 1e-5)}; }});
     for (const int32_t flags : {0, 1, 2, 3}) {
       const int32_t add_gelu = flags & 1, input_gelu = flags >> 1;
       all.push_back({"depthwise" + std::string(input_gelu ? " of GELU, " : ", ") + std::to_string(channels) +
                          " channels" + (add_gelu ? ", GELU and sum" : ""),
                      "DepthwiseConv3x3", {ints("add_gelu", {add_gelu}), ints("input_gelu", {input_gelu})},
                      {shape, {channels, 1, 3, 3}, {channels}}, {true, false, false}, 0,
-                     [=](const Arrays &in) { return depthwise(in, shape, add_gelu == 1, input_gelu == 1); }});
+                     [=](const Arrays &in) { return Arrays{depthwise(in, shape, add_gelu == 1, input_gelu == 1)}; }});
     }
   }
   for (const auto &[channels, hidden] : {std::pair<int64_t, int64_t>{48, 72}, {64, 80}}) {
@@ -300,7 +318,16 @@ std::vector<Node> nodes() {
                    {shape, {channels}, {channels}, {hidden, channels, 1, 1}, {hidden}, {hidden, 1, 3, 3}, {hidden},
                     {channels, hidden, 1, 1}, {channels}},
                    {true, false, false, false, false, false, false, false, false}, 0,
-                   [=](const Arrays &in) { return feed_forward(in, shape, 1e-6); }, false});
+                   [=](const Arrays &in) { return Arrays{feed_forward(in, shape, 1e-6)}; }, false});
+  }
+  for (const int64_t channels : {48, 64}) {
+    const std::vector<int64_t> shape{2, channels, 37, 53};
+    all.push_back({"attention inputs, " + std::to_string(channels) + " channels", "AttentionInputs",
+                   {real("epsilon", 1e-6f)},
+                   {shape, {channels}, {channels}, {3 * channels, channels, 1, 1}, {3 * channels}, {channels, 1, 3, 3},
+                    {channels}, {channels, channels, 1, 1}, {channels}},
+                   {true, false, false, false, false, false, false, false, false}, 0,
+                   [=](const Arrays &in) { return attention_inputs(in, shape, 1e-6); }, false, {{3, 0}, {7, 0}}});
   }
   return all;
 }
@@ -354,25 +381,34 @@ uint16_t *upload(const std::vector<uint16_t> &values) {
 }
 
 struct Tensors {
-  std::vector<PluginTensorDesc> in;
-  PluginTensorDesc out;
-  Layout layout;
+  std::vector<PluginTensorDesc> in, out;
+  std::vector<Layout> layouts;  // of the outputs
   std::vector<void *> inputs;
 };
 
-std::vector<uint16_t> enqueue(IPluginV3 &plugin, const Tensors &tensors) {
+using Results = std::vector<std::vector<uint16_t>>;
+
+Results enqueue(IPluginV3 &plugin, const Tensors &tensors) {
   auto *runtime = static_cast<IPluginV3OneRuntime *>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-  std::vector<uint16_t> result(tensors.layout.size() + kGuard, kPoison);
-  void *output = upload(result);
+  Results results;
+  std::vector<void *> outputs;
+  for (const Layout &layout : tensors.layouts) {
+    results.emplace_back(layout.size() + kGuard, kPoison);
+    outputs.push_back(upload(results.back()));
+  }
   cudaStream_t stream;
   cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-  expect(runtime->enqueue(tensors.in.data(), &tensors.out, tensors.inputs.data(), &output, nullptr, stream) == 0,
+  expect(runtime->enqueue(tensors.in.data(), tensors.out.data(), tensors.inputs.data(), outputs.data(), nullptr,
+                          stream) == 0,
          "enqueue");
   cuda(cudaStreamSynchronize(stream), "enqueue");
-  cuda(cudaMemcpy(result.data(), output, result.size() * 2, cudaMemcpyDeviceToHost), "download");
+  for (size_t index = 0; index < results.size(); ++index) {
+    std::vector<uint16_t> &result = results[index];
+    cuda(cudaMemcpy(result.data(), outputs[index], result.size() * 2, cudaMemcpyDeviceToHost), "download");
+    cuda(cudaFree(outputs[index]), "cudaFree");
+  }
   cuda(cudaStreamDestroy(stream), "stream");
-  cuda(cudaFree(output), "cudaFree");
-  return result;
+  return results;
 }
 
 void compare(const std::vector<uint16_t> &result, const std::vector<double> &expected, const Layout &layout,
@@ -430,28 +466,33 @@ void check_shapes(const Node &node, IPluginV3OneBuild &build) {
       inputs[index].d[axis] = expressions.back().get();
     }
   }
-  DimsExprs output{};
-  const int32_t count = static_cast<int32_t>(inputs.size());
-  expect(build.getOutputShapes(inputs.data(), count, nullptr, 0, &output, 1, builder) == 0, "getOutputShapes");
-  const DimsExprs &like = inputs[node.like];
-  expect(output.nbDims == 4 && std::equal(output.d, output.d + 4, like.d), "the output's dimensions are the input's");
+  const int32_t count = static_cast<int32_t>(inputs.size()), wanted = static_cast<int32_t>(node.results().size());
+  std::vector<DimsExprs> outputs(wanted);
+  expect(build.getOutputShapes(inputs.data(), count, nullptr, 0, outputs.data(), wanted, builder) == 0,
+         "getOutputShapes");
+  for (size_t index = 0; index < outputs.size(); ++index) {
+    DimsExprs like = inputs[node.like];
+    if (index < node.outputs.size()) like.d[1] = inputs[node.outputs[index].input].d[node.outputs[index].axis];
+    expect(outputs[index].nbDims == 4 && std::equal(like.d, like.d + 4, outputs[index].d),
+           "an output's dimensions are the input's, its channels those of the weights");
+  }
   refused("inputs instead of", [&] {
-    return build.getOutputShapes(inputs.data(), count - 1, nullptr, 0, &output, 1, builder) == 0;
+    return build.getOutputShapes(inputs.data(), count - 1, nullptr, 0, outputs.data(), wanted, builder) == 0;
   });
 }
 
 // Asks as TensorRT does: position by position, with later positions not valid yet. Every complete answer is collected.
-void search_formats(IPluginV3OneBuild &build, std::vector<DynamicPluginTensorDesc> &tensors, size_t position,
-                    std::vector<std::vector<DynamicPluginTensorDesc>> &found) {
+void search_formats(IPluginV3OneBuild &build, int32_t inputs, std::vector<DynamicPluginTensorDesc> &tensors,
+                    size_t position, std::vector<std::vector<DynamicPluginTensorDesc>> &found) {
   if (position == tensors.size()) return found.push_back(tensors);
   constexpr int32_t kTypes = 9, kFormats = 13;
   for (int32_t type = 0; type < kTypes; ++type)
     for (int32_t format = 0; format < kFormats; ++format) {
       tensors[position].desc.type = static_cast<DataType>(type);
       tensors[position].desc.format = static_cast<TensorFormat>(format);
-      const int32_t inputs = static_cast<int32_t>(tensors.size()) - 1;
-      if (build.supportsFormatCombination(static_cast<int32_t>(position), tensors.data(), inputs, 1)) {
-        search_formats(build, tensors, position + 1, found);
+      const int32_t outputs = static_cast<int32_t>(tensors.size()) - inputs;
+      if (build.supportsFormatCombination(static_cast<int32_t>(position), tensors.data(), inputs, outputs)) {
+        search_formats(build, inputs, tensors, position + 1, found);
       }
     }
   tensors[position].desc.type = static_cast<DataType>(99);
@@ -459,13 +500,13 @@ void search_formats(IPluginV3OneBuild &build, std::vector<DynamicPluginTensorDes
 }
 
 void check_formats(const Node &node, IPluginV3OneBuild &build) {
-  std::vector<DynamicPluginTensorDesc> tensors(node.shapes.size() + 1);
+  std::vector<DynamicPluginTensorDesc> tensors(node.shapes.size() + node.results().size());
   for (DynamicPluginTensorDesc &tensor : tensors) {
     tensor.desc.type = static_cast<DataType>(99);
     tensor.desc.format = static_cast<TensorFormat>(99);
   }
   std::vector<std::vector<DynamicPluginTensorDesc>> found;
-  search_formats(build, tensors, 0, found);
+  search_formats(build, static_cast<int32_t>(node.shapes.size()), tensors, 0, found);
   const size_t wanted = node.linear ? 4 : 2;
   expect(found.size() == wanted, "two types in every format, not " + std::to_string(found.size()) + " combinations");
   for (const auto &combination : found) {
@@ -474,7 +515,7 @@ void check_formats(const Node &node, IPluginV3OneBuild &build) {
     expect(first.format == TensorFormat::kHWC8 || (node.linear && first.format == TensorFormat::kLINEAR),
            "kHWC8 or kLINEAR only");
     for (size_t index = 0; index < combination.size(); ++index) {
-      const bool map = index == node.maps.size() || node.maps[index];
+      const bool map = index >= node.maps.size() || node.maps[index];
       expect(combination[index].desc.type == first.type, "one type for all");
       expect(combination[index].desc.format == (map ? first.format : TensorFormat::kLINEAR),
              "maps alike, constants linear");
@@ -490,11 +531,12 @@ void check_configuration(const Node &node, IPluginV3OneBuild &build, const Tenso
     if (node.maps[index]) dynamic.desc.dims.d[0] = dynamic.desc.dims.d[2] = dynamic.desc.dims.d[3] = -1;
     in.push_back(dynamic);
   }
-  const DynamicPluginTensorDesc out{tensors.out, tensors.out.dims, tensors.out.dims, tensors.out.dims};
-  const int32_t count = static_cast<int32_t>(in.size());
-  expect(build.configurePlugin(in.data(), count, &out, 1) == 0, "configurePlugin");
+  std::vector<DynamicPluginTensorDesc> out;
+  for (const PluginTensorDesc &one : tensors.out) out.push_back({one, one.dims, one.dims, one.dims});
+  const int32_t count = static_cast<int32_t>(in.size()), outputs = static_cast<int32_t>(out.size());
+  expect(build.configurePlugin(in.data(), count, out.data(), outputs) == 0, "configurePlugin");
   in[1].desc.dims.d[0] += 1;
-  refused(node.name.c_str(), [&] { return build.configurePlugin(in.data(), count, &out, 1) == 0; });
+  refused(node.name.c_str(), [&] { return build.configurePlugin(in.data(), count, out.data(), outputs) == 0; });
 }
 
 std::vector<Field> copied(const PluginFieldCollection *fields) {
@@ -511,7 +553,8 @@ Plugin attached(IPluginV3 &plugin, Context &context, const Tensors &tensors) {
   auto *runtime = static_cast<IPluginV3OneRuntime *>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME));
   Plugin made(runtime->attachToContext(&context));
   auto *own = static_cast<IPluginV3OneRuntime *>(made->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-  expect(own->onShapeChange(tensors.in.data(), static_cast<int32_t>(tensors.in.size()), &tensors.out, 1) == 0,
+  expect(own->onShapeChange(tensors.in.data(), static_cast<int32_t>(tensors.in.size()), tensors.out.data(),
+                            static_cast<int32_t>(tensors.out.size())) == 0,
          "onShapeChange");
   return made;
 }
@@ -523,8 +566,10 @@ void run_case(const Node &node, DataType type, TensorFormat format, bool host_on
   for (size_t index = 0; index < node.shapes.size(); ++index) {
     tensors.in.push_back(description(node.shapes[index], type, node.maps[index] ? format : TensorFormat::kLINEAR));
   }
-  tensors.out = description(node.shapes[node.like], type, format);
-  tensors.layout = {node.shapes[node.like], format};
+  for (const std::vector<int64_t> &shape : node.results()) {
+    tensors.out.push_back(description(shape, type, format));
+    tensors.layouts.push_back({shape, format});
+  }
 
   // Build phase
   Plugin original = create(node, node.fields, TensorRTPhase::kBUILD);
@@ -536,11 +581,13 @@ void run_case(const Node &node, DataType type, TensorFormat format, bool host_on
   auto *build = static_cast<IPluginV3OneBuild *>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
   expect(core->getPluginName() == node.name && !strcmp(core->getPluginVersion(), "1") &&
              !strcmp(core->getPluginNamespace(), "ribsr"), "name, version, namespace");
-  expect(build->getNbOutputs() == 1, "one output");
-  DataType output_type{};
+  const int32_t outputs = static_cast<int32_t>(tensors.out.size());
+  expect(build->getNbOutputs() == outputs, "as many outputs as wanted");
+  std::vector<DataType> output_types(outputs);
   const std::vector<DataType> types(node.shapes.size(), type);
-  expect(build->getOutputDataTypes(&output_type, 1, types.data(), static_cast<int32_t>(types.size())) == 0 &&
-             output_type == type, "the output's type is the inputs'");
+  const int32_t inputs = static_cast<int32_t>(types.size());
+  expect(build->getOutputDataTypes(output_types.data(), outputs, types.data(), inputs) == 0 &&
+             output_types == std::vector<DataType>(outputs, type), "the outputs' type is the inputs'");
   check_shapes(node, *build);
   check_formats(node, *build);
   check_configuration(node, *build, tensors);
@@ -561,10 +608,10 @@ void run_case(const Node &node, DataType type, TensorFormat format, bool host_on
 
   if (host_only) {  // the kernel's own checks come before it touches a device
     const std::vector<const void *> none(node.shapes.size(), nullptr);
-    void *output = nullptr;
+    std::vector<void *> nowhere(outputs, nullptr);
     auto *own = static_cast<IPluginV3OneRuntime *>(second->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     refused("null", [&] {
-      return own->enqueue(tensors.in.data(), &tensors.out, none.data(), &output, nullptr, nullptr) == 0;
+      return own->enqueue(tensors.in.data(), tensors.out.data(), none.data(), nowhere.data(), nullptr, nullptr) == 0;
     });
     return;
   }
@@ -583,13 +630,16 @@ void run_case(const Node &node, DataType type, TensorFormat format, bool host_on
     }
     tensors.inputs.push_back(upload(memory));
   }
-  const std::vector<uint16_t> result = enqueue(*first, tensors);
-  compare(result, node.reference(values), tensors.layout, type);
-  std::vector<uint16_t> again, beside;
+  const Results results = enqueue(*first, tensors);
+  const Arrays expected = node.reference(values);
+  for (size_t index = 0; index < results.size(); ++index) {
+    compare(results[index], expected[index], tensors.layouts[index], type);
+  }
+  Results again, beside;
   std::thread other([&] { beside = enqueue(*third, tensors); });  // two contexts of one engine at once
   again = enqueue(*second, tensors);
   other.join();
-  expect(again == result && beside == result, "the same bits from the plugin made of the serialised fields");
+  expect(again == results && beside == results, "the same bits from the plugin made of the serialised fields");
   for (void *memory : tensors.inputs) cuda(cudaFree(memory), "cudaFree");
 }
 
@@ -620,6 +670,7 @@ void bad_attributes() {
   other("epsilon is missing", "ChannelLayerNorm", {real("eps", 1e-5f)});
   other("epsilon is -1", "ChannelLayerNorm", {real("epsilon", -1.0f)});
   other("epsilon is -2", "FeedForward", {real("epsilon", -2.0f)});
+  other("epsilon is -3", "AttentionInputs", {real("epsilon", -3.0f)});
   other("add_gelu is 2", "DepthwiseConv3x3", {ints("add_gelu", {2}), ints("input_gelu", {0})});
   other("input_gelu is -1", "DepthwiseConv3x3", {ints("add_gelu", {1}), ints("input_gelu", {-1})});
   refused("epsilon is missing", [&] {
@@ -642,7 +693,7 @@ void load(const char *path) {
   set(&finder);
   int32_t count = 0;
   IPluginCreatorInterface *const *list = get(count);
-  expect(count == 4, "four creators");
+  expect(count == 5, "five creators");
   for (int32_t index = 0; index < count; ++index) {
     const InterfaceInfo info = list[index]->getInterfaceInfo();
     expect(!strcmp(info.kind, "PLUGIN CREATOR_V3ONE") && info.major == 1, "an IPluginCreatorV3One");
@@ -674,6 +725,7 @@ int main(int count, char **arguments) {
   check_names("ChannelLayerNorm", {"epsilon"});
   check_names("DepthwiseConv3x3", {"add_gelu", "input_gelu"});
   check_names("FeedForward", {"epsilon"});
+  check_names("AttentionInputs", {"epsilon"});
   bad_attributes();
   for (const Node &node : nodes())
     for (const DataType type : {DataType::kHALF, DataType::kBF16})

@@ -120,17 +120,19 @@ bool supports(bool is_map, bool linear, const PluginTensorDesc &first, const Plu
          tensor.format == (is_map ? first.format : TensorFormat::kLINEAR);
 }
 
-bool output_shape(const char *name, int32_t count, int32_t wanted, int32_t like, const DimsExprs *inputs,
-                  DimsExprs *output) noexcept {
+bool output_shape(const char *name, int32_t count, int32_t wanted, int32_t like, Dimension channels,
+                  const DimsExprs *inputs, DimsExprs *output) noexcept {
   if (count != wanted) {
     report("%s: has %d inputs instead of %d", name, count, wanted);
     return false;
   }
-  if (inputs[like].nbDims != 4) {
-    report("%s: input %d has %d dimensions instead of 4", name, like, inputs[like].nbDims);
+  for (const int32_t index : {like, channels.input}) {
+    if (inputs[index].nbDims == 4) continue;
+    report("%s: input %d has %d dimensions instead of 4", name, index, inputs[index].nbDims);
     return false;
   }
   *output = inputs[like];
+  output->d[1] = inputs[channels.input].d[channels.axis];
   return true;
 }
 
@@ -233,7 +235,7 @@ bool CyclicWindowAttention::fits(const PluginTensorDesc *in) const noexcept {
   return true;
 }
 
-int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const *inputs, void *output,
+int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                                    cudaStream_t stream) const noexcept {
   const PluginTensorDesc &gate = in[3];
   const int32_t channels = size(gate, 1);
@@ -257,7 +259,7 @@ int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const
   params.rib_q = inputs[1];
   params.rib_k = inputs[2];
   params.gate = map_of(gate, channels, inputs[3]);
-  params.out = map_of(gate, channels, output);
+  params.out = map_of(gate, channels, results[0]);
   return ribsr_attention(&params, stream);
 }
 
@@ -283,7 +285,7 @@ bool ChannelLayerNorm::fits(const PluginTensorDesc *in) const noexcept {
   return false;
 }
 
-int32_t ChannelLayerNorm::run(const PluginTensorDesc *in, const void *const *inputs, void *output,
+int32_t ChannelLayerNorm::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                               cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   RibsrLayerNormParams params{};
@@ -295,7 +297,7 @@ int32_t ChannelLayerNorm::run(const PluginTensorDesc *in, const void *const *inp
   params.width = size(x, 3);
   params.epsilon = epsilon;
   params.in = map_of(x, params.channels, inputs[0]);
-  params.out = map_of(x, params.channels, output);
+  params.out = map_of(x, params.channels, results[0]);
   params.weight = inputs[1];
   params.bias = inputs[2];
   return ribsr_layer_norm(&params, stream);
@@ -328,7 +330,7 @@ bool DepthwiseConv3x3::fits(const PluginTensorDesc *in) const noexcept {
   return false;
 }
 
-int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inputs, void *output,
+int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                               cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   RibsrDepthwiseParams params{};
@@ -341,7 +343,7 @@ int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inp
   params.height = size(x, 2);
   params.width = size(x, 3);
   params.in = map_of(x, params.channels, inputs[0]);
-  params.out = map_of(x, params.channels, output);
+  params.out = map_of(x, params.channels, results[0]);
   params.weight = inputs[1];
   params.bias = inputs[2];
   return ribsr_depthwise(&params, stream);
@@ -372,7 +374,7 @@ bool FeedForward::fits(const PluginTensorDesc *in) const noexcept {
   return false;
 }
 
-int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, void *output,
+int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                          cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   RibsrFeedForwardParams params{};
@@ -385,7 +387,7 @@ int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, 
   params.width = size(x, 3);
   params.epsilon = epsilon;
   params.in = map_of(x, params.channels, inputs[0]);
-  params.out = map_of(x, params.channels, output);
+  params.out = map_of(x, params.channels, results[0]);
   params.norm_weight = inputs[1];
   params.norm_bias = inputs[2];
   params.expand_weight = inputs[3];
@@ -395,6 +397,51 @@ int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, 
   params.contract_weight = inputs[7];
   params.contract_bias = inputs[8];
   return ribsr_feed_forward(&params, stream);
+}
+
+// AttentionInputs
+
+std::array<PluginField, 1> AttentionInputs::fields() const noexcept {
+  return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
+}
+
+bool AttentionInputs::valid() const noexcept { return valid_epsilon(name, epsilon); }
+
+bool AttentionInputs::fits(const PluginTensorDesc *in) const noexcept {
+  const long long channels = dimension(in[0], 1);
+  if (has_dimensions(in[0], 4) && is_vector(in[1], channels) && is_vector(in[2], channels) &&
+      is_weight(in[3], 3 * channels, channels, 1) && is_vector(in[4], 3 * channels) &&
+      is_weight(in[5], channels, 1, 3) && is_vector(in[6], channels) && is_weight(in[7], channels, channels, 1) &&
+      is_vector(in[8], channels)) {
+    return true;
+  }
+  report("%s: the weights are not those of x with %lld channels in %d dimensions", name, channels, in[0].dims.nbDims);
+  return false;
+}
+
+int32_t AttentionInputs::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+                             cudaStream_t stream) const noexcept {
+  const PluginTensorDesc &x = in[0];
+  RibsrAttentionInputsParams params{};
+  params.struct_size = sizeof(params);
+  params.dtype = dtype(x);
+  params.batch = size(x, 0);
+  params.channels = size(x, 1);
+  params.height = size(x, 2);
+  params.width = size(x, 3);
+  params.epsilon = epsilon;
+  params.in = map_of(x, params.channels, inputs[0]);
+  params.qkv = map_of(x, 3ll * params.channels, results[0]);
+  params.gate = map_of(x, params.channels, results[1]);
+  params.norm_weight = inputs[1];
+  params.norm_bias = inputs[2];
+  params.project_weight = inputs[3];
+  params.project_bias = inputs[4];
+  params.depthwise_weight = inputs[5];
+  params.depthwise_bias = inputs[6];
+  params.mix_weight = inputs[7];
+  params.mix_bias = inputs[8];
+  return ribsr_attention_inputs(&params, stream);
 }
 
 }  // namespace ribsr::tensorrt

@@ -25,11 +25,17 @@ constexpr const char *kVersion = "1", *kNamespace = "ribsr";
 [[gnu::format(printf, 1, 2)]] void report(const char *format, ...) noexcept;
 void set_logger_finder(nvinfer1::ILoggerFinder *finder) noexcept;
 
+// A dimension of an operator's input.
+struct Dimension {
+  int32_t input, axis;
+};
+
 // Each operator is the values of its node's attributes, and:
 //   name      the node's op_type
-//   maps      for each input whether it is a [B, C, H, W] map; the others are constants. The output is a map, too
+//   maps      for each input whether it is a [B, C, H, W] map; the others are constants. Outputs are maps, too
 //   linear    whether the maps may be kLINEAR, not kHWC8 only
-//   like      the input whose dimensions the output has; the output's type is that of every input
+//   like      the input whose dimensions the outputs have, but for their channels; their type is that of every input
+//   outputs   of each output, which dimension of which input its channels are
 //   fields    the attributes, where their values are
 //   valid     whether the values are ones the kernel takes
 //   fits      whether the inputs' shapes go together; unknown batch, height and width are -1
@@ -41,6 +47,7 @@ struct CyclicWindowAttention {
   static constexpr std::array maps{true, false, false, true};  // qkv, rib_q, rib_k, gate
   static constexpr bool linear = true;
   static constexpr int32_t like = 3;
+  static constexpr std::array outputs{Dimension{3, 1}};
 
   int32_t window[2];
   int32_t heads;
@@ -51,7 +58,8 @@ struct CyclicWindowAttention {
   std::array<PluginField, 5> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+              cudaStream_t stream) const noexcept;
 };
 
 struct ChannelLayerNorm {
@@ -59,13 +67,15 @@ struct ChannelLayerNorm {
   static constexpr std::array maps{true, false, false};  // x, weight, bias
   static constexpr bool linear = true;
   static constexpr int32_t like = 0;
+  static constexpr std::array outputs{Dimension{0, 1}};
 
   float epsilon;
 
   std::array<PluginField, 1> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+              cudaStream_t stream) const noexcept;
 };
 
 struct DepthwiseConv3x3 {
@@ -73,6 +83,7 @@ struct DepthwiseConv3x3 {
   static constexpr std::array maps{true, false, false};  // x, weight, bias
   static constexpr bool linear = true;
   static constexpr int32_t like = 0;
+  static constexpr std::array outputs{Dimension{0, 1}};
 
   int32_t add_gelu;
   int32_t input_gelu;
@@ -80,7 +91,8 @@ struct DepthwiseConv3x3 {
   std::array<PluginField, 2> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+              cudaStream_t stream) const noexcept;
 };
 
 struct FeedForward {
@@ -89,17 +101,38 @@ struct FeedForward {
   static constexpr std::array maps{true, false, false, false, false, false, false, false, false};
   static constexpr bool linear = false;
   static constexpr int32_t like = 0;
+  static constexpr std::array outputs{Dimension{0, 1}};
 
   float epsilon;
 
   std::array<PluginField, 1> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *output, cudaStream_t stream) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+              cudaStream_t stream) const noexcept;
+};
+
+struct AttentionInputs {
+  static constexpr const char *name = "AttentionInputs";
+  // x, then weight and bias of norm, project, depthwise and mix
+  static constexpr std::array maps{true, false, false, false, false, false, false, false, false};
+  static constexpr bool linear = false;
+  static constexpr int32_t like = 0;
+  static constexpr std::array outputs{Dimension{3, 0}, Dimension{7, 0}};  // qkv, gate: as the weights say
+
+  float epsilon;
+
+  std::array<PluginField, 1> fields() const noexcept;
+  bool valid() const noexcept;
+  bool fits(const PluginTensorDesc *in) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+              cudaStream_t stream) const noexcept;
 };
 
 template <class Operator>
 constexpr int32_t kInputs = static_cast<int32_t>(Operator::maps.size());
+template <class Operator>
+constexpr int32_t kOutputs = static_cast<int32_t>(Operator::outputs.size());
 
 // Copy a node's attributes to where `wanted` points; false after reporting the first that is missing or of another
 // type.
@@ -132,13 +165,14 @@ bool supports_at(int32_t position, const PluginTensorDesc &first, const PluginTe
   return supports(position >= kInputs<Operator> || Operator::maps[position], Operator::linear, first, tensor);
 }
 
-// The output's dimensions from the inputs'; false after reporting.
-bool output_shape(const char *name, int32_t count, int32_t wanted, int32_t like, const DimsExprs *inputs,
-                  DimsExprs *output) noexcept;
+// One output's dimensions: those of the input `like`, but for the channels; false after reporting.
+bool output_shape(const char *name, int32_t count, int32_t wanted, int32_t like, Dimension channels,
+                  const DimsExprs *inputs, DimsExprs *output) noexcept;
 
 template <class Operator>
-bool output_shape(const DimsExprs *inputs, int32_t count, DimsExprs *output) noexcept {
-  return output_shape(Operator::name, count, kInputs<Operator>, Operator::like, inputs, output);
+bool output_shape(int32_t index, const DimsExprs *inputs, int32_t count, DimsExprs *output) noexcept {
+  return output_shape(Operator::name, count, kInputs<Operator>, Operator::like, Operator::outputs[index], inputs,
+                      output);
 }
 
 template <class Operator>
@@ -155,7 +189,7 @@ template <class Operator>
 int32_t enqueue(const Operator &made, const PluginTensorDesc *in, const void *const *inputs, void *const *outputs,
                 cudaStream_t stream) noexcept {
   if (!made.fits(in)) return 1;
-  return checked(Operator::name, made.run(in, inputs, outputs[0], stream));
+  return checked(Operator::name, made.run(in, inputs, outputs, stream));
 }
 
 }  // namespace ribsr::tensorrt

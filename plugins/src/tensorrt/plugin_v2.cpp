@@ -25,12 +25,12 @@ class Plugin final : public IPluginV2DynamicExt {
   int32_t initialize() noexcept override { return 0; }
   void terminate() noexcept override {}
 
-  int32_t getNbOutputs() const noexcept override { return 1; }
+  int32_t getNbOutputs() const noexcept override { return kOutputs<Operator>; }
   DataType getOutputDataType(int32_t, const DataType *types, int32_t) const noexcept override { return types[0]; }
 
-  DimsExprs getOutputDimensions(int32_t, const DimsExprs *inputs, int32_t count, IExprBuilder &) noexcept override {
+  DimsExprs getOutputDimensions(int32_t index, const DimsExprs *inputs, int32_t count, IExprBuilder &) noexcept override {
     DimsExprs output{};
-    if (!output_shape<Operator>(inputs, count, &output)) output.nbDims = -1;
+    if (!output_shape<Operator>(index, inputs, count, &output)) output.nbDims = -1;
     return output;
   }
 
@@ -109,8 +109,10 @@ extern "C" {
   static Creator<ChannelLayerNorm> layer_norm;
   static Creator<DepthwiseConv3x3> depthwise;
   static Creator<FeedForward> feed_forward;
-  static nvinfer1::IPluginCreator *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward};
-  count = 4;
+  static Creator<AttentionInputs> attention_inputs;
+  static nvinfer1::IPluginCreator *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward,
+      &attention_inputs};
+  count = 5;
   return creators;
 }
 

@@ -32,16 +32,19 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
   const char *getPluginVersion() const noexcept override { return kVersion; }
   const char *getPluginNamespace() const noexcept override { return kNamespace; }
 
-  int32_t getNbOutputs() const noexcept override { return 1; }
+  int32_t getNbOutputs() const noexcept override { return kOutputs<Operator>; }
 
   int32_t getOutputDataTypes(DataType *outputs, int32_t, const DataType *inputs, int32_t) const noexcept override {
-    outputs[0] = inputs[0];
+    std::fill_n(outputs, kOutputs<Operator>, inputs[0]);
     return 0;
   }
 
   int32_t getOutputShapes(const DimsExprs *inputs, int32_t count, const DimsExprs *, int32_t, DimsExprs *outputs,
                           int32_t, IExprBuilder &) noexcept override {
-    return output_shape<Operator>(inputs, count, outputs) ? 0 : 1;
+    for (int32_t index = 0; index < kOutputs<Operator>; ++index) {
+      if (!output_shape<Operator>(index, inputs, count, &outputs[index])) return 1;
+    }
+    return 0;
   }
 
   bool supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc *tensors, int32_t,
@@ -130,8 +133,10 @@ extern "C" {
   static Creator<ChannelLayerNorm> layer_norm;
   static Creator<DepthwiseConv3x3> depthwise;
   static Creator<FeedForward> feed_forward;
-  static nvinfer1::IPluginCreatorInterface *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward};
-  count = 4;
+  static Creator<AttentionInputs> attention_inputs;
+  static nvinfer1::IPluginCreatorInterface *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward,
+      &attention_inputs};
+  count = 5;
   return creators;
 }
 
