@@ -14,6 +14,21 @@ using namespace ribsr;
 
 namespace {
 
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kResident = 2;  // blocks per multiprocessor: one computes while the other waits
+
+// A map in tiles, and the layer norm of its pixels.
+struct Input {
+  Map in;
+  const uint16_t *norm_weight, *norm_bias;
+  int channels, height, width;
+  int tiles_x, tiles_y, tiles;
+  Tile step;  // from one of a block's tiles to its next, before columns carry to rows and rows to images
+  float epsilon, inverse_channels;
+  float exists[kMostChannels / 8];  // of each 8 channels: 1 if they exist, else 0
+};
+
 struct Problem : Input {
   Map qkv, gate;
   const uint16_t *project_weight, *project_bias, *depthwise_weight, *depthwise_bias, *mix_weight, *mix_bias;
@@ -48,6 +63,155 @@ struct Layout {
 // The depthwise bias lies behind the taps, where a channel's row has two words left: that of a group's first two channels
 // in its first row, of the next two in its second.
 constexpr int kBehindTaps = 4 * kTaps;
+
+__device__ __forceinline__ Tile locate(const Input &input, int index, int height) {
+  const int line = index / input.tiles_x;
+  const int image = line / input.tiles_y;
+  return {image, (line - image * input.tiles_y) * height, (index - line * input.tiles_x) * kColumns, index};
+}
+
+// The block's next tile: as `locate`, without a division. The index may be one beyond the last.
+__device__ __forceinline__ Tile advance(const Input &input, Tile tile, int height) {
+  tile.index += input.step.index;
+  tile.left += input.step.left;
+  tile.top += input.step.top;
+  tile.image += input.step.image;
+  if (tile.left >= input.tiles_x * kColumns) {
+    tile.left -= input.tiles_x * kColumns;
+    tile.top += height;
+  }
+  if (tile.top >= input.tiles_y * height) {
+    tile.top -= input.tiles_y * height;
+    ++tile.image;
+  }
+  return tile;
+}
+
+template <bool BF16>
+__device__ __forceinline__ float value_or_zero(const uint16_t *from, int index, int count) {
+  return index < count ? unpack<BF16>(from[index]).x : 0.0f;
+}
+
+// A [rows, columns] matrix of weights; zeros where it is smaller than Rows x 8 Groups.
+template <int Rows, int Groups>
+__device__ __forceinline__ void load_matrix(uint32_t to, const uint16_t *from, int rows, int columns) {
+  for (int i = threadIdx.x; i < Rows * Groups; i += kThreads) {
+    const int row = i / Groups, group = i - Groups * row;
+    const bool valid = row < rows && 8 * group < columns;
+    copy_async(to + kStep<Groups> * row + 16 * group, valid ? from + row * columns + 8 * group : from, valid);
+  }
+}
+
+// Weights and biases of the layer norm of Groups times 8 channels, of each two channels the weights, then the biases.
+template <int Groups, bool BF16>
+__device__ __forceinline__ void load_norm(const Input &input, uint32_t to) {
+  const int i = threadIdx.x;
+  if (i >= 8 * Groups) return;
+  const uint32_t place = to + 16 * (i / 2) + 4 * (i % 2);
+  store_shared_float(place, value_or_zero<BF16>(input.norm_weight, i, input.channels));
+  store_shared_float(place + 8, value_or_zero<BF16>(input.norm_bias, i, input.channels));
+}
+
+// The pixels that this warp will normalise, from the map to shared memory; zeros outside of it. They are sixteens, this
+// warp's every kWarps-th, of all Pixels of a tile and those around it. A lane finds one of 16 pixels in the map and tells
+// those that copy its pieces.
+template <int Groups, int Pixels>
+__device__ __forceinline__ void fetch_pixels(const Input &input, const Tile &tile, uint32_t to) {
+  constexpr int kPieces = Groups / 2;  // of a lane
+  constexpr int kTurns = ((Pixels + 15) / 16 + kWarps - 1) / kWarps;
+  constexpr unsigned kNowhere = 0xffffffffu;
+  const int thread = own_thread(), warp = thread / 32, lane = thread % 32;
+  const auto *image = reinterpret_cast<const uint4 *>(input.in.data + tile.image * input.in.batch);
+  const auto row_step = static_cast<unsigned>(input.in.row >> 3);
+  const auto column_step = static_cast<unsigned>(input.in.column >> 3);
+  int pixel[kPieces], group[kPieces];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    pixel[i] = (lane + 32 * i) / Groups;
+    group[i] = lane + 32 * i - Groups * pixel[i];
+  }
+  to += 16 * warp * kStep<Groups>;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int first = 16 * (warp + kWarps * turn);
+    const int own = first + lane % 16;
+    const int row = own / kWide;
+    const int y = tile.top + row - 1, x = tile.left + own - kWide * row - 1;
+    const unsigned place = inside(input, y, x) ? y * row_step + x * column_step : kNowhere;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const unsigned offset = __shfl_sync(kAllLanes, place, pixel[i]);
+      const bool valid = offset != kNowhere && 8 * group[i] < input.channels;
+      if (first >= Pixels) continue;
+      copy_async(to + (16 * kWarps * turn + pixel[i]) * kStep<Groups> + 16 * group[i],
+                 image + (valid ? offset + group[i] : 0), valid);
+    }
+  }
+  copy_commit();
+}
+
+// 16 pixels, normalised, as operands of 16 channels each. This thread has two pixels, two channels of each 8.
+// From the first one's place in shared memory; `affine` is where load_norm has put weights and biases.
+template <int Groups, bool BF16>
+__device__ __forceinline__ void normalise(uint32_t (&a)[Groups / 2][4], const Input &input, uint32_t affine,
+                                          uint32_t first_pixel) {
+  const int lane = own_thread() % 32;
+  const uint32_t from = first_pixel + lane % 16 * kStep<Groups> + 16 * (lane / 16);
+  float x[Groups][4];
+  float sum[2] = {}, squares[2] = {};
+#pragma unroll
+  for (int k = 0; k < Groups / 2; ++k) {
+    uint32_t words[4];
+    load_matrices(words, from + 32 * k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = unpack<BF16>(words[i]);
+      x[2 * k + i / 2][2 * (i % 2)] = pair.x;
+      x[2 * k + i / 2][2 * (i % 2) + 1] = pair.y;
+      sum[i % 2] += pair.x + pair.y;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float mean = quad_sum(sum[half]) * input.inverse_channels;
+#pragma unroll
+    for (int j = 0; j < Groups; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float &deviation = x[j][2 * half + i];
+        deviation = fmaf(-mean, input.exists[j], deviation);
+        squares[half] = fmaf(deviation, deviation, squares[half]);
+      }
+    }
+    squares[half] = rsqrtf(fmaf(quad_sum(squares[half]), input.inverse_channels, input.epsilon));
+  }
+#pragma unroll
+  for (int j = 0; j < Groups; ++j) {
+    const uint4 v = load_shared(affine + 64 * j + 16 * (lane % 4));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float scale = squares[half];
+      a[j / 2][2 * (j % 2) + half] =
+          pack<BF16>(fmaf(x[j][2 * half] * scale, __uint_as_float(v.x), __uint_as_float(v.z)),
+                     fmaf(x[j][2 * half + 1] * scale, __uint_as_float(v.y), __uint_as_float(v.w)));
+    }
+  }
+}
+
+// Taps of Groups times 8 channels, of which `channels` exist.
+template <int Groups>
+__device__ __forceinline__ void load_diagonals(const uint16_t *from, int channels, uint32_t to) {
+  // A tap's word is a pair of neighbouring rows of its diagonal matrix in the column of channel i: one is zero.
+#pragma unroll 3
+  for (int i = threadIdx.x; i < Groups * kTapRows * kTaps; i += kThreads) {
+    const int row = i / kTaps, place = i - kTaps * row;
+    const int group = row / kTapRows, column = row - kTapRows * group;
+    const int channel = 8 * group + column, tap = static_cast<int>(kTapOrder >> 4 * place & 15);
+    const bool exists = column < 8 && channel < channels;
+    const uint32_t weight = exists ? from[9 * channel + tap] : 0;
+    store_shared(to + kTapStep * row + 4 * place, static_cast<int>(column & 1 ? weight << 16 : weight));
+  }
+}
 
 template <class L, bool BF16>
 __device__ __forceinline__ void load_weights(const Problem &problem, uint32_t shared) {
@@ -192,7 +356,9 @@ __device__ __forceinline__ void make_gate(Sums<L> &sums, uint32_t shared, uint32
 #pragma unroll
       for (int row = 0; row < L::kRows; ++row) {
         float convolved[4];
-        convolve<L::kRows, BF16>(convolved, window, row, own, own_bias);
+        convolved[0] = convolved[2] = own_bias.x;
+        convolved[1] = convolved[3] = own_bias.y;
+        convolve<L::kRows, BF16>(convolved, window, row, own);
 #pragma unroll
         for (int i = 0; i < 2; ++i) a[row][2 * half + i] = pack<BF16>(convolved[2 * i], convolved[2 * i + 1]);
       }
@@ -394,15 +560,31 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
 
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   Problem problem{};
-  set_input(problem, p);
+  problem.in = map_of(p.in);
   problem.qkv = map_of(p.qkv);
   problem.gate = map_of(p.gate);
+  problem.norm_weight = weights(p.norm_weight);
+  problem.norm_bias = weights(p.norm_bias);
   problem.project_weight = weights(p.project_weight);
   problem.project_bias = weights(p.project_bias);
   problem.depthwise_weight = weights(p.depthwise_weight);
   problem.depthwise_bias = weights(p.depthwise_bias);
   problem.mix_weight = weights(p.mix_weight);
   problem.mix_bias = weights(p.mix_bias);
-  return launch_tiles(p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16, problem, p.batch, chosen->height,
-                      chosen->bytes, device, static_cast<cudaStream_t>(stream));
+  problem.channels = p.channels;
+  problem.height = p.height;
+  problem.width = p.width;
+  problem.epsilon = p.epsilon;
+  problem.inverse_channels = 1.0f / static_cast<float>(p.channels);
+  for (int j = 0; j < kMostChannels / 8; ++j) problem.exists[j] = 8 * j < p.channels ? 1.0f : 0.0f;
+
+  const auto kernel = p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16;
+  int blocks = 0;
+  code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen->height, chosen->bytes, kResident, device);
+  if (code != RIBSR_OK) return code;
+  const int per_image = problem.tiles_x * problem.tiles_y;
+  problem.step = {blocks / per_image, blocks % per_image / problem.tiles_x * chosen->height,
+                  blocks % problem.tiles_x * kColumns, blocks};
+  kernel<<<blocks, kThreads, chosen->bytes, static_cast<cudaStream_t>(stream)>>>(problem);
+  return launched(cudaGetLastError());
 }

@@ -24,26 +24,13 @@ inline int32_t too_little_memory(const Device &device, int available) {
               available);
 }
 
-// All but the tiles.
-template <class Params>
-void set_input(Input &input, const Params &p) {
-  input.in = map_of(p.in);
-  input.norm_weight = static_cast<const uint16_t *>(p.norm_weight);
-  input.norm_bias = static_cast<const uint16_t *>(p.norm_bias);
-  input.channels = p.channels;
-  input.height = p.height;
-  input.width = p.width;
-  input.epsilon = p.epsilon;
-  input.inverse_channels = 1.0f / static_cast<float>(p.channels);
-  for (int j = 0; j < kMostChannels / 8; ++j) input.exists[j] = 8 * j < p.channels ? 1.0f : 0.0f;
-}
-
 inline int divide_up(int size, int part) { return (size + part - 1) / part; }
 
-// As many blocks as the device holds, or as there are tiles of kColumns columns and `height` rows.
+// Cuts a problem's maps into tiles of kColumns columns and `height` rows, and makes the kernel ready. There are as many
+// blocks as the device holds, at most `resident` on a multiprocessor, or as there are tiles.
 template <class Problem>
-int32_t launch_tiles(void (*kernel)(Problem), Problem &problem, int batch, int height, int bytes, const Device &device,
-                     cudaStream_t stream) {
+int32_t prepare_tiles(int *blocks, void (*kernel)(Problem), Problem &problem, int batch, int height, int bytes,
+                      int resident, const Device &device) {
   int of_multiprocessor = 0;
   const int32_t code = attribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (code != RIBSR_OK) return code;
@@ -54,19 +41,14 @@ int32_t launch_tiles(void (*kernel)(Problem), Problem &problem, int batch, int h
   RIBSR_CHECK(tiles < (1ll << 30), "the map is too large: %lld tiles", tiles);
   problem.tiles = static_cast<int>(tiles);
   constexpr int kReserved = 1024;  // by the system, for each block
-  const int resident = of_multiprocessor / (bytes + kReserved) >= kResident ? kResident : 1;
-  const int most = resident * device.multiprocessors;
+  const int room = of_multiprocessor / (bytes + kReserved);
+  const int most = (room < 1 ? 1 : room < resident ? room : resident) * device.multiprocessors;
+  *blocks = problem.tiles < most ? problem.tiles : most;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error == cudaSuccess) {  // or else there may be room for one block only
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
-  if (error != cudaSuccess) return launched(error);
-  const int blocks = problem.tiles < most ? problem.tiles : most;
-  const int per_image = problem.tiles_x * problem.tiles_y;
-  problem.step = {blocks / per_image, blocks % per_image / problem.tiles_x * height,
-                  blocks % problem.tiles_x * kColumns, blocks};
-  kernel<<<blocks, kThreads, bytes, stream>>>(problem);
-  return launched(cudaGetLastError());
+  return error == cudaSuccess ? RIBSR_OK : launched(error);
 }
 
 }  // namespace ribsr
