@@ -123,9 +123,9 @@ typedef struct {
 } RibsrFeedForwardParams;
 
 /* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
- * and `contract` 1x1 convolutions. In 16 bits are what goes into a product, so norm's result, u, and u + gelu(...); all
- * else is float32. For channels and hidden of multiples of 8 up to 64 and 96, and maps that the vectorised loads take,
- * else RIBSR_UNSUPPORTED. */
+ * and `contract` 1x1 convolutions. In 16 bits are what goes into a product: the deviations from a pixel's mean, the
+ * weights of `expand` times those of `norm`, u, and u + gelu(...); in float16 gelu, too. All else is float32. For channels
+ * and hidden of multiples of 8 up to 64 and 96, and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
 
 typedef struct {
