@@ -239,7 +239,7 @@ def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) ->
         if not ours:
             calls.append(lambda x=x: apart(x))
             continue
-        params = operators.feed_forward_parameters(out, x, *weights, epsilon=1e-6)
+        params = operators.feed_forward_parameters(out, x, weights, epsilon=1e-6)
         keep.append((x, out))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)
@@ -270,7 +270,7 @@ def time_attention_inputs(case: MapCase, bf16: bool, repeats: int, *, ours: bool
         if not ours:
             calls.append(lambda x=x: apart(x))
             continue
-        params = operators.attention_inputs_parameters(qkv, gate, x, *weights, epsilon=1e-6)
+        params = operators.attention_inputs_parameters(qkv, gate, x, weights, epsilon=1e-6)
         keep.append((x, qkv, gate))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)

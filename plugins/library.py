@@ -108,6 +108,29 @@ class DepthwiseParams(ctypes.Structure):
     )
 
 
+FEED_FORWARD_WEIGHTS = (
+    "norm_weight",
+    "norm_bias",
+    "expand_weight",
+    "expand_bias",
+    "depthwise_weight",
+    "depthwise_bias",
+    "contract_weight",
+    "contract_bias",
+)
+ATTENTION_INPUTS_WEIGHTS = (
+    "norm_weight",
+    "norm_bias",
+    "project_weight",
+    "project_bias",
+    "depthwise_weight",
+    "depthwise_bias",
+    "mix_weight",
+    "mix_bias",
+)
+"""Pointers of the next two structures, in the order in which the operators take them."""
+
+
 class FeedForwardParams(ctypes.Structure):
     """RibsrFeedForwardParams; `input` is its `in`."""
 
@@ -122,14 +145,7 @@ class FeedForwardParams(ctypes.Structure):
         ("epsilon", ctypes.c_float),
         ("input", Map),
         ("out", Map),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("expand_weight", ctypes.c_void_p),
-        ("expand_bias", ctypes.c_void_p),
-        ("depthwise_weight", ctypes.c_void_p),
-        ("depthwise_bias", ctypes.c_void_p),
-        ("contract_weight", ctypes.c_void_p),
-        ("contract_bias", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in FEED_FORWARD_WEIGHTS),
     )
 
 
@@ -147,14 +163,7 @@ class AttentionInputsParams(ctypes.Structure):
         ("input", Map),
         ("qkv", Map),
         ("gate", Map),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("project_weight", ctypes.c_void_p),
-        ("project_bias", ctypes.c_void_p),
-        ("depthwise_weight", ctypes.c_void_p),
-        ("depthwise_bias", ctypes.c_void_p),
-        ("mix_weight", ctypes.c_void_p),
-        ("mix_bias", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ATTENTION_INPUTS_WEIGHTS),
     )
 
 

@@ -8,6 +8,7 @@ repository's root on the path.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -287,40 +288,20 @@ def _depthwise_fake(x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, inp
     return _empty_output(x, x.shape)
 
 
-def feed_forward_reference(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    epsilon: float,
-) -> Tensor:
+def feed_forward_reference(x: Tensor, weights: Sequence[Tensor], epsilon: float) -> Tensor:
     """x + contract(u + GELU(depthwise(u))) of u = GELU(expand(norm(x))), the second half of a layer.
 
-    x [B, C, H, W]; the weights are those of the convolutions: [E, C, 1, 1], [E, 1, 3, 3] and [C, E, 1, 1].
+    x [B, C, H, W]; weights as `library.FEED_FORWARD_WEIGHTS` names them: those of the convolutions are [E, C, 1, 1],
+    [E, 1, 3, 3] and [C, E, 1, 1], all others vectors.
     """
-    y = layer_norm_reference(x, norm_weight, norm_bias, epsilon)
-    y = functional.conv2d(y, expand_weight, expand_bias)
-    y = depthwise_reference(y, depthwise_weight, depthwise_bias, add_gelu=True, input_gelu=True)
-    return x + functional.conv2d(y, contract_weight, contract_bias)
+    norm, norm_bias, expand, expand_bias, depthwise, depthwise_bias, contract, contract_bias = weights
+    y = functional.conv2d(layer_norm_reference(x, norm, norm_bias, epsilon), expand, expand_bias)
+    y = depthwise_reference(y, depthwise, depthwise_bias, add_gelu=True, input_gelu=True)
+    return x + functional.conv2d(y, contract, contract_bias)
 
 
 def feed_forward_parameters(
-    out: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    epsilon: float,
+    out: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
 ) -> library.FeedForwardParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
     b, c, h, w = x.shape
@@ -328,132 +309,74 @@ def feed_forward_parameters(
         dtype=DTYPES[x.dtype],
         batch=b,
         channels=c,
-        hidden=expand_weight.shape[0],
+        hidden=weights[2].shape[0],
         height=h,
         width=w,
         epsilon=epsilon,
         input=_map(x),
         out=_map(out),
-        norm_weight=norm_weight.data_ptr(),
-        norm_bias=norm_bias.data_ptr(),
-        expand_weight=expand_weight.data_ptr(),
-        expand_bias=expand_bias.data_ptr(),
-        depthwise_weight=depthwise_weight.data_ptr(),
-        depthwise_bias=depthwise_bias.data_ptr(),
-        contract_weight=contract_weight.data_ptr(),
-        contract_bias=contract_bias.data_ptr(),
+        **_pointers(library.FEED_FORWARD_WEIGHTS, weights),
     )
 
 
-def _check_feed_forward(x: Tensor, weights: tuple[Tensor, ...]) -> None:
+def _pointers(names: Sequence[str], weights: Sequence[Tensor]) -> dict[str, int]:
+    return {name: weight.data_ptr() for name, weight in zip(names, weights, strict=True)}
+
+
+def _check_feed_forward(x: Tensor, weights: Sequence[Tensor]) -> None:
     c = x.shape[1] if x.ndim == 4 else 0
-    hidden = weights[2].shape[0] if weights[2].ndim else 0
+    hidden = weights[2].shape[0] if len(weights) > 2 and weights[2].ndim else 0
     expected = [[c], [c], [hidden, c, 1, 1], [hidden], [hidden, 1, 3, 3], [hidden], [c, hidden, 1, 1], [c]]
+    _check_weights(x, weights, expected, "[[C], [C], [E, C, 1, 1], [E], [E, 1, 3, 3], [E], [C, E, 1, 1], [C]]")
+
+
+def _check_weights(x: Tensor, weights: Sequence[Tensor], expected: list[list[int]], rule: str) -> None:
     found = [list(weight.shape) for weight in weights]
     if x.ndim != 4 or found != expected:
-        raise ValueError(
-            f"x is {list(x.shape)} and the weights are {found}: expected [B, C, H, W] and "
-            "[[C], [C], [E, C, 1, 1], [E], [E, 1, 3, 3], [E], [C, E, 1, 1], [C]]"
-        )
+        raise ValueError(f"x is {list(x.shape)} and the weights are {found}: expected [B, C, H, W] and {rule}")
 
 
 @torch.library.custom_op("ribsr::feed_forward", mutates_args=(), device_types="cuda")
-def feed_forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    epsilon: float,
-) -> Tensor:
+def feed_forward(x: Tensor, weights: list[Tensor], epsilon: float) -> Tensor:
     """`feed_forward_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
 
     C and E are multiples of 8 up to `library.FEED_FORWARD_WIDTHS`. Raises TypeError for other dtypes, ValueError for
     shapes that do not fit, LibraryError for other widths and layouts, or if the library is missing.
     """
-    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
-    _check_feed_forward(x, (*given, contract_bias))
-    _check_dtypes(x, *given, contract_bias)
+    _check_feed_forward(x, weights)
+    _check_dtypes(x, *weights)
     out = _empty_output(x, x.shape)
-    weights = [weight.contiguous() for weight in (*given, contract_bias)]
-    _call(feed_forward_parameters(out, x, *weights, epsilon=epsilon), x.device)
+    weights = [weight.contiguous() for weight in weights]
+    _call(feed_forward_parameters(out, x, weights, epsilon), x.device)
     return out
 
 
 @feed_forward.register_kernel("cpu")
-def _feed_forward_on_cpu(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    epsilon: float,
-) -> Tensor:
-    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
-    _check_feed_forward(x, (*given, contract_bias))
-    return _empty_output(x, x.shape).copy_(feed_forward_reference(x, *given, contract_bias, epsilon=epsilon))
+def _feed_forward_on_cpu(x: Tensor, weights: list[Tensor], epsilon: float) -> Tensor:
+    _check_feed_forward(x, weights)
+    return _empty_output(x, x.shape).copy_(feed_forward_reference(x, weights, epsilon))
 
 
 @feed_forward.register_fake
-def _feed_forward_fake(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    contract_weight: Tensor,
-    contract_bias: Tensor,
-    epsilon: float,
-) -> Tensor:
-    given = (norm_weight, norm_bias, expand_weight, expand_bias, depthwise_weight, depthwise_bias, contract_weight)
-    _check_feed_forward(x, (*given, contract_bias))
+def _feed_forward_fake(x: Tensor, weights: list[Tensor], epsilon: float) -> Tensor:
+    _check_feed_forward(x, weights)
     return _empty_output(x, x.shape)
 
 
-def attention_inputs_reference(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
+def attention_inputs_reference(x: Tensor, weights: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """project(n) and mix(depthwise(n)) of n = norm(x): qkv and, before its sigmoid, the gate of a layer's attention.
 
-    x [B, C, H, W]; the weights are those of the convolutions: [3C, C, 1, 1], [C, 1, 3, 3] and [C, C, 1, 1].
+    x [B, C, H, W]; weights as `library.ATTENTION_INPUTS_WEIGHTS` names them: those of the convolutions are
+    [3C, C, 1, 1], [C, 1, 3, 3] and [C, C, 1, 1], all others vectors.
     """
-    n = layer_norm_reference(x, norm_weight, norm_bias, epsilon)
-    gate = depthwise_reference(n, depthwise_weight, depthwise_bias, add_gelu=False)
-    return functional.conv2d(n, project_weight, project_bias), functional.conv2d(gate, mix_weight, mix_bias)
+    norm, norm_bias, project, project_bias, depthwise, depthwise_bias, mix, mix_bias = weights
+    n = layer_norm_reference(x, norm, norm_bias, epsilon)
+    gate = depthwise_reference(n, depthwise, depthwise_bias, add_gelu=False)
+    return functional.conv2d(n, project, project_bias), functional.conv2d(gate, mix, mix_bias)
 
 
 def attention_inputs_parameters(
-    qkv: Tensor,
-    gate: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    epsilon: float,
+    qkv: Tensor, gate: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
 ) -> library.AttentionInputsParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
     b, c, h, w = x.shape
@@ -467,26 +390,14 @@ def attention_inputs_parameters(
         input=_map(x),
         qkv=_map(qkv),
         gate=_map(gate),
-        norm_weight=norm_weight.data_ptr(),
-        norm_bias=norm_bias.data_ptr(),
-        project_weight=project_weight.data_ptr(),
-        project_bias=project_bias.data_ptr(),
-        depthwise_weight=depthwise_weight.data_ptr(),
-        depthwise_bias=depthwise_bias.data_ptr(),
-        mix_weight=mix_weight.data_ptr(),
-        mix_bias=mix_bias.data_ptr(),
+        **_pointers(library.ATTENTION_INPUTS_WEIGHTS, weights),
     )
 
 
-def _check_attention_inputs(x: Tensor, weights: tuple[Tensor, ...]) -> None:
+def _check_attention_inputs(x: Tensor, weights: Sequence[Tensor]) -> None:
     c = x.shape[1] if x.ndim == 4 else 0
     expected = [[c], [c], [3 * c, c, 1, 1], [3 * c], [c, 1, 3, 3], [c], [c, c, 1, 1], [c]]
-    found = [list(weight.shape) for weight in weights]
-    if x.ndim != 4 or found != expected:
-        raise ValueError(
-            f"x is {list(x.shape)} and the weights are {found}: expected [B, C, H, W] and "
-            "[[C], [C], [3C, C, 1, 1], [3C], [C, 1, 3, 3], [C], [C, C, 1, 1], [C]]"
-        )
+    _check_weights(x, weights, expected, "[[C], [C], [3C, C, 1, 1], [3C], [C, 1, 3, 3], [C], [C, C, 1, 1], [C]]")
 
 
 def _empty_attention_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -495,64 +406,28 @@ def _empty_attention_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("ribsr::attention_inputs", mutates_args=(), device_types="cuda")
-def attention_inputs(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
+def attention_inputs(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """`attention_inputs_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
 
     C is a multiple of 8 up to `library.ATTENTION_INPUTS_WIDTH`. Raises as `feed_forward`.
     """
-    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
-    _check_attention_inputs(x, (*given, mix_bias))
-    _check_dtypes(x, *given, mix_bias)
+    _check_attention_inputs(x, weights)
+    _check_dtypes(x, *weights)
     qkv, gate = _empty_attention_inputs(x)
-    weights = [weight.contiguous() for weight in (*given, mix_bias)]
-    _call(attention_inputs_parameters(qkv, gate, x, *weights, epsilon=epsilon), x.device)
+    weights = [weight.contiguous() for weight in weights]
+    _call(attention_inputs_parameters(qkv, gate, x, weights, epsilon), x.device)
     return qkv, gate
 
 
 @attention_inputs.register_kernel("cpu")
-def _attention_inputs_on_cpu(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
-    _check_attention_inputs(x, (*given, mix_bias))
+def _attention_inputs_on_cpu(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    _check_attention_inputs(x, weights)
     qkv, gate = _empty_attention_inputs(x)
-    results = attention_inputs_reference(x, *given, mix_bias, epsilon=epsilon)
+    results = attention_inputs_reference(x, weights, epsilon)
     return qkv.copy_(results[0]), gate.copy_(results[1])
 
 
 @attention_inputs.register_fake
-def _attention_inputs_fake(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    given = (norm_weight, norm_bias, project_weight, project_bias, depthwise_weight, depthwise_bias, mix_weight)
-    _check_attention_inputs(x, (*given, mix_bias))
+def _attention_inputs_fake(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    _check_attention_inputs(x, weights)
     return _empty_attention_inputs(x)

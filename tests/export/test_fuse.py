@@ -60,16 +60,16 @@ class FeedForward(OpRun):
     op_domain = cyclic_window.DOMAIN
 
     def _run(self, x, *weights, epsilon, **_):
-        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights)]
-        return (operator.feed_forward_reference(*tensors, epsilon=epsilon).numpy().astype(x.dtype),)
+        first, *others = (torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights))
+        return (operator.feed_forward_reference(first, others, epsilon).numpy().astype(x.dtype),)
 
 
 class AttentionInputs(OpRun):
     op_domain = cyclic_window.DOMAIN
 
     def _run(self, x, *weights, epsilon, **_):
-        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights)]
-        results = operator.attention_inputs_reference(*tensors, epsilon=epsilon)
+        first, *others = (torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights))
+        results = operator.attention_inputs_reference(first, others, epsilon)
         return tuple(result.numpy().astype(x.dtype) for result in results)
 
 

@@ -34,12 +34,12 @@ def outputs(batch: int, channels: int, h: int, w: int, dtype: torch.dtype) -> li
 
 
 def run(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-    params = operator.attention_inputs_parameters(out[0], out[1], x, *weights, epsilon=EPSILON)
+    params = operator.attention_inputs_parameters(out[0], out[1], x, weights, epsilon=EPSILON)
     library.call(params, torch.cuda.current_stream().cuda_stream)
 
 
 def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return operator.attention_inputs_reference(x.double(), *(weight.double() for weight in weights), epsilon=EPSILON)
+    return operator.attention_inputs_reference(x.double(), [weight.double() for weight in weights], epsilon=EPSILON)
 
 
 def run_and_check(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor], scale: float = 1) -> None:
@@ -134,14 +134,14 @@ def test_attention_inputs_of_a_part(channels: int) -> None:
 def test_attention_inputs_operator() -> None:
     x = torch.randn(2, 48, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, torch.float16)
-    out = operator.attention_inputs(x, *weights, epsilon=EPSILON)
+    out = operator.attention_inputs(x, weights, epsilon=EPSILON)
     for mine, exact in zip(out, reference(x, weights), strict=True):
         assert mine.is_contiguous(memory_format=torch.channels_last)
         check(mine, exact)
     with pytest.raises(TypeError, match="float32"):
-        operator.attention_inputs(x.float(), *weights, epsilon=EPSILON)
+        operator.attention_inputs(x.float(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="channels-last"):
-        operator.attention_inputs(x.contiguous(), *weights, epsilon=EPSILON)
+        operator.attention_inputs(x.contiguous(), weights, epsilon=EPSILON)
 
 
 @on_gpu
@@ -149,10 +149,10 @@ def test_in_a_graph() -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, 48, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, torch.float16)
-    operator.attention_inputs(x, *weights, epsilon=EPSILON)
+    operator.attention_inputs(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = operator.attention_inputs(x, *weights, epsilon=EPSILON)
+        out = operator.attention_inputs(x, weights, epsilon=EPSILON)
     x.copy_(torch.randn(x.shape, device="cuda"))
     for one in out:
         one.fill_(torch.nan)
@@ -173,7 +173,7 @@ def test_attention_inputs_on_cpu(layout: torch.memory_format) -> None:
     x = torch.randn(2, 12, 5, 7, dtype=torch.float64).to(memory_format=layout)
     modules = (norm, attention.to_qkv, attention.gate[0], attention.gate[1])
     weights = [weight.detach() for module in modules for weight in module.parameters()]
-    arguments = (x, *weights, EPSILON)
+    arguments = (x, weights, EPSILON)
     qkv, gate = operator.attention_inputs(*arguments)
     assert qkv.is_contiguous(memory_format=layout)
     assert gate.is_contiguous(memory_format=layout)
@@ -188,7 +188,7 @@ def test_attention_inputs_refuse_shapes_that_do_not_fit(index: int, shape: tuple
     weights = random_weights(12, torch.float32, "cpu")
     weights[index] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"expected \[B, C, H, W\] and .*\[3C, C, 1, 1\]"):
-        operator.attention_inputs(torch.zeros(1, 12, 5, 7), *weights, epsilon=EPSILON)
+        operator.attention_inputs(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
 
 
 @pytest.mark.parametrize(

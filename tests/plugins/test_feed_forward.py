@@ -31,11 +31,11 @@ def random_weights(channels: int, hidden: int, dtype: torch.dtype, device: str =
 
 
 def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    return operator.feed_forward_reference(x.double(), *(weight.double() for weight in weights), epsilon=EPSILON)
+    return operator.feed_forward_reference(x.double(), [weight.double() for weight in weights], epsilon=EPSILON)
 
 
 def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor]) -> None:
-    params = operator.feed_forward_parameters(out, x, *weights, epsilon=EPSILON)
+    params = operator.feed_forward_parameters(out, x, weights, epsilon=EPSILON)
     library.call(params, torch.cuda.current_stream().cuda_stream)
 
 
@@ -166,13 +166,13 @@ def test_feed_forward_of_a_part(channels: int) -> None:
 def test_feed_forward_operator() -> None:
     x = torch.randn(2, 48, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, 72, torch.float16)
-    out = operator.feed_forward(x, *weights, epsilon=EPSILON)
+    out = operator.feed_forward(x, weights, epsilon=EPSILON)
     assert out.is_contiguous(memory_format=torch.channels_last)
     check(out, reference(x, weights))
     with pytest.raises(TypeError, match="float32"):
-        operator.feed_forward(x.float(), *weights, epsilon=EPSILON)
+        operator.feed_forward(x.float(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="channels-last"):
-        operator.feed_forward(x.contiguous(), *weights, epsilon=EPSILON)
+        operator.feed_forward(x.contiguous(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="must not overlap"):
         run(x, x, weights)
 
@@ -182,10 +182,10 @@ def test_in_a_graph() -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, 48, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, 72, torch.float16)
-    operator.feed_forward(x, *weights, epsilon=EPSILON)
+    operator.feed_forward(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = operator.feed_forward(x, *weights, epsilon=EPSILON)
+        out = operator.feed_forward(x, weights, epsilon=EPSILON)
     x.copy_(torch.randn(x.shape, device="cuda"))
     out.fill_(torch.nan)
     graph.replay()
@@ -201,8 +201,8 @@ def test_feed_forward_on_cpu(layout: torch.memory_format) -> None:
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 12, 5, 7, dtype=torch.float64).to(memory_format=layout)
-    weights = [*norm.parameters(), *block.parameters()]
-    arguments = (x, *(weight.detach() for weight in weights), EPSILON)
+    weights = [weight.detach() for weight in (*norm.parameters(), *block.parameters())]
+    arguments = (x, weights, EPSILON)
     out = operator.feed_forward(*arguments)
     assert out.is_contiguous(memory_format=layout)
     torch.testing.assert_close(out, (x + block(norm(x))).detach())
@@ -214,7 +214,7 @@ def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[in
     weights = random_weights(12, 18, torch.float32, "cpu")
     weights[index] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"expected \[B, C, H, W\] and .*\[E, C, 1, 1\]"):
-        operator.feed_forward(torch.zeros(1, 12, 5, 7), *weights, epsilon=EPSILON)
+        operator.feed_forward(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
 
 
 @pytest.mark.parametrize(
