@@ -32,39 +32,6 @@ struct Problem {
   float quarter_epsilon, inverse_channels, half_inverse;
 };
 
-__device__ __forceinline__ uint32_t multiply_half(uint32_t a, uint32_t b) {
-  uint32_t d;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-
-__device__ __forceinline__ uint32_t fma_half(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t d;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
-__device__ __forceinline__ uint32_t tanh_half(uint32_t a) {
-  uint32_t d;
-  asm("tanh.approx.f16x2 %0, %1;" : "=r"(d) : "r"(a));
-  return d;
-}
-
-// gelu of two numbers, rounded. In float16 it is h / 2 (1 + tanh(h (a + b h^2))) of h rounded, all of it in float16:
-// wrong by 2.7e-4 at most, plus what tanh is wrong by (2^-11). Numbers that float16 does not hold become infinite or NaN.
-template <bool BF16>
-__device__ __forceinline__ uint32_t gelu_packed(float a, float b) {
-  if constexpr (BF16) {
-    return pack<BF16>(gelu(a), gelu(b));
-  } else {
-    const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
-    const uint32_t h = pack<false>(a, b);
-    const uint32_t inner = fma_half(multiply_half(h, h), both(0.03472f), both(0.8001f));
-    const uint32_t half = multiply_half(h, both(0.5f));
-    return fma_half(half, tanh_half(multiply_half(inner, h)), half);
-  }
-}
-
 // Where things are in shared memory, in bytes. Exact: all of the channels exist.
 template <int Channels, int Hidden, int Height, bool Exact = false>
 struct Layout {
