@@ -271,11 +271,10 @@ __device__ __forceinline__ void normalise_pixels(const Problem &problem, const T
   }
 }
 
-// A warp's latest tile, the one that it fetched last, lies in shared memory: the registers are wanted otherwise.
+// The one that this warp fetched last.
 template <class L>
 __device__ __forceinline__ Tile latest_tile(uint32_t shared) {
-  const uint4 v = load_shared(shared + L::kTile + own_thread() / 32 * 16);
-  return {static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w)};
+  return load_tile(shared + L::kTile + own_thread() / 32 * 16);
 }
 
 // The pixels of a tile that this warp will normalise, and the tile itself, whose pixels do not come if it does not exist.
@@ -283,9 +282,7 @@ template <class L>
 __device__ __forceinline__ void fetch(const Problem &problem, const Tile &tile, uint32_t shared, uint32_t to) {
   const int thread = own_thread();
   __syncwarp();
-  if (thread % 32 == 0) {
-    store_shared(shared + L::kTile + thread / 32 * 16, tile.image, tile.top, tile.left, tile.index);
-  }
+  if (thread % 32 == 0) store_tile(shared + L::kTile + thread / 32 * 16, tile);
   if (tile.index < problem.tiles) fetch_pixels<L::kGroups, L::kPixels>(problem, tile, to);
   __syncwarp();
 }

@@ -134,6 +134,26 @@ __device__ __forceinline__ uint32_t multiply_packed(uint32_t a, uint32_t b) {
   return both;
 }
 
+// a * b + c
+template <bool BF16>
+__device__ __forceinline__ uint32_t multiply_add_packed(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t both;
+  if constexpr (BF16) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(c));
+  }
+  return both;
+}
+
+template <bool BF16>
+__device__ __forceinline__ uint32_t add_packed(uint32_t a, uint32_t b) {
+  if constexpr (BF16) return multiply_add_packed<true>(a, 0x3f803f80u, b);  // there is no addition
+  uint32_t both;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
+  return both;
+}
+
 __device__ __forceinline__ float reciprocal(float x) {  // to one unit in the last place
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

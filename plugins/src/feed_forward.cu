@@ -63,23 +63,20 @@ __device__ __forceinline__ int divide(unsigned a, unsigned b, unsigned magic) {
 __device__ __forceinline__ Tile locate(const Problem &problem, int index, int height) {
   const int line = divide(index, problem.tiles_x, problem.tiles_x_magic);
   const int image = divide(line, problem.tiles_y, problem.tiles_y_magic);
-  return {image, (line - image * problem.tiles_y) * height, (index - line * problem.tiles_x) * kColumns,
-          index};
+  return {image, (line - image * problem.tiles_y) * height, (index - line * problem.tiles_x) * kColumns, index};
 }
 
 __device__ __forceinline__ unsigned thread_index() { return static_cast<unsigned>(own_thread()); }
 __device__ __forceinline__ int own_lane() { return thread_index() % 32; }
 __device__ __forceinline__ int own_warp() { return thread_index() / 32 % kWarps; }
 
-// A warp's tile lies in shared memory while it computes: the registers are wanted otherwise.
 template <class L>
 __device__ __forceinline__ uint32_t tile_place(uint32_t shared) {
   return shared + L::kTile + 16 * (thread_index() / 32);
 }
 template <class L>
 __device__ __forceinline__ Tile current_tile(uint32_t shared) {
-  const uint4 v = load_shared(tile_place<L>(shared));
-  return {static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w)};
+  return load_tile(tile_place<L>(shared));
 }
 
 // Channels of each 16 are taken in an order in which a thread's four lie side by side in the map, which reads and writes
@@ -201,31 +198,8 @@ template <class L>
 __device__ __forceinline__ void set_tile(const Problem &problem, int index, uint32_t shared) {
   const Tile tile = locate(problem, index, L::kHeight);
   __syncwarp();
-  if (own_lane() == 0) store_shared(tile_place<L>(shared), tile.image, tile.top, tile.left, tile.index);
+  if (own_lane() == 0) store_tile(tile_place<L>(shared), tile);
   __syncwarp();
-}
-
-// Two pairs of 16-bit numbers, times 1/2, plus b.
-template <bool BF16>
-__device__ __forceinline__ uint32_t halve_and_add(uint32_t a, uint32_t b) {
-  uint32_t both;
-  if constexpr (BF16) {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(0x3f003f00u), "r"(b));
-  } else {
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(0x38003800u), "r"(b));
-  }
-  return both;
-}
-
-template <bool BF16>
-__device__ __forceinline__ uint32_t add_packed(uint32_t a, uint32_t b) {
-  uint32_t both;
-  if constexpr (BF16) {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(0x3f803f80u), "r"(b));
-  } else {
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
-  }
-  return both;
 }
 
 __device__ __forceinline__ float inverse_root(float x) {
@@ -247,7 +221,7 @@ __device__ __forceinline__ int own_groups(const Problem &problem) {
 template <class L, bool BF16>
 __device__ __forceinline__ void normalise(uint32_t (&a)[L::kOuter / 2][4], float (&scale)[2], const Problem &problem,
                                           int groups) {
-  constexpr uint32_t kOnes = BF16 ? 0x3f803f80u : 0x3c003c00u;
+  constexpr uint32_t kOnes = BF16 ? 0x3f803f80u : 0x3c003c00u, kHalves = BF16 ? 0x3f003f00u : 0x38003800u;
   float sums[4] = {};
 #pragma unroll
   for (int k = 0; k < L::kOuter / 2; ++k) multiply_add<BF16>(sums, a[k], kOnes, kOnes);
@@ -260,8 +234,8 @@ __device__ __forceinline__ void normalise(uint32_t (&a)[L::kOuter / 2][4], float
 #pragma unroll
     for (int k = 0; k < L::kOuter / 2; ++k) {
       const uint32_t subtracted = k < groups ? rounded : 0;
-      a[k][half] = halve_and_add<BF16>(a[k][half], subtracted);
-      a[k][2 + half] = halve_and_add<BF16>(a[k][2 + half], subtracted);
+      a[k][half] = multiply_add_packed<BF16>(a[k][half], kHalves, subtracted);
+      a[k][2 + half] = multiply_add_packed<BF16>(a[k][2 + half], kHalves, subtracted);
     }
   }
   // The products of 8 pixels with themselves: their squares are on the diagonal, in one lane of four.
@@ -278,8 +252,7 @@ __device__ __forceinline__ void normalise(uint32_t (&a)[L::kOuter / 2][4], float
   const float squares[2] = {odd ? low[1] : low[0], odd ? high[3] : high[2]};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float sum = __uint_as_float(
-        __shfl_sync(kAllLanes, static_cast<uint32_t>(__float_as_int(squares[half])), lane / 4 * 4 + lane / 8));
+    const float sum = __shfl_sync(kAllLanes, squares[half], lane / 4 * 4 + lane / 8);
     const float variance = fmaxf(fmaf(sum, problem.inverse_channels, -rest[half] * rest[half]), 0.0f);
     scale[half] = inverse_root(variance + problem.quarter_epsilon);
   }

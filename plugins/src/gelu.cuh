@@ -26,18 +26,6 @@ __device__ __forceinline__ float gelu(float h) {
   return fmaf(-u, exp2_special(p), positive_part(h));
 }
 
-__device__ __forceinline__ uint32_t multiply_half(uint32_t a, uint32_t b) {
-  uint32_t d;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-
-__device__ __forceinline__ uint32_t fma_half(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t d;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
 __device__ __forceinline__ uint32_t tanh_half(uint32_t a) {
   uint32_t d;
   asm("tanh.approx.f16x2 %0, %1;" : "=r"(d) : "r"(a));
@@ -53,9 +41,9 @@ __device__ __forceinline__ uint32_t gelu_packed(float a, float b) {
   } else {
     const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
     const uint32_t h = pack<false>(a, b);
-    const uint32_t inner = fma_half(multiply_half(h, h), both(0.03472f), both(0.8001f));
-    const uint32_t half = multiply_half(h, both(0.5f));
-    return fma_half(half, tanh_half(multiply_half(inner, h)), half);
+    const uint32_t inner = multiply_add_packed<false>(multiply_packed<false>(h, h), both(0.03472f), both(0.8001f));
+    const uint32_t half = multiply_packed<false>(h, both(0.5f));
+    return multiply_add_packed<false>(half, tanh_half(multiply_packed<false>(inner, h)), half);
   }
 }
 

@@ -14,6 +14,16 @@ struct Tile {
   int image, top, left, index;
 };
 
+// A warp's tile lies in shared memory while it computes: the registers are wanted otherwise.
+__device__ __forceinline__ Tile load_tile(uint32_t from) {
+  const uint4 v = load_shared(from);
+  return {static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w)};
+}
+
+__device__ __forceinline__ void store_tile(uint32_t to, const Tile &tile) {
+  store_shared(to, tile.image, tile.top, tile.left, tile.index);
+}
+
 // Rows of Groups times 8 channels in shared memory are an odd number of 16-byte pieces apart, so that eight of them at the
 // same place lie in different banks.
 template <int Groups>
