@@ -122,19 +122,7 @@ __device__ __forceinline__ float2 unpack(uint32_t both) {
   return value;
 }
 
-// Two 16-bit products at once. bfloat16 through fma, which compute capability 8.0 has too.
-template <bool BF16>
-__device__ __forceinline__ uint32_t multiply_packed(uint32_t a, uint32_t b) {
-  uint32_t both;
-  if constexpr (BF16) {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(both) : "r"(a), "r"(b), "r"(0x80008000u));
-  } else {
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
-  }
-  return both;
-}
-
-// a * b + c
+// a * b + c of two 16-bit numbers each, as all of these.
 template <bool BF16>
 __device__ __forceinline__ uint32_t multiply_add_packed(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t both;
@@ -146,9 +134,18 @@ __device__ __forceinline__ uint32_t multiply_add_packed(uint32_t a, uint32_t b, 
   return both;
 }
 
+// Of bfloat16 compute capability 8.0 has neither products nor sums.
+template <bool BF16>
+__device__ __forceinline__ uint32_t multiply_packed(uint32_t a, uint32_t b) {
+  if constexpr (BF16) return multiply_add_packed<true>(a, b, 0x80008000u);
+  uint32_t both;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
+  return both;
+}
+
 template <bool BF16>
 __device__ __forceinline__ uint32_t add_packed(uint32_t a, uint32_t b) {
-  if constexpr (BF16) return multiply_add_packed<true>(a, 0x3f803f80u, b);  // there is no addition
+  if constexpr (BF16) return multiply_add_packed<true>(a, 0x3f803f80u, b);
   uint32_t both;
   asm("add.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
   return both;

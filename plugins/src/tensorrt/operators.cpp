@@ -146,6 +146,11 @@ static bool is_vector(const PluginTensorDesc &tensor, long long length) noexcept
   return has_dimensions(tensor, 1) && dimension(tensor, 0) == length;
 }
 
+static bool is_weight(const PluginTensorDesc &tensor, long long outputs, long long inputs, long long side) noexcept {
+  return has_dimensions(tensor, 4) && dimension(tensor, 0) == outputs && dimension(tensor, 1) == inputs &&
+         dimension(tensor, 2) == side && dimension(tensor, 3) == side;
+}
+
 static int32_t size(const PluginTensorDesc &tensor, int32_t index) noexcept {
   return static_cast<int32_t>(tensor.dims.d[index]);
 }
@@ -172,6 +177,19 @@ static RibsrMap map_of(const PluginTensorDesc &like, int64_t channels, const voi
     map.column_stride = 1;
   }
   return map;
+}
+
+// What the parameters of all but the attention say of a map.
+template <class Params>
+static Params params_of(const PluginTensorDesc &x) noexcept {
+  Params params{};
+  params.struct_size = sizeof(params);
+  params.dtype = dtype(x);
+  params.batch = size(x, 0);
+  params.channels = size(x, 1);
+  params.height = size(x, 2);
+  params.width = size(x, 3);
+  return params;
 }
 
 // CyclicWindowAttention
@@ -263,19 +281,19 @@ int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const
   return ribsr_attention(&params, stream);
 }
 
-// ChannelLayerNorm
+// Those with a layer norm
 
-std::array<PluginField, 1> ChannelLayerNorm::fields() const noexcept {
+std::array<PluginField, 1> Normalising::fields() const noexcept {
   return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
 }
 
-static bool valid_epsilon(const char *name, float epsilon) noexcept {
+bool Normalising::valid_as(const char *name) const noexcept {
   if (epsilon >= 0.0f && std::isfinite(epsilon)) return true;
   report("%s: attribute epsilon is %g: it must not be negative", name, static_cast<double>(epsilon));
   return false;
 }
 
-bool ChannelLayerNorm::valid() const noexcept { return valid_epsilon(name, epsilon); }
+// ChannelLayerNorm
 
 bool ChannelLayerNorm::fits(const PluginTensorDesc *in) const noexcept {
   const long long channels = dimension(in[0], 1);
@@ -288,13 +306,7 @@ bool ChannelLayerNorm::fits(const PluginTensorDesc *in) const noexcept {
 int32_t ChannelLayerNorm::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                               cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
-  RibsrLayerNormParams params{};
-  params.struct_size = sizeof(params);
-  params.dtype = dtype(x);
-  params.batch = size(x, 0);
-  params.channels = size(x, 1);
-  params.height = size(x, 2);
-  params.width = size(x, 3);
+  auto params = params_of<RibsrLayerNormParams>(x);
   params.epsilon = epsilon;
   params.in = map_of(x, params.channels, inputs[0]);
   params.out = map_of(x, params.channels, results[0]);
@@ -322,9 +334,7 @@ bool DepthwiseConv3x3::valid() const noexcept {
 
 bool DepthwiseConv3x3::fits(const PluginTensorDesc *in) const noexcept {
   const long long channels = dimension(in[0], 1);
-  const bool kernels = has_dimensions(in[1], 4) && dimension(in[1], 0) == channels && dimension(in[1], 1) == 1 &&
-                       dimension(in[1], 2) == 3 && dimension(in[1], 3) == 3;
-  if (has_dimensions(in[0], 4) && kernels && is_vector(in[2], channels)) return true;
+  if (has_dimensions(in[0], 4) && is_weight(in[1], channels, 1, 3) && is_vector(in[2], channels)) return true;
   report("%s: weight (%lld kernels) and bias (%lld values) are not [C, 1, 3, 3] and [C] for x with %lld channels in %d "
          "dimensions", name, dimension(in[1], 0), dimension(in[2], 0), channels, in[0].dims.nbDims);
   return false;
@@ -333,15 +343,9 @@ bool DepthwiseConv3x3::fits(const PluginTensorDesc *in) const noexcept {
 int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                               cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
-  RibsrDepthwiseParams params{};
-  params.struct_size = sizeof(params);
-  params.dtype = dtype(x);
+  auto params = params_of<RibsrDepthwiseParams>(x);
   params.input_gelu = input_gelu;
   params.epilogue = add_gelu != 0 ? RIBSR_EPILOGUE_ADD_GELU : RIBSR_EPILOGUE_NONE;
-  params.batch = size(x, 0);
-  params.channels = size(x, 1);
-  params.height = size(x, 2);
-  params.width = size(x, 3);
   params.in = map_of(x, params.channels, inputs[0]);
   params.out = map_of(x, params.channels, results[0]);
   params.weight = inputs[1];
@@ -350,17 +354,6 @@ int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inp
 }
 
 // FeedForward
-
-std::array<PluginField, 1> FeedForward::fields() const noexcept {
-  return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
-}
-
-bool FeedForward::valid() const noexcept { return valid_epsilon(name, epsilon); }
-
-static bool is_weight(const PluginTensorDesc &tensor, long long outputs, long long inputs, long long side) noexcept {
-  return has_dimensions(tensor, 4) && dimension(tensor, 0) == outputs && dimension(tensor, 1) == inputs &&
-         dimension(tensor, 2) == side && dimension(tensor, 3) == side;
-}
 
 bool FeedForward::fits(const PluginTensorDesc *in) const noexcept {
   const long long channels = dimension(in[0], 1), hidden = dimension(in[4], 0);
@@ -377,14 +370,8 @@ bool FeedForward::fits(const PluginTensorDesc *in) const noexcept {
 int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                          cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
-  RibsrFeedForwardParams params{};
-  params.struct_size = sizeof(params);
-  params.dtype = dtype(x);
-  params.batch = size(x, 0);
-  params.channels = size(x, 1);
+  auto params = params_of<RibsrFeedForwardParams>(x);
   params.hidden = size(in[4], 0);
-  params.height = size(x, 2);
-  params.width = size(x, 3);
   params.epsilon = epsilon;
   params.in = map_of(x, params.channels, inputs[0]);
   params.out = map_of(x, params.channels, results[0]);
@@ -401,12 +388,6 @@ int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, 
 
 // AttentionInputs
 
-std::array<PluginField, 1> AttentionInputs::fields() const noexcept {
-  return {PluginField{"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1}};
-}
-
-bool AttentionInputs::valid() const noexcept { return valid_epsilon(name, epsilon); }
-
 bool AttentionInputs::fits(const PluginTensorDesc *in) const noexcept {
   const long long channels = dimension(in[0], 1);
   if (has_dimensions(in[0], 4) && is_vector(in[1], channels) && is_vector(in[2], channels) &&
@@ -422,13 +403,7 @@ bool AttentionInputs::fits(const PluginTensorDesc *in) const noexcept {
 int32_t AttentionInputs::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
                              cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
-  RibsrAttentionInputsParams params{};
-  params.struct_size = sizeof(params);
-  params.dtype = dtype(x);
-  params.batch = size(x, 0);
-  params.channels = size(x, 1);
-  params.height = size(x, 2);
-  params.width = size(x, 3);
+  auto params = params_of<RibsrAttentionInputsParams>(x);
   params.epsilon = epsilon;
   params.in = map_of(x, params.channels, inputs[0]);
   params.qkv = map_of(x, 3ll * params.channels, results[0]);

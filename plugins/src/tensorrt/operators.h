@@ -62,17 +62,24 @@ struct CyclicWindowAttention {
               cudaStream_t stream) const noexcept;
 };
 
-struct ChannelLayerNorm {
+// What operators have in which a layer norm is: its attribute.
+struct Normalising {
+  float epsilon;
+
+  std::array<PluginField, 1> fields() const noexcept;
+
+ protected:
+  bool valid_as(const char *name) const noexcept;
+};
+
+struct ChannelLayerNorm : Normalising {
   static constexpr const char *name = "ChannelLayerNorm";
   static constexpr std::array maps{true, false, false};  // x, weight, bias
   static constexpr bool linear = true;
   static constexpr int32_t like = 0;
   static constexpr std::array outputs{Dimension{0, 1}};
 
-  float epsilon;
-
-  std::array<PluginField, 1> fields() const noexcept;
-  bool valid() const noexcept;
+  bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
   int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
               cudaStream_t stream) const noexcept;
@@ -95,7 +102,7 @@ struct DepthwiseConv3x3 {
               cudaStream_t stream) const noexcept;
 };
 
-struct FeedForward {
+struct FeedForward : Normalising {
   static constexpr const char *name = "FeedForward";
   // x, then weight and bias of norm, expand, depthwise and contract
   static constexpr std::array maps{true, false, false, false, false, false, false, false, false};
@@ -103,16 +110,13 @@ struct FeedForward {
   static constexpr int32_t like = 0;
   static constexpr std::array outputs{Dimension{0, 1}};
 
-  float epsilon;
-
-  std::array<PluginField, 1> fields() const noexcept;
-  bool valid() const noexcept;
+  bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
   int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
               cudaStream_t stream) const noexcept;
 };
 
-struct AttentionInputs {
+struct AttentionInputs : Normalising {
   static constexpr const char *name = "AttentionInputs";
   // x, then weight and bias of norm, project, depthwise and mix
   static constexpr std::array maps{true, false, false, false, false, false, false, false, false};
@@ -120,10 +124,7 @@ struct AttentionInputs {
   static constexpr int32_t like = 0;
   static constexpr std::array outputs{Dimension{3, 0}, Dimension{7, 0}};  // qkv, gate: as the weights say
 
-  float epsilon;
-
-  std::array<PluginField, 1> fields() const noexcept;
-  bool valid() const noexcept;
+  bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
   int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
               cudaStream_t stream) const noexcept;
