@@ -97,6 +97,9 @@ class MapCase:
         return f"{self.operator:16}  C {self.channels:3d}{epilogue:16}"
 
 
+FUSED = ("feed_forward", "attention_inputs")
+"""Kernels of several layers, timed beside these apart."""
+
 FLOOR = 3.0e12
 """Bytes per second of the floor."""
 
@@ -214,8 +217,8 @@ def padded_map(case: MapCase, dtype: torch.dtype, times: int = 1) -> torch.Tenso
     return values[..., :channels].permute(0, 3, 1, 2)
 
 
-def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
-    """Milliseconds of our kernel, or of our other kernels around PyTorch's 1x1 convolutions."""
+def time_fused(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
+    """Milliseconds of one of the kernels of several layers, or of our others around PyTorch's 1x1 convolutions."""
     import torch
     from torch.nn.functional import conv2d
 
@@ -223,55 +226,30 @@ def time_feed_forward(case: MapCase, bf16: bool, repeats: int, *, ours: bool) ->
     from plugins import torch as operators
 
     dtype = torch.bfloat16 if bf16 else torch.float16
-    c, hidden = case.channels, case.hidden
-    shapes = ((c,), (c,), (hidden, c, 1, 1), (hidden,), (hidden, 1, 3, 3), (hidden,), (c, hidden, 1, 1), (c,))
+    c, forward = case.channels, case.operator == "feed_forward"
+    first, inner, last = (case.hidden, case.hidden, c) if forward else (3 * c, c, c)
+    shapes = ((c,), (c,), (first, c, 1, 1), (first,), (inner, 1, 3, 3), (inner,), (last, inner, 1, 1), (last,))
     weights = [(torch.randn(shape, device="cuda") / 4).to(dtype) for shape in shapes]
 
-    def apart(x: torch.Tensor) -> torch.Tensor:
-        y = conv2d(operators.channel_layer_norm(x, *weights[:2], 1e-6), weights[2], weights[3])
-        y = operators.depthwise_conv3x3(y, weights[4], weights[5], True, True)
-        return x + conv2d(y, weights[6], weights[7])
-
-    calls: list[Callable[[], object]] = []
-    keep = []
-    for _ in range(sets(case.bytes)):
-        x, out = padded_map(case, dtype), padded_map(case, dtype)
-        if not ours:
-            calls.append(lambda x=x: apart(x))
-            continue
-        params = operators.feed_forward_parameters(out, x, weights, epsilon=1e-6)
-        keep.append((x, out))
-        calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
-    return measure(calls, repeats)
-
-
-def time_attention_inputs(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
-    """Milliseconds of our kernel, or of our other kernels around PyTorch's 1x1 convolutions."""
-    import torch
-    from torch.nn.functional import conv2d
-
-    from plugins import library
-    from plugins import torch as operators
-
-    dtype = torch.bfloat16 if bf16 else torch.float16
-    c = case.channels
-    shapes = ((c,), (c,), (3 * c, c, 1, 1), (3 * c,), (c, 1, 3, 3), (c,), (c, c, 1, 1), (c,))
-    weights = [(torch.randn(shape, device="cuda") / 4).to(dtype) for shape in shapes]
-
-    def apart(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def apart(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         n = operators.channel_layer_norm(x, *weights[:2], 1e-6)
-        gate = operators.depthwise_conv3x3(n, weights[4], weights[5], False)
-        return conv2d(n, weights[2], weights[3]), conv2d(gate, weights[6], weights[7])
+        y = conv2d(n, weights[2], weights[3])
+        d = operators.depthwise_conv3x3(y if forward else n, weights[4], weights[5], forward, forward)
+        z = conv2d(d, weights[6], weights[7])
+        return (x + z,) if forward else (y, z)
 
     calls: list[Callable[[], object]] = []
     keep = []
     for _ in range(sets(case.bytes)):
-        x, qkv, gate = (padded_map(case, dtype, times) for times in (1, 3, 1))
+        x, *out = (padded_map(case, dtype, times) for times in ((1, 1) if forward else (1, 3, 1)))
         if not ours:
             calls.append(lambda x=x: apart(x))
             continue
-        params = operators.attention_inputs_parameters(qkv, gate, x, weights, epsilon=1e-6)
-        keep.append((x, qkv, gate))
+        if forward:
+            params = operators.feed_forward_parameters(out[0], x, weights, 1e-6)
+        else:
+            params = operators.attention_inputs_parameters(out[0], out[1], x, weights, 1e-6)
+        keep.append((x, out))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)
 
@@ -283,10 +261,8 @@ def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     from plugins import library
     from plugins import torch as operators
 
-    if case.operator == "feed_forward":
-        return time_feed_forward(case, bf16, repeats, ours=ours)
-    if case.operator == "attention_inputs":
-        return time_attention_inputs(case, bf16, repeats, ours=ours)
+    if case.operator in FUSED:
+        return time_fused(case, bf16, repeats, ours=ours)
     dtype = torch.bfloat16 if bf16 else torch.float16
     bias = torch.randn(case.channels, device="cuda").to(dtype)
     norm = case.operator == "layer_norm"
@@ -340,13 +316,13 @@ def map_row(case: MapCase, bf16: bool, repeats: int, torch_too: bool) -> dict[st
     row = {**asdict(case), "ours_ms": ours, "floor_ms": case.floor_ms}
     if torch_too:
         row["torch_ms"] = theirs = time_map(case, bf16, repeats, ours=False)
-        other = "apart" if case.operator in ("feed_forward", "attention_inputs") else "torch"
+        other = "apart" if case.operator in FUSED else "torch"
         line += f"   {other} {theirs:7.4f} ms   {theirs / ours:5.2f}x"
     click.echo(line)
     return row
 
 
-OPERATORS = ("attention", "layer_norm", "depthwise", "feed_forward", "attention_inputs")
+OPERATORS = ("attention", "layer_norm", "depthwise", *FUSED)
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])

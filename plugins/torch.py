@@ -182,13 +182,8 @@ def layer_norm_parameters(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> library.LayerNormParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
-    b, c, h, w = x.shape
     return library.LayerNormParams(
-        dtype=DTYPES[x.dtype],
-        batch=b,
-        channels=c,
-        height=h,
-        width=w,
+        **_described(x),
         epsilon=epsilon,
         input=_map(x),
         out=_map(out),
@@ -246,15 +241,10 @@ def depthwise_parameters(
     out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, add_gelu: bool, input_gelu: bool = False
 ) -> library.DepthwiseParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
-    b, c, h, w = x.shape
     return library.DepthwiseParams(
-        dtype=DTYPES[x.dtype],
+        **_described(x),
         input_gelu=int(input_gelu),
         epilogue=library.ADD_GELU if add_gelu else 0,
-        batch=b,
-        channels=c,
-        height=h,
-        width=w,
         input=_map(x),
         out=_map(out),
         weight=weight.data_ptr(),
@@ -304,19 +294,20 @@ def feed_forward_parameters(
     out: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
 ) -> library.FeedForwardParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
-    b, c, h, w = x.shape
     return library.FeedForwardParams(
-        dtype=DTYPES[x.dtype],
-        batch=b,
-        channels=c,
+        **_described(x),
         hidden=weights[2].shape[0],
-        height=h,
-        width=w,
         epsilon=epsilon,
         input=_map(x),
         out=_map(out),
         **_pointers(library.FEED_FORWARD_WEIGHTS, weights),
     )
+
+
+def _described(x: Tensor) -> dict[str, int]:
+    """What the parameters of all but the attention say of a map."""
+    b, c, h, w = x.shape
+    return {"dtype": DTYPES[x.dtype], "batch": b, "channels": c, "height": h, "width": w}
 
 
 def _pointers(names: Sequence[str], weights: Sequence[Tensor]) -> dict[str, int]:
@@ -379,13 +370,8 @@ def attention_inputs_parameters(
     qkv: Tensor, gate: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
 ) -> library.AttentionInputsParams:
     """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
-    b, c, h, w = x.shape
     return library.AttentionInputsParams(
-        dtype=DTYPES[x.dtype],
-        batch=b,
-        channels=c,
-        height=h,
-        width=w,
+        **_described(x),
         epsilon=epsilon,
         input=_map(x),
         qkv=_map(qkv),

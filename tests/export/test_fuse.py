@@ -287,11 +287,20 @@ def test_convolutions_of_another_padding_are_left_alone():
     assert fuse.count(fuse.to_plugins(one_block(consumer=False, padding=0)))["DepthwiseConv3x3"] == 0
 
 
+def with_weights(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """The model of a text, with random half-precision weights of these shapes."""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape) / 2
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float16), name))
+    return model
+
+
 def feed_forward(
     channels: int = 8, hidden: int = 16, read: str = "", residual: str = "x", kernel: int = 1
 ) -> onnx.ModelProto:
     """A feed-forward half of opset 20 with half-precision weights; read: a tensor in it that is an output as well."""
-    rng = np.random.default_rng(0)
     shapes = {
         "nw": (channels,), "nb": (channels,), "ew": (hidden, channels, kernel, kernel), "eb": (hidden,),
         "dw": (hidden, 1, 3, 3), "db": (hidden,), "cw": (channels, hidden, 1, 1),
@@ -312,11 +321,7 @@ def feed_forward(
       contract = Conv (sum, cw)
       out = Add ({residual}, contract)
     }}"""
-    model = onnx.parser.parse_model(text)
-    for name, shape in shapes.items():
-        values = rng.normal(size=shape) / 2
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float16), name))
-    return model
+    return with_weights(text, shapes)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,6 @@ def attention_inputs(
     channels: int = 8, inner: int = 8, read: str = "", source: str = "norm", kernel: int = 1, gelu: bool = False
 ) -> onnx.ModelProto:
     """What comes before an attention, half-precision weights; read: a tensor in it that is an output as well."""
-    rng = np.random.default_rng(0)
     shapes = {
         "nw": (channels,), "nb": (channels,), "pw": (3 * inner, channels, kernel, kernel), "pb": (3 * inner,),
         "dw": (channels, 1, 3, 3), "db": (channels,), "mw": (inner, channels, 1, 1),
@@ -381,11 +385,7 @@ def attention_inputs(
       {"sum = Add (u, e)" if gelu else ""}
       gate = Conv ({"sum" if gelu else "d"}, mw)
     }}"""
-    model = onnx.parser.parse_model(text)
-    for name, shape in shapes.items():
-        values = rng.normal(size=shape) / 2
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float16), name))
-    return model
+    return with_weights(text, shapes)
 
 
 @pytest.mark.parametrize(

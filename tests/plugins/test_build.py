@@ -58,6 +58,13 @@ def refusal(loaded: None) -> Callable[..., str]:
     return call
 
 
+def refused(params: library.Params) -> str:
+    """What the library says of parameters that it must refuse before it looks for a device."""
+    with pytest.raises(library.LibraryError) as error:
+        library.call(params, 0)
+    return str(error.value)
+
+
 def test_missing_compiler_is_named() -> None:
     with pytest.raises(build.BuildError, match="--nvcc names 'no-such-nvcc'"):
         build.find_nvcc("no-such-nvcc")
@@ -133,9 +140,7 @@ def test_parameters_of_the_other_kernels_are_checked(
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 8, "height": 4, "width": 4, "epsilon": 1e-5}
     if params is library.DepthwiseParams:
         del values["epsilon"]
-    with pytest.raises(library.LibraryError) as error:
-        library.call(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)), 0)
-    assert message in str(error.value)
+    assert message in refused(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)))
 
 
 @pytest.mark.parametrize(
@@ -163,15 +168,13 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
     strides |= {name: value for name, value in changes.items() if name in strides}
     out = pointer + 16 if "out" not in changes else pointer
     maps = {"input": library.Map(pointer, **strides), "out": library.Map(out, **strides)}
-    names = [f"{part}_{kind}" for part in ("norm", "expand", "depthwise", "contract") for kind in ("weight", "bias")]
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "hidden": 72, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "out"}}
     if changed.get("expand_weight"):
         changed["expand_weight"] = pointer + 8
-    params = library.FeedForwardParams(**(values | maps | dict.fromkeys(names, pointer) | changed))
-    with pytest.raises(library.LibraryError) as error:
-        library.call(params, 0)
-    assert message in str(error.value)
+    weights = dict.fromkeys(library.FEED_FORWARD_WEIGHTS, pointer)
+    params = library.FeedForwardParams(**(values | maps | weights | changed))
+    assert message in refused(params)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +200,10 @@ def test_parameters_of_attention_inputs_are_checked(loaded: None, changes: dict[
     strides |= {name: value for name, value in changes.items() if name in strides}
     places = {"input": 0, "qkv": 16, "gate": changes.get("gate", 32)}
     maps = {name: library.Map(pointer + place, **strides) for name, place in places.items()}
-    names = [f"{part}_{kind}" for part in ("norm", "project", "depthwise", "mix") for kind in ("weight", "bias")]
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "gate"}}
     if changed.get("mix_weight"):
         changed["mix_weight"] = pointer + 8
-    params = library.AttentionInputsParams(**(values | maps | dict.fromkeys(names, pointer) | changed))
-    with pytest.raises(library.LibraryError) as error:
-        library.call(params, 0)
-    assert message in str(error.value)
+    weights = dict.fromkeys(library.ATTENTION_INPUTS_WEIGHTS, pointer)
+    params = library.AttentionInputsParams(**(values | maps | weights | changed))
+    assert message in refused(params)

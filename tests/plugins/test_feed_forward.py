@@ -48,17 +48,22 @@ def check(out: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None
         assert error <= scale * TOLERANCE[out.dtype], f"relative error {error:.2e}"  # NaN fails too
 
 
+def run_and_check(shape: tuple[int, int, int, int], hidden: int, dtype: torch.dtype, deviation: float = 1.0) -> None:
+    """On normal x of this [B, C, H, W] shape and deviation."""
+    x, out = (poisoned(*shape, dtype, "padded") for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda") * deviation)
+    weights = random_weights(shape[1], hidden, dtype)
+    run(x, out, weights)
+    check(out, reference(x, weights))
+
+
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("channels", "hidden"), WIDTHS)
 def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype) -> None:
     for h, w in SIZES:
-        x, out = (poisoned(batch, channels, h, w, dtype, "padded") for _ in range(2))
-        x.copy_(torch.randn(x.shape, device="cuda"))
-        weights = random_weights(channels, hidden, dtype)
-        run(x, out, weights)
-        check(out, reference(x, weights))
+        run_and_check((batch, channels, h, w), hidden, dtype)
 
 
 @on_gpu
@@ -66,11 +71,7 @@ def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype
 @pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:3])
 def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Every block takes several tiles, of several images."""
-    x, out = (poisoned(3, channels, 360, 640, dtype, "padded") for _ in range(2))
-    x.copy_(torch.randn(x.shape, device="cuda"))
-    weights = random_weights(channels, hidden, dtype)
-    run(x, out, weights)
-    check(out, reference(x, weights))
+    run_and_check((3, channels, 360, 640), hidden, dtype)
 
 
 @on_gpu
@@ -78,11 +79,7 @@ def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) 
 @pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:4])
 def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Small x, whose norm is not small: the branch alone makes the result."""
-    x, out = (poisoned(2, channels, 33, 50, dtype, "padded") for _ in range(2))
-    x.copy_(torch.randn(x.shape, device="cuda") / 64)
-    weights = random_weights(channels, hidden, dtype)
-    run(x, out, weights)
-    check(out, reference(x, weights))
+    run_and_check((2, channels, 33, 50), hidden, dtype, 1 / 64)
 
 
 @on_gpu
