@@ -120,6 +120,7 @@ typedef struct {
   const void *depthwise_bias;   /* [hidden] */
   const void *contract_weight;  /* [channels, hidden], contiguous, aligned to 16 bytes */
   const void *contract_bias;    /* [channels] */
+  void *workspace;
 } RibsrFeedForwardParams;
 
 /* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
@@ -149,6 +150,8 @@ typedef struct {
  * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, and maps that the vectorised loads
  * take, else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream);
+
+RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden);
 
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);

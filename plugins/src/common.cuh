@@ -59,6 +59,28 @@ __device__ __forceinline__ long long element(const Map &map, int batch, int chan
   return batch * map.batch + channel * map.channel + p.y * map.row + p.x * map.column;
 }
 
+// ---- shared memory --------------------------------------------------------------------------------------------------
+
+// Where the 16-byte `piece` of a row goes in a tile of rows of `Width` bytes: see matrix_descriptor.
+template <int Width>
+__device__ __forceinline__ int swizzled(int row, int piece) {
+  const int offset = row * Width + piece * 16;
+  return offset ^ (offset >> 3 & (Width == 64 ? 0x30 : 0x10));
+}
+
+struct Ring {  // position in a ring of buffers
+  int slot = 0;
+  uint32_t phase = 0;
+  template <int Size>
+  __device__ __forceinline__ void advance(int steps = 1) {
+    slot += steps;
+    if (slot >= Size) {
+      slot -= Size;
+      phase ^= 1;
+    }
+  }
+};
+
 // ---- softmax --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float quad_max(float x) {

@@ -254,6 +254,19 @@ __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity
   return passed != 0;
 }
 
+// One arrival, and as many bytes of copies that the phase has to wait for.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+  asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// `bytes`, a multiple of 16, from global to shared memory, which `barrier` counts. For one thread.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
 // Move registers between the warp groups of a block.
 template <int Count>
 __device__ __forceinline__ void take_registers() {
@@ -336,6 +349,53 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
   } else {
     RIBSR_VALUES("f16", "40", RIBSR_D20, "20", "21", "22", "23", "24", "25", RIBSR_F16(d, 0), RIBSR_F4(d, 16));
   }
+}
+
+#define RIBSR_F32(d, i) RIBSR_F16(d, i), RIBSR_F16(d, i + 16)
+#define RIBSR_D24 RIBSR_D20 ",%20,%21,%22,%23"
+#define RIBSR_D96                                                                                                    \
+  RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"     \
+            "%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82," \
+            "%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+
+#define RIBSR_NARROW(TYPE)                                                                                   \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %26, 0;\n"                                                     \
+               "wgmma.mma_async.sync.aligned.m64n48k16.f32." TYPE "." TYPE " {" RIBSR_D24                     \
+               "}, %24, %25, p, 1, 1, 0, 0;}"                                                                \
+               : RIBSR_F16(d, 0), RIBSR_F4(d, 16), RIBSR_F4(d, 20)                                           \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+
+// d[64 x 48] (+)= a[64 x 16] b[16 x 48], both from shared memory, K-major.
+template <bool BF16>
+__device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint64_t b, bool accumulate) {
+  if constexpr (BF16) {
+    RIBSR_NARROW("bf16");
+  } else {
+    RIBSR_NARROW("f16");
+  }
+}
+
+#define RIBSR_WIDE(TYPE)                                                                                     \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " {" RIBSR_D96                    \
+               "}, {%96,%97,%98,%99}, %100, 1, 1, 1, 0;"                                                     \
+               : RIBSR_F32(d, 0), RIBSR_F32(d, 32), RIBSR_F32(d, 64)                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+// d[64 x 192] += a[64 x 16] b[16 x 192], a in registers, b in shared memory, K-major.
+template <bool BF16>
+__device__ __forceinline__ void group_multiply_registers(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (BF16) {
+    RIBSR_WIDE("bf16");
+  } else {
+    RIBSR_WIDE("f16");
+  }
+}
+
+// What a product of a warp group writes may be read from here on: no reading is moved before the waiting for it.
+template <int Count>
+__device__ __forceinline__ void group_results(float (&d)[Count]) {
+#pragma unroll
+  for (float &x : d) asm volatile("" : "+f"(x)::"memory");
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

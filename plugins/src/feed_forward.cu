@@ -9,6 +9,7 @@
 // but the tensor cores have little else to do, and no lane converts or adds. Its result lies where the product by the
 // weights of `contract` wants its operand, and its middle tap is u where the sum wants it; x is added as x times the
 // identity. Blocks are small, so that one computes while others wait.
+#include "feed_forward_wide.h"
 #include "gelu.cuh"
 #include "interface.h"
 #include "tile.cuh"
@@ -571,10 +572,13 @@ const Instance *choose(const RibsrFeedForwardParams &p, int available) {
   return nullptr;
 }
 
+bool is_wide(int channels, int hidden) { return channels == kWideChannels && hidden == kWideHidden; }
+
 int32_t check_supported(const RibsrFeedForwardParams &p) {
-  if (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden) {
-    return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported", p.channels,
-                p.hidden, kMostChannels, kMostHidden);
+  if (!is_wide(p.channels, p.hidden) &&
+      (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden)) {
+    return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported, and %d, %d",
+                p.channels, p.hidden, kMostChannels, kMostHidden, kWideChannels, kWideHidden);
   }
   if (!vectorised(p.in, p.height, p.width) || !vectorised(p.out, p.height, p.width) || !aligned(p.expand_weight) ||
       !aligned(p.contract_weight)) {
@@ -604,6 +608,10 @@ int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &
 
 }  // namespace
 
+extern "C" int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden) {
+  return is_wide(channels, hidden) ? wide_feed_forward_workspace() : 0;
+}
+
 extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream) {
   clear_message();
   int32_t code = check_common(params);
@@ -621,6 +629,7 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
   Device device;
   code = current_device(&device);
   if (code != RIBSR_OK) return code;
+  if (is_wide(p.channels, p.hidden)) return launch_wide_feed_forward(p, device, static_cast<cudaStream_t>(stream));
 
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   Problem problem{};

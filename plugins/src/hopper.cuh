@@ -71,13 +71,6 @@ struct Layout {
   static constexpr int kBytes = kStageOffset + kStages * kStageBytes;
 };
 
-// Where the 16-byte `piece` of a row goes in a tile of rows of `Width` bytes.
-template <int Width>
-__device__ __forceinline__ int swizzled(int row, int piece) {
-  const int offset = row * Width + piece * 16;
-  return offset ^ (offset >> 3 & (Width == 64 ? 0x30 : 0x10));
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Whether a block's item, the `index`-th of its walk, is to be done again.
@@ -150,19 +143,6 @@ __device__ __forceinline__ float exp2_computed(float place) {
   asm("mad.lo.s32 %0, %1, -128, %2;" : "=r"(result) : "r"(whole), "r"(__float_as_uint(power)));
   return __uint_as_float(result);
 }
-
-struct Ring {  // position in a ring of buffers
-  int slot = 0;
-  uint32_t phase = 0;
-  template <int Size>
-  __device__ __forceinline__ void advance(int steps = 1) {
-    slot += steps;
-    if (slot >= Size) {
-      slot -= Size;
-      phase ^= 1;
-    }
-  }
-};
 
 template <int D, int R, bool Shared>
 struct Producer {
