@@ -35,7 +35,7 @@ SOURCES = (
     "layer_norm.cu",
     "depthwise.cu",
     "feed_forward.cu",
-    "feed_forward_wide.cu",
+    "hopper_feed_forward.cu",
     "attention_inputs.cu",
 )
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"

@@ -9,7 +9,7 @@
 // but the tensor cores have little else to do, and no lane converts or adds. Its result lies where the product by the
 // weights of `contract` wants its operand, and its middle tap is u where the sum wants it; x is added as x times the
 // identity. Blocks are small, so that one computes while others wait.
-#include "feed_forward_wide.h"
+#include "hopper_feed_forward.h"
 #include "gelu.cuh"
 #include "interface.h"
 #include "tile.cuh"

@@ -10,7 +10,7 @@
 //     its result, in registers, an operand of the next, whose sums for all channels stay in registers until the last
 //     hidden channels are done. They begin as x;
 //   - of the last one, a warp each fetches the two kinds of weights, and two fetch x and work out means and deviations.
-#include "feed_forward_wide.h"
+#include "hopper_feed_forward.h"
 #include "gelu.cuh"
 #include "tile_launch.h"
 
@@ -23,6 +23,7 @@ constexpr int kPixels = kWide * (kHeight + 2);
 constexpr int kBlockRows = 64, kBlocks = (kPixels + kBlockRows - 1) / kBlockRows;  // of the first product
 constexpr int kChunk = 48, kChunks = kHidden / kChunk;                             // hidden channels at a time
 constexpr int kThreads = 512;
+constexpr int kTogether = 3;  // groups of 8 hidden channels whose depthwise convolutions take turns
 constexpr int kContractRegisters = 160, kExpandRegisters = 136, kFetchRegisters = 56;
 
 // Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those of
@@ -454,6 +455,51 @@ struct Contract {
     slot.advance<kSlots>(kBlocks);
   }
 
+  // u + gelu(depthwise(u)) of kTogether times 8 channels, the i-th and those that follow, as operands: the products of one
+  // wait for each other, and those of warp groups get between. What they are is in tile.cuh.
+  __device__ __forceinline__ void convolve_groups(uint32_t (&a)[kChunk / 16][4], int i, uint32_t left, uint32_t right,
+                                                  uint32_t taps, int tap_step, const uint32_t (&biases)[kChunk / 8]) {
+    float sums[kTogether][4];
+    uint32_t own[kTogether][2];  // u
+#pragma unroll
+    for (int g = 0; g < kTogether; ++g) {
+      const float2 bias = unpack<BF16>(biases[i + g]);
+      sums[g][0] = sums[g][2] = bias.x;
+      sums[g][1] = sums[g][3] = bias.y;
+    }
+#pragma unroll
+    for (int step = 0; step < 5; ++step) {
+      uint32_t operand[kTogether][4];
+      uint2 tap[kTogether];
+#pragma unroll
+      for (int g = 0; g < kTogether; ++g) {
+        const uint32_t from = step < 3 ? left + step * kWide * kUStep : right + 2 * (step - 3) * kWide * kUStep;
+        load_matrices(operand[g], from + 16 * g);
+        tap[g] = load_shared_words(taps + tap_step * g + 8 * step);
+      }
+#pragma unroll
+      for (int g = 0; g < kTogether; ++g) {
+        if (step < 4) {
+          multiply_add<BF16>(sums[g], operand[g], tap[g].x, tap[g].y);
+        } else {
+          multiply_add<BF16>(sums[g], operand[g][0], operand[g][1], tap[g].y);
+        }
+        if (step == 1) {
+          own[g][0] = operand[g][2];
+          own[g][1] = operand[g][3];
+        }
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kTogether; ++g) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        a[(i + g) / 2][(i + g) % 2 * 2 + j] =
+            add_packed<BF16>(own[g][j], gelu_packed<BF16>(sums[g][2 * j], sums[g][2 * j + 1]));
+      }
+    }
+  }
+
   // u + gelu(depthwise(u)) of a chunk, as operands.
   __device__ __forceinline__ void convolve_chunk(uint32_t (&a)[kChunk / 16][4], int chunk) {
     const uint32_t here = shared + kU + u.slot * kUBytes;
@@ -461,39 +507,15 @@ struct Contract {
     const uint32_t left = here + (row * kWide + lane % 16 + second) * kUStep;
     const uint32_t right = here + ((row + second) * kWide + lane % 16 + 2) * kUStep;
     const bool diagonal = lane % 4 == lane / 8;
-    const uint32_t tap_place = shared + kTapPlace + kTapBytes * (diagonal ? kChunk * chunk + lane / 4 : kHidden);
+    const uint32_t taps = shared + kTapPlace + kTapBytes * (diagonal ? kChunk * chunk + lane / 4 : kHidden);
     const int tap_step = diagonal ? 8 * kTapBytes : 0;
     const auto *bias = reinterpret_cast<const uint32_t *>(problem.depthwise_bias) + kChunk / 2 * chunk + lane % 4;
     uint32_t biases[kChunk / 8];
 #pragma unroll
     for (int i = 0; i < kChunk / 8; ++i) biases[i] = __ldg(bias + 4 * i);
 #pragma unroll
-    for (int i = 0; i < kChunk / 8; ++i) {
-      Window<1> window;
-      window.load(left + 16 * i, right + 16 * i, kWide * kUStep);
-      Taps taps;
-      uint32_t words[kTaps];
-#pragma unroll
-      for (int j = 0; j < kTaps; j += 2) {
-        const uint2 two = load_shared_words(tap_place + tap_step * i + 4 * j);
-        words[j] = two.x;
-        words[j + 1] = two.y;
-      }
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int y = 0; y < 3; ++y) taps.left[y][j] = words[2 * y + j];
-#pragma unroll
-        for (int y = 0; y < 2; ++y) taps.right[y][j] = words[6 + 2 * y + j];
-      }
-      const float2 first = unpack<BF16>(biases[i]);
-      float sums[4] = {first.x, first.y, first.x, first.y};
-      convolve<1, BF16>(sums, window, 0, taps);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        a[i / 2][i % 2 * 2 + j] =
-            add_packed<BF16>(window.near[1][2 + j], gelu_packed<BF16>(sums[2 * j], sums[2 * j + 1]));
-      }
+    for (int i = 0; i < kChunk / 8; i += kTogether) {
+      convolve_groups(a, i, left + 16 * i, right + 16 * i, taps + tap_step * i, tap_step, biases);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(shared + kUEmpty + 8 * u.slot);
