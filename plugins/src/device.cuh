@@ -48,6 +48,11 @@ __device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
   return v;
 }
 
+__device__ __forceinline__ float4 load_shared_floats(uint32_t from) {
+  const uint4 v = load_shared(from);
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+
 __device__ __forceinline__ uint2 load_shared_words(uint32_t from) {
   uint2 v;
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
@@ -265,6 +270,16 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int byt
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+
+// A box of a map, from its first channel, column, row and image on, which may lie outside. Its layout is in the map.
+template <class TensorMap>
+__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap &map, int channel, int column, int row, int image,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::
+          "r"(to), "l"(&map), "r"(channel), "r"(column), "r"(row), "r"(image), "r"(barrier)
+      : "memory");
 }
 
 // Move registers between the warp groups of a block.

@@ -10,6 +10,8 @@
 //     its result, in registers, an operand of the next, whose sums for all channels stay in registers until the last
 //     hidden channels are done. They begin as x;
 //   - of the last one, a warp each fetches the two kinds of weights, and two fetch x and work out means and deviations.
+#include <cuda.h>
+
 #include "hopper_feed_forward.h"
 #include "gelu.cuh"
 #include "tile_launch.h"
@@ -23,52 +25,57 @@ constexpr int kPixels = kWide * (kHeight + 2);
 constexpr int kBlockRows = 64, kBlocks = (kPixels + kBlockRows - 1) / kBlockRows;  // of the first product
 constexpr int kChunk = 48, kChunks = kHidden / kChunk;                             // hidden channels at a time
 constexpr int kThreads = 512;
-constexpr int kTogether = 3;  // groups of 8 hidden channels whose depthwise convolutions take turns
-constexpr int kContractRegisters = 160, kExpandRegisters = 136, kFetchRegisters = 56;
+constexpr int kStatisticsWarps = 3;
+constexpr int kPairs = 5;     // of taps: a product takes two at a time, the last one
+constexpr int kContractRegisters = 168, kFetchRegisters = 48;  // the others keep the 128 that all begin with
 
 // Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those of
 // `contract` in parts of 16 hidden channels with rows of 32 bytes.
-constexpr int kXPart = kBlockRows * 64, kXBytes = kChannels / 32 * kXPart;
+constexpr int kXPart = kBlocks * kBlockRows * 64, kXBytes = kChannels / 32 * kXPart;
 constexpr int kExpandPart = kChunk * 64, kExpandBytes = kChannels / 32 * kExpandPart;
 constexpr int kContractPart = kChannels * 32, kContractBytes = kChunk / 16 * kContractPart;
 constexpr int kUStep = kStep<kChunk / 8>, kUBytes = kPixels * kUStep;
-constexpr int kTapBytes = 4 * kTaps;  // of a channel
 
-// How many of each are in shared memory.
-constexpr int kSlots = kBlocks + 1, kStages = 2;
+constexpr int kStages = 2, kUStages = 3;  // how many chunks of weights and of u are in shared memory
 
 // Where things are in shared memory, in bytes.
 constexpr int kX = 0;
-constexpr int kExpand = kX + kSlots * kXBytes;
+constexpr int kExpand = kX + kXBytes;
 constexpr int kContract = kExpand + kStages * kExpandBytes;
 constexpr int kU = kContract + kStages * kContractBytes;
-constexpr int kTapPlace = kU + kStages * kUBytes;                    // of all hidden channels, and zeros
-constexpr int kStatistics = kTapPlace + (kHidden + 1) * kTapBytes;  // of pixels: mean / deviation, 1 / deviation
+constexpr int kTapPlace = kU + kUStages * kUBytes;              // of each hidden channel four pairs
+constexpr int kLastTap = kTapPlace + 16 * kHidden;              // and the last one
+constexpr int kBiases = kLastTap + 4 * kHidden;                 // of depthwise, as accumulators have them: each pair twice
+constexpr int kSumPlace = kBiases + 8 * kHidden;                // of `expand`: biases of a pair, sums of their weights
+constexpr int kStatistics = kSumPlace + 8 * kHidden;            // of pixels: half of mean / deviation, of 1 / deviation
 constexpr int kStatisticsBytes = kPixels * 8;
 constexpr int kBarriers = kStatistics + kStages * kStatisticsBytes;
-constexpr int kExpandFull = kBarriers, kExpandEmpty = kExpandFull + 8 * kStages;
+constexpr int kXFull = kBarriers, kXEmpty = kXFull + 8;
+constexpr int kExpandFull = kXEmpty + 8, kExpandEmpty = kExpandFull + 8 * kStages;
 constexpr int kContractFull = kExpandEmpty + 8 * kStages, kContractEmpty = kContractFull + 8 * kStages;
-constexpr int kUFull = kContractEmpty + 8 * kStages, kUEmpty = kUFull + 8 * kStages;
-constexpr int kStatisticsFull = kUEmpty + 8 * kStages, kStatisticsEmpty = kStatisticsFull + 8 * kStages;
-constexpr int kXFull = kStatisticsEmpty + 8 * kStages, kXEmpty = kXFull + 8 * kSlots;
-constexpr int kBytes = kXEmpty + 8 * kSlots;
+constexpr int kStatisticsFull = kContractEmpty + 8 * kStages, kStatisticsEmpty = kStatisticsFull + 8 * kStages;
+constexpr int kUFull = kStatisticsEmpty + 8 * kStages, kUEmpty = kUFull + 8 * kUStages;
+constexpr int kBytes = kUEmpty + 8 * kUStages;
 
-// What the first kernel makes of the weights, in bytes: chunks of both matrices; of two hidden channels their biases, which
-// have the norm's in them, and the sums of their weights; taps.
+// What the first kernel makes of the weights, in bytes: chunks of both matrices, then what goes to shared memory from
+// kTapPlace on as it is. The biases of `expand` have the norm's in them. What gelu is taken of comes as its half: see
+// gelu_of_half.
 constexpr int kChunkBytes = kExpandBytes + kContractBytes;
-constexpr int kTable = kChunks * kChunkBytes;
-constexpr int kTapTable = kTable + 8 * kHidden;
-constexpr int kWorkspace = kTapTable + kHidden * kTapBytes;
+constexpr int kTables = kChunks * kChunkBytes;
+constexpr int kTableBytes = kStatistics - kTapPlace;
+constexpr int kWorkspace = kTables + kTableBytes;
 
 struct Weights {
-  const uint16_t *norm_weight, *norm_bias, *expand_weight, *expand_bias, *depthwise_weight, *contract_weight;
+  const uint16_t *norm_weight, *norm_bias, *expand_weight, *expand_bias, *depthwise_weight, *depthwise_bias;
+  const uint16_t *contract_weight;
   uint8_t *workspace;
 };
 
 struct Problem {
+  CUtensorMap x;  // the map `in` as tiles, of 32 channels
   Map in, out;
   const uint8_t *workspace;
-  const uint16_t *depthwise_bias, *contract_bias;
+  const uint16_t *contract_bias;
   int height, width;
   int tiles_x, tiles_y, tiles;
   float epsilon;
@@ -78,6 +85,10 @@ struct Problem {
 __device__ __forceinline__ int channel_at(int place) {
   return (place & ~31) + 8 * (place % 8 / 2) + 2 * (place / 8 % 4) + place % 2;
 }
+
+// The pairs of taps that products take at once: the upper and the lower ones of three columns, then those of the middle row.
+__device__ __forceinline__ int first_tap(int pair) { return pair < 3 ? pair : 3 + 2 * (pair - 3); }
+__device__ __forceinline__ int second_tap(int pair) { return pair < 3 ? 6 + pair : 4; }
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -120,14 +131,21 @@ __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ We
   }
   rest = warp_sum(rest);
   bias = warp_sum(bias);
+  uint8_t *tables = weights.workspace + kTables - kTapPlace;  // by places in shared memory
+  const auto half_of = [](uint16_t x) { return 0.5f * unpack<BF16>(x).x; };
+  const int pair = row / 2 * 16 + row % 2 * 4;
   if (lane == 0) {
-    auto *table = reinterpret_cast<float *>(weights.workspace + kTable) + row / 2 * 4 + row % 2;
-    table[0] = bias + unpack<BF16>(weights.expand_bias[row]).x;
-    table[2] = rest;
+    auto *sums = reinterpret_cast<float *>(tables + kSumPlace + pair);
+    sums[0] = 0.5f * bias + half_of(weights.expand_bias[row]);
+    sums[2] = rest;
+    auto *biases = reinterpret_cast<float *>(tables + kBiases + pair);
+    biases[0] = biases[2] = half_of(weights.depthwise_bias[row]);
   }
-  if (lane < kTaps) {
-    const uint32_t tap = weights.depthwise_weight[9 * row + static_cast<int>(kTapOrder >> 4 * lane & 15)];
-    reinterpret_cast<uint32_t *>(weights.workspace + kTapTable)[kTaps * row + lane] = row % 2 ? tap << 16 : tap;
+  if (lane < kPairs) {
+    const uint16_t *taps = weights.depthwise_weight + 9 * row;
+    const float first = half_of(taps[first_tap(lane)]), second = lane < kPairs - 1 ? half_of(taps[second_tap(lane)]) : 0.0f;
+    const int place = lane < kPairs - 1 ? kTapPlace + 16 * row + 4 * lane : kLastTap + 4 * row;
+    *reinterpret_cast<uint32_t *>(tables + place) = pack<BF16>(first, second);
   }
   constexpr int kPieces = kHidden / 8;  // of a channel
   const int piece = blockIdx.x * kArrangers + threadIdx.x;
@@ -151,60 +169,52 @@ __device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
   return {tile.top + row - 1, tile.left + place - kWide * row - 1};
 }
 
-// The nearest one that is there: what is outside is not used, but must be read from somewhere.
-__device__ __forceinline__ const uint16_t *nearest(const Problem &problem, const Tile &tile, int place) {
-  const Pixel p = pixel_of(tile, min(place, kPixels - 1));
-  const int y = min(max(p.y, 0), problem.height - 1), x = min(max(p.x, 0), problem.width - 1);
-  return problem.in.data + tile.image * problem.in.batch + y * problem.in.row + x * problem.in.column;
-}
-
-__device__ __forceinline__ uint32_t x_place(uint32_t shared, int slot) { return shared + kX + slot * kXBytes; }
-
-// Where a block of a tile is whose first one is in `slot`.
-__device__ __forceinline__ Ring slot_of(Ring slot, int block) {
-  slot.advance<kSlots>(block);
-  return slot;
-}
-
 // ---- fetching -------------------------------------------------------------------------------------------------------
 
-// Chunks of one kind of weights, for one thread.
-__device__ __forceinline__ void fetch_weights(const Problem &problem, uint32_t to, const uint8_t *from, int bytes,
-                                              uint32_t full, uint32_t empty) {
+// One kind of weights, chunk by chunk.
+struct Chunks {
+  uint32_t to, full, empty;
+  const uint8_t *from;
+  int bytes, left;  // chunks
   Ring stage;
-#pragma unroll 1
-  for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-#pragma unroll 1
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      barrier_wait(empty + 8 * stage.slot, stage.phase ^ 1);
-      barrier_expect(full + 8 * stage.slot, bytes);
-      copy_bulk(to + stage.slot * bytes, from + chunk * kChunkBytes, bytes, full + 8 * stage.slot);
-      stage.advance<kStages>();
-    }
-  }
-}
+  int chunk = 0;
 
-// Two warps.
-__device__ __forceinline__ void fetch_block(const Problem &problem, const Tile &tile, int block, uint32_t shared,
-                                            Ring &slot, int warp, int lane) {
-  constexpr int kRows = kBlockRows / 2;
-  barrier_wait(shared + kXEmpty + 8 * slot.slot, slot.phase ^ 1);
-  const int first = kRows * warp + lane / 8;
-  const uint32_t to = x_place(shared, slot.slot) + lane % 8 / 4 * kXPart + swizzled<64>(first, lane % 4);
-#pragma unroll 2
-  for (int row = 0; row < kRows; row += 4) {
-    const uint16_t *from = nearest(problem, tile, kBlockRows * block + first + row) + 8 * (lane % 8);
-    // Rows 4 apart lie 256 bytes apart, but for the swizzle, whose pattern repeats every 8.
-    const uint32_t there = (to ^ (row % 8 ? 0x20 : 0)) + 64 * row;
-#pragma unroll
-    for (int i = 0; i < kChannels / 64; ++i) copy_async(there + 2 * i * kXPart, from + 64 * i);
+  // The next one, if there is one and room for it.
+  __device__ __forceinline__ void fetch() {
+    if (left == 0 || !barrier_passed(empty + 8 * stage.slot, stage.phase ^ 1)) return;
+    barrier_expect(full + 8 * stage.slot, bytes);
+    copy_bulk(to + stage.slot * bytes, from + chunk * kChunkBytes, bytes, full + 8 * stage.slot);
+    stage.advance<kStages>();
+    if (++chunk == kChunks) chunk = 0;
+    --left;
   }
-  copy_commit();
-  copy_wait<0>();
-  fence_async_proxy();
-  __syncwarp();
-  if (lane == 0) barrier_arrive(shared + kXFull + 8 * slot.slot);
-  slot.advance<kSlots>();
+};
+
+// The weights of both products, and x, for one thread: a tile's x can come when the last chunk of the tile before has been
+// multiplied.
+__device__ __forceinline__ void fetch_operands(const Problem &problem, uint32_t shared) {
+  int index = blockIdx.x;
+  uint32_t phase = 1;
+  const int chunks = (problem.tiles - 1 - index) / static_cast<int>(gridDim.x) * kChunks + kChunks;
+  Chunks expand = {shared + kExpand, shared + kExpandFull, shared + kExpandEmpty, problem.workspace, kExpandBytes, chunks};
+  Chunks contract = {shared + kContract, shared + kContractFull, shared + kContractEmpty,
+                     problem.workspace + kExpandBytes, kContractBytes, chunks};
+#pragma unroll 1
+  while (index < problem.tiles || expand.left > 0 || contract.left > 0) {
+    expand.fetch();
+    if (index < problem.tiles && barrier_passed(shared + kXEmpty, phase)) {
+      const Tile tile = locate(problem, index);
+      barrier_expect(shared + kXFull, kChannels * kPixels * 2);
+#pragma unroll 1
+      for (int part = 0; part < kChannels / 32; ++part) {
+        copy_box(shared + kX + part * kXPart, problem.x, 32 * part, tile.left - 1, tile.top - 1, tile.image,
+                 shared + kXFull);
+      }
+      phase ^= 1;
+      index += gridDim.x;
+    }
+    contract.fetch();
+  }
 }
 
 // Of 8 lanes.
@@ -218,62 +228,68 @@ struct Vectors {
   uint4 of[kChannels / 64];
 };
 
-__device__ __forceinline__ Vectors load_vectors(const uint16_t *from) {
+// This lane's channels, some of each 64, of a pixel, or of the nearest one that is there: its numbers are not used then.
+__device__ __forceinline__ Vectors load_vectors(const Problem &problem, const Tile &tile, const uint4 *image, int place) {
+  const Pixel p = pixel_of(tile, place);
+  const int y = min(max(p.y, 0), problem.height - 1), x = min(max(p.x, 0), problem.width - 1);
+  const uint4 *from = image + (y * static_cast<unsigned>(problem.in.row >> 3) +
+                               x * static_cast<unsigned>(problem.in.column >> 3));
   Vectors v;
 #pragma unroll
-  for (int i = 0; i < kChannels / 64; ++i) v.of[i] = __ldcg(reinterpret_cast<const uint4 *>(from) + 8 * i);
+  for (int i = 0; i < kChannels / 64; ++i) v.of[i] = __ldcg(from + 8 * i);
   return v;
 }
 
-// The sum of f of this lane's channels.
-template <bool BF16, class F>
-__device__ __forceinline__ float sum_of(const Vectors &v, F f) {
-  float sums[2] = {};
-#pragma unroll
-  for (const uint4 &four : v.of) {
-    for (const uint32_t word : {four.x, four.y, four.z, four.w}) {
-      const float2 both = unpack<BF16>(word);
-      sums[0] = f(both.x, sums[0]);
-      sums[1] = f(both.y, sums[1]);
-    }
-  }
-  return sums[0] + sums[1];
-}
-
-// Mean and deviation of a tile's pixels. Two warps; eight lanes have a pixel, and the next one on its way.
+// Mean and deviation of a tile's pixels. Three warps; eight lanes have a pixel, and the next ones on their way. Sums are of
+// differences from the pixel's first channel: it is likely to be near the mean, as far as the deviation says what is near.
 template <bool BF16>
 __device__ __forceinline__ void make_statistics(const Problem &problem, const Tile &tile, uint32_t to, int warp, int lane) {
-  int place = 4 * warp + lane / 8;
-  Vectors next = load_vectors(nearest(problem, tile, place) + 8 * (lane % 8));
+  constexpr int kStride = 4 * kStatisticsWarps, kAhead = 2;
+  const auto *image =
+      reinterpret_cast<const uint4 *>(problem.in.data + tile.image * problem.in.batch) + lane % 8;
+  const int first = 4 * warp + lane / 8;
+  Vectors ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = load_vectors(problem, tile, image, first + kStride * i);
 #pragma unroll 1
-  while (place < kPixels) {
-    const Vectors v = next;
-    const int following = place + 8;
-    next = load_vectors(nearest(problem, tile, following) + 8 * (lane % 8));
-    const float mean = eighth_sum(sum_of<BF16>(v, [](float x, float sum) { return sum + x; })) * (1.0f / kChannels);
-    const float squares = eighth_sum(sum_of<BF16>(v, [=](float x, float sum) { return fmaf(x - mean, x - mean, sum); }));
-    const float inverse = rsqrtf(fmaf(squares, 1.0f / kChannels, problem.epsilon));
-    if (lane % 8 == 0) {
-      store_shared(to + 8 * place, __float_as_int(mean * inverse), __float_as_int(inverse));
+  for (int place = first; place < kPixels; place += kStride) {
+    const Vectors v = ahead[0];
+#pragma unroll
+    for (int i = 1; i < kAhead; ++i) ahead[i - 1] = ahead[i];
+    ahead[kAhead - 1] = load_vectors(problem, tile, image, place + kAhead * kStride);
+    const float near = __shfl_sync(kAllLanes, unpack<BF16>(v.of[0].x).x, lane & ~7);
+    float sums[2] = {}, squares[2] = {};
+#pragma unroll
+    for (const uint4 &four : v.of) {
+      for (const uint32_t word : {four.x, four.y, four.z, four.w}) {
+        const float2 both = unpack<BF16>(word);
+        const float low = both.x - near, high = both.y - near;
+        sums[0] += low;
+        sums[1] += high;
+        squares[0] = fmaf(low, low, squares[0]);
+        squares[1] = fmaf(high, high, squares[1]);
+      }
     }
-    place = following;
+    const float rest = eighth_sum(sums[0] + sums[1]) * (1.0f / kChannels);
+    const float square = eighth_sum(squares[0] + squares[1]) * (1.0f / kChannels);
+    const float inverse = 0.5f * rsqrtf(fmaxf(fmaf(-rest, rest, square), 0.0f) + problem.epsilon);
+    if (lane % 8 == 0) {
+      store_shared(to + 8 * place, __float_as_int((near + rest) * inverse), __float_as_int(inverse));
+    }
   }
 }
 
 template <bool BF16>
-__device__ __forceinline__ void fetch_x(const Problem &problem, uint32_t shared, int warp, int lane) {
-  Ring slot, statistics;
+__device__ __forceinline__ void fetch_statistics(const Problem &problem, uint32_t shared, int warp, int lane) {
+  Ring stage;
 #pragma unroll 1
   for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-    const Tile tile = locate(problem, index);
-    fetch_block(problem, tile, 0, shared, slot, warp, lane);
-    barrier_wait(shared + kStatisticsEmpty + 8 * statistics.slot, statistics.phase ^ 1);
-    make_statistics<BF16>(problem, tile, shared + kStatistics + statistics.slot * kStatisticsBytes, warp, lane);
+    barrier_wait(shared + kStatisticsEmpty + 8 * stage.slot, stage.phase ^ 1);
+    make_statistics<BF16>(problem, locate(problem, index), shared + kStatistics + stage.slot * kStatisticsBytes, warp,
+                          lane);
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared + kStatisticsFull + 8 * statistics.slot);
-    statistics.advance<kStages>();
-#pragma unroll 1
-    for (int block = 1; block < kBlocks; ++block) fetch_block(problem, tile, block, shared, slot, warp, lane);
+    if (lane == 0) barrier_arrive(shared + kStatisticsFull + 8 * stage.slot);
+    stage.advance<kStages>();
   }
 }
 
@@ -298,55 +314,53 @@ struct Expand {
   const Problem &problem;
   uint32_t shared;
   int warp, lane;
-  Ring stage, slot, u, statistics;
+  Ring stage, u, statistics;
   Sums sums[kBlocks];
-  float4 table[kChunk / 8];  // of this thread's pairs of hidden channels
+  float4 table[kChunk / 8];  // of this thread's pairs of hidden channels: half their biases, the sums of their weights
+  float2 statistic[2];       // of this thread's pixels of the block at hand
   uint32_t outside;          // a bit of each of this thread's pixels: not in the map
+  bool edge;                 // whether any thread of the warp has one
 
   __device__ __forceinline__ int first_place() const { return 16 * warp + lane / 4; }
 
   // The product of a block of x with the chunk of weights in `stage`.
   template <int Block>
   __device__ __forceinline__ void start() {
-    multiply_x<BF16>(sums[Block], descriptor_address(x_place(shared, slot_of(slot, Block).slot)),
+    multiply_x<BF16>(sums[Block], descriptor_address(shared + kX + Block * kBlockRows * 64),
                      descriptor_address(shared + kExpand + stage.slot * kExpandBytes));
   }
 
-  template <int Block>
-  __device__ __forceinline__ void start_first() {
-    const Ring own = slot_of(slot, Block);
-    barrier_wait(shared + kXFull + 8 * own.slot, own.phase);
-    start<Block>();
-  }
-
-  __device__ __forceinline__ void release_x() {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      if (lane == 0) barrier_arrive(shared + kXEmpty + 8 * slot_of(slot, block).slot);
-    }
+  // Of a block.
+  __device__ __forceinline__ void load_statistics(int block) {
+    const uint32_t from =
+        shared + kStatistics + statistics.slot * kStatisticsBytes + 8 * (first_place() + kBlockRows * block);
+    statistic[0] = load_shared_pair(from);
+    statistic[1] = load_shared_pair(from + 64);
   }
 
   // gelu of a block's sums, to shared memory. Outside the map u is zero, as the depthwise convolution is padded.
   template <int Block>
   __device__ __forceinline__ void finish() {
-    const uint32_t from = shared + kStatistics + statistics.slot * kStatisticsBytes + 8 * first_place();
+    const float2 own[2] = {statistic[0], statistic[1]};
+    load_statistics((Block + 1) % kBlocks);  // so that they are there when they are wanted
     const uint32_t to = shared + kU + u.slot * kUBytes + first_place() * kUStep + 4 * (lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       constexpr int kFirst = kBlockRows * Block;
-      const float2 place = load_shared_pair(from + 8 * (kFirst + 8 * half));
       const uint32_t there = to + (kFirst + 8 * half) * kUStep;
       if (kFirst + kBlockRows > kPixels && first_place() + kFirst + 8 * half >= kPixels) continue;
 #pragma unroll
       for (int i = 0; i < kChunk / 8; ++i) {
         const float *h = sums[Block] + 4 * i + 2 * half;
-        const float low = fmaf(h[0], place.y, fmaf(-place.x, table[i].z, table[i].x));
-        const float high = fmaf(h[1], place.y, fmaf(-place.x, table[i].w, table[i].y));
-        store_shared(there + 16 * i, static_cast<int>(gelu_packed<BF16>(low, high)));
+        const float low = fmaf(h[0], own[half].y, fmaf(-own[half].x, table[i].z, table[i].x));
+        const float high = fmaf(h[1], own[half].y, fmaf(-own[half].x, table[i].w, table[i].y));
+        store_shared(there + 16 * i, static_cast<int>(gelu_of_half<BF16>(low, high)));
       }
-      if (__builtin_expect(outside >> (2 * Block + half) & 1, 0)) {
+      if (__builtin_expect(edge, 0)) {
+        if (outside >> (2 * Block + half) & 1) {
 #pragma unroll
-        for (int i = 0; i < kChunk / 8; ++i) store_shared(there + 16 * i, 0);
+          for (int i = 0; i < kChunk / 8; ++i) store_shared(there + 16 * i, 0);
+        }
       }
     }
   }
@@ -360,9 +374,9 @@ struct Expand {
 
   template <bool Last>
   __device__ __forceinline__ void chunk(int index) {
-    const auto *from = reinterpret_cast<const float4 *>(problem.workspace + kTable) + kChunk / 2 * index + lane % 4;
+    const uint32_t from = shared + kSumPlace + 8 * kChunk * index + 16 * (lane % 4);
 #pragma unroll
-    for (int i = 0; i < kChunk / 8; ++i) table[i] = __ldg(from + 4 * i);
+    for (int i = 0; i < kChunk / 8; ++i) table[i] = load_shared_floats(from + 64 * i);
     // Of all three, as ptxas makes products wait for each other that it does not see the end of. Two are done long since.
     group_wait<0>();
 #pragma unroll
@@ -370,7 +384,7 @@ struct Expand {
     if (lane == 0) barrier_arrive(shared + kExpandEmpty + 8 * stage.slot);
     stage.advance<kStages>();
     if constexpr (Last) {
-      release_x();
+      if (lane == 0) barrier_arrive(shared + kXEmpty);
     } else {
       barrier_wait(shared + kExpandFull + 8 * stage.slot, stage.phase);
     }
@@ -380,11 +394,12 @@ struct Expand {
     step<2, Last>();
     __syncwarp();
     if (lane == 0) barrier_arrive(shared + kUFull + 8 * u.slot);
-    u.advance<kStages>();
+    u.advance<kUStages>();
   }
 
   __device__ __forceinline__ void run() {
     static_assert(kBlocks == 3);
+    uint32_t phase = 0;
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
       const Tile tile = locate(problem, index);
@@ -394,18 +409,21 @@ struct Expand {
         const Pixel p = pixel_of(tile, first_place() + 32 * i - 24 * (i % 2));
         if (!inside(problem, p.y, p.x)) outside |= 1u << i;
       }
+      edge = __any_sync(kAllLanes, outside);
       barrier_wait(shared + kExpandFull + 8 * stage.slot, stage.phase);
-      start_first<0>();
-      start_first<1>();
-      start_first<2>();
+      barrier_wait(shared + kXFull, phase);
+      phase ^= 1;
+      start<0>();
+      start<1>();
+      start<2>();
       barrier_wait(shared + kStatisticsFull + 8 * statistics.slot, statistics.phase);
+      load_statistics(0);
 #pragma unroll 1
       for (int i = 0; i < kChunks - 1; ++i) chunk<false>(i);
       chunk<true>(kChunks - 1);
       __syncwarp();
       if (lane == 0) barrier_arrive(shared + kStatisticsEmpty + 8 * statistics.slot);
       statistics.advance<kStages>();
-      slot.advance<kSlots>(kBlocks);
     }
   }
 };
@@ -416,9 +434,17 @@ template <bool BF16>
 struct Contract {
   const Problem &problem;
   uint32_t shared;
-  int row, lane;  // of the tile; of the warp
-  Ring stage, slot, u;
+  int warp, lane;
+  int leader;      // of its warp: not 0
+  Ring stage, u;
+  uint32_t phase;  // of x
+  // Where this thread's parts are, of the first chunk.
+  uint32_t u_place, tap_place, last_place, bias_place;
   float sums[kChannels / 2];
+  uint32_t select[2];  // of a word's halves which one goes where in a diagonal matrix, if this thread has a part of its diagonal
+
+  // A warp has 8 columns of two rows of the tile: the first of its pixels in what the tile needs.
+  __device__ __forceinline__ int first_place() const { return kWide * (warp / 2 * 2) + warp % 2 * 8; }
 
   // x and bias. Channels as the map has them: those of a thread lie side by side.
   __device__ __forceinline__ void begin() {
@@ -426,15 +452,12 @@ struct Contract {
     uint4 biases[kChannels / 32];
 #pragma unroll
     for (int n = 0; n < kChannels / 32; ++n) biases[n] = __ldg(bias + 4 * n);
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      const Ring own = slot_of(slot, block);
-      barrier_wait(shared + kXFull + 8 * own.slot, own.phase);
-    }
+    barrier_wait(shared + kXFull, phase);
+    phase ^= 1;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int place = kWide * (row + 1) + 1 + lane / 4 + 8 * half;
-      const uint32_t from = x_place(shared, slot_of(slot, place / kBlockRows).slot) + swizzled<64>(place % kBlockRows, lane % 4);
+      const uint32_t from =
+          shared + kX + swizzled<64>(first_place() + kWide * (1 + half) + 1 + lane / 4, lane % 4);
 #pragma unroll
       for (int n = 0; n < kChannels / 32; ++n) {
         const uint4 x = load_shared(from + n * kXPart), b = biases[n];
@@ -448,85 +471,54 @@ struct Contract {
       }
     }
     __syncwarp();
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      if (lane == 0) barrier_arrive(shared + kXEmpty + 8 * slot_of(slot, block).slot);
-    }
-    slot.advance<kSlots>(kBlocks);
+    if (leader) barrier_arrive(shared + kXEmpty);
   }
 
-  // u + gelu(depthwise(u)) of kTogether times 8 channels, the i-th and those that follow, as operands: the products of one
-  // wait for each other, and those of warp groups get between. What they are is in tile.cuh.
-  __device__ __forceinline__ void convolve_groups(uint32_t (&a)[kChunk / 16][4], int i, uint32_t left, uint32_t right,
-                                                  uint32_t taps, int tap_step, const uint32_t (&biases)[kChunk / 8]) {
-    float sums[kTogether][4];
-    uint32_t own[kTogether][2];  // u
+  // u + gelu(depthwise(u)) of a chunk, as operands. A product is one of 8 channels by diagonal matrices, of two taps: of the
+  // two rows of pixels that are an operand's rows and the next two, as they come from shared memory, or of the middle two
+  // in two columns.
+  __device__ __forceinline__ void convolve(uint32_t (&a)[kChunk / 16][4], int chunk) {
+    const uint32_t from = u_place + u.slot * kUBytes;
+    const uint32_t tap_from = tap_place + 16 * kChunk * chunk, last_from = last_place + 4 * kChunk * chunk;
+    const uint32_t bias_from = bias_place + 8 * kChunk * chunk;
 #pragma unroll
-    for (int g = 0; g < kTogether; ++g) {
-      const float2 bias = unpack<BF16>(biases[i + g]);
-      sums[g][0] = sums[g][2] = bias.x;
-      sums[g][1] = sums[g][3] = bias.y;
-    }
+    for (int i = 0; i < kChunk / 8; ++i) {
+      uint32_t columns[3][4];  // to the left, in the middle and to the right: four rows
 #pragma unroll
-    for (int step = 0; step < 5; ++step) {
-      uint32_t operand[kTogether][4];
-      uint2 tap[kTogether];
+      for (int x = 0; x < 3; ++x) load_matrices(columns[x], from + x * kUStep + 16 * i);
+      const uint4 four = load_shared(tap_from + 128 * i);
+      const uint32_t taps[kPairs] = {four.x, four.y, four.z, four.w,
+                                     static_cast<uint32_t>(load_shared_int(last_from + 32 * i))};
+      const float4 bias = load_shared_floats(bias_from + 64 * i);
+      float h[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
-      for (int g = 0; g < kTogether; ++g) {
-        const uint32_t from = step < 3 ? left + step * kWide * kUStep : right + 2 * (step - 3) * kWide * kUStep;
-        load_matrices(operand[g], from + 16 * g);
-        tap[g] = load_shared_words(taps + tap_step * g + 8 * step);
-      }
-#pragma unroll
-      for (int g = 0; g < kTogether; ++g) {
-        if (step < 4) {
-          multiply_add<BF16>(sums[g], operand[g], tap[g].x, tap[g].y);
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const uint32_t first = __byte_perm(taps[pair], 0, select[0]);
+        const uint32_t second = __byte_perm(taps[pair], 0, select[1]);
+        if (pair < 3) {
+          multiply_add<BF16>(h, columns[pair], first, second);
+        } else if (pair == 3) {
+          const uint32_t middle[4] = {columns[0][1], columns[0][2], columns[1][1], columns[1][2]};
+          multiply_add<BF16>(h, middle, first, second);
         } else {
-          multiply_add<BF16>(sums[g], operand[g][0], operand[g][1], tap[g].y);
-        }
-        if (step == 1) {
-          own[g][0] = operand[g][2];
-          own[g][1] = operand[g][3];
+          multiply_add<BF16>(h, columns[2][1], columns[2][2], first);
         }
       }
-    }
-#pragma unroll
-    for (int g = 0; g < kTogether; ++g) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        a[(i + g) / 2][(i + g) % 2 * 2 + j] =
-            add_packed<BF16>(own[g][j], gelu_packed<BF16>(sums[g][2 * j], sums[g][2 * j + 1]));
+        a[i / 2][i % 2 * 2 + j] = add_packed<BF16>(columns[1][1 + j], gelu_of_half<BF16>(h[2 * j], h[2 * j + 1]));
       }
     }
-  }
-
-  // u + gelu(depthwise(u)) of a chunk, as operands.
-  __device__ __forceinline__ void convolve_chunk(uint32_t (&a)[kChunk / 16][4], int chunk) {
-    const uint32_t here = shared + kU + u.slot * kUBytes;
-    const int second = lane / 16;  // lanes from 16 on name the pixels of an operand's second half
-    const uint32_t left = here + (row * kWide + lane % 16 + second) * kUStep;
-    const uint32_t right = here + ((row + second) * kWide + lane % 16 + 2) * kUStep;
-    const bool diagonal = lane % 4 == lane / 8;
-    const uint32_t taps = shared + kTapPlace + kTapBytes * (diagonal ? kChunk * chunk + lane / 4 : kHidden);
-    const int tap_step = diagonal ? 8 * kTapBytes : 0;
-    const auto *bias = reinterpret_cast<const uint32_t *>(problem.depthwise_bias) + kChunk / 2 * chunk + lane % 4;
-    uint32_t biases[kChunk / 8];
-#pragma unroll
-    for (int i = 0; i < kChunk / 8; ++i) biases[i] = __ldg(bias + 4 * i);
-#pragma unroll
-    for (int i = 0; i < kChunk / 8; i += kTogether) {
-      convolve_groups(a, i, left + 16 * i, right + 16 * i, taps + tap_step * i, tap_step, biases);
-    }
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared + kUEmpty + 8 * u.slot);
-    u.advance<kStages>();
+    if (leader) barrier_arrive(shared + kUEmpty + 8 * u.slot);
+    u.advance<kUStages>();
   }
 
   __device__ __forceinline__ void store(const Tile &tile) const {
-    const int y = tile.top + row;
+    const int x = tile.left + warp % 2 * 8 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int x = tile.left + lane / 4 + 8 * half;
+      const int y = tile.top + warp / 2 * 2 + half;
       auto *to = reinterpret_cast<uint4 *>(problem.out.data + tile.image * problem.out.batch + y * problem.out.row +
                                            x * problem.out.column) + lane % 4;
       if (y >= problem.height || x >= problem.width) continue;
@@ -544,6 +536,18 @@ struct Contract {
   }
 
   __device__ __forceinline__ void run() {
+    const bool odd = lane / 4 % 2;
+    const bool diagonal = lane % 4 == lane / 8;
+    select[0] = !diagonal ? 0x4444 : odd ? 0x1044 : 0x4410;
+    select[1] = !diagonal ? 0x4444 : odd ? 0x3244 : 0x4432;
+    u_place = shared + kU + (first_place() + lane / 8 * kWide + lane % 8) * kUStep;
+    tap_place = shared + kTapPlace + 16 * (lane / 4);
+    last_place = shared + kLastTap + 4 * (lane / 4);
+    bias_place = shared + kBiases + 16 * (lane % 4);
+    for (uint32_t *kept : {&u_place, &tap_place, &last_place, &bias_place, &select[0], &select[1]}) {
+      *kept = __shfl_sync(kAllLanes, *kept, lane);  // what comes from here is not made again
+    }
+    leader = __shfl_sync(kAllLanes, leader, lane);
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
       begin();
@@ -552,9 +556,9 @@ struct Contract {
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         barrier_wait(shared + kUFull + 8 * u.slot, u.phase);
         group_wait<0>();  // its operands are the same registers
-        if (chunk > 0 && lane == 0) barrier_arrive(previous);
+        if (chunk > 0 && leader) barrier_arrive(previous);
         uint32_t a[kChunk / 16][4];
-        convolve_chunk(a, chunk);
+        convolve(a, chunk);
         barrier_wait(shared + kContractFull + 8 * stage.slot, stage.phase);
         const uint32_t weights = descriptor_address(shared + kContract + stage.slot * kContractBytes);
         group_fence();
@@ -568,7 +572,7 @@ struct Contract {
       }
       group_wait<0>();
       group_results(sums);
-      if (lane == 0) barrier_arrive(previous);
+      if (leader) barrier_arrive(previous);
       store(locate(problem, index));
     }
   }
@@ -579,22 +583,24 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
     const auto init = [&](int first, int count, int arrivals) {
       for (int i = 0; i < count; ++i) barrier_init(shared + first + 8 * i, arrivals);
     };
-    constexpr int kExpandWarps = 4, kContractWarps = 8, kFetchWarps = 2;
+    constexpr int kExpandWarps = 4, kContractWarps = 8;
+    init(kXFull, 1, 1);
+    init(kXEmpty, 1, kExpandWarps + kContractWarps);
     init(kExpandFull, kStages, 1);
     init(kExpandEmpty, kStages, kExpandWarps);
     init(kContractFull, kStages, 1);
     init(kContractEmpty, kStages, kContractWarps);
-    init(kUFull, kStages, kExpandWarps);
-    init(kUEmpty, kStages, kContractWarps);
-    init(kStatisticsFull, kStages, kFetchWarps);
+    init(kStatisticsFull, kStages, kStatisticsWarps);
     init(kStatisticsEmpty, kStages, kExpandWarps);
-    init(kXFull, kSlots, kFetchWarps);
-    init(kXEmpty, kSlots, kExpandWarps + kContractWarps);
+    init(kUFull, kUStages, kExpandWarps);
+    init(kUEmpty, kUStages, kContractWarps);
   }
-  for (int i = threadIdx.x; i < (kHidden + 1) * kTaps; i += kThreads) {
-    const auto *taps = reinterpret_cast<const int *>(problem.workspace + kTapTable);
-    store_shared(shared + kTapPlace + 4 * i, i < kHidden * kTaps ? taps[i] : 0);
+  static_assert(kTableBytes % 16 == 0);
+  for (int i = 16 * threadIdx.x; i < kTableBytes; i += 16 * kThreads) {
+    copy_async(shared + kTapPlace + i, problem.workspace + kTables + i);
   }
+  copy_commit();
+  copy_wait<0>();
   fence_async_proxy();
   __syncthreads();
 }
@@ -611,26 +617,38 @@ __global__ void __launch_bounds__(kThreads, 1) feed_forward_wide(const __grid_co
   const int warp = __shfl_sync(kAllLanes, threadIdx.x / 32 % 4, 0);
   if (group < 2) {
     take_registers<kContractRegisters>();
-    Contract<BF16>{problem, shared, 4 * group + warp, lane}.run();
+    Contract<BF16>{problem, shared, 4 * group + warp, lane, lane == 0}.run();
   } else if (group == 2) {
-    take_registers<kExpandRegisters>();
     Expand<BF16>{problem, shared, warp, lane}.run();
   } else {
     give_registers<kFetchRegisters>();
-    if (warp >= 2) {
-      fetch_x<BF16>(problem, shared, warp - 2, lane);
-    } else if (lane == 0 && warp == 0) {
-      fetch_weights(problem, shared + kExpand, problem.workspace, kExpandBytes, shared + kExpandFull,
-                    shared + kExpandEmpty);
+    if (warp < kStatisticsWarps) {
+      fetch_statistics<BF16>(problem, shared, warp, lane);
     } else if (lane == 0) {
-      fetch_weights(problem, shared + kContract, problem.workspace + kExpandBytes, kContractBytes,
-                    shared + kContractFull, shared + kContractEmpty);
+      fetch_operands(problem, shared);
     }
   }
 #endif
 }
 
 }  // namespace
+
+// `in` as the copies see it: boxes of a tile and what is around it, 32 channels; zeros outside the map.
+static bool make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
+  const auto size = [](long long n) { return static_cast<cuuint64_t>(n); };
+  const cuuint64_t sizes[] = {kChannels, size(p.width), size(p.height), size(p.batch)};
+  const cuuint64_t strides[] = {size(2 * p.in.column_stride), size(2 * p.in.row_stride), size(2 * p.in.batch_stride)};
+  const cuuint32_t box[] = {32, kWide, kHeight + 2, 1}, steps[] = {1, 1, 1, 1};
+  void *function = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                             cudaEnableDefault, &found);
+  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return false;
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+             map, p.dtype == RIBSR_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+             p.in.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
 
 int64_t wide_feed_forward_workspace() { return kWorkspace; }
 
@@ -639,26 +657,26 @@ int32_t launch_wide_feed_forward(const RibsrFeedForwardParams &p, const Device &
     return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: supported on compute capability 9.0 alone, not %d.%d",
                 p.channels, p.hidden, device.major, device.minor);
   }
-  if (!aligned(p.depthwise_bias) || !aligned(p.contract_bias)) {
-    return fail(RIBSR_UNSUPPORTED, "the biases of depthwise and contract must be aligned to 16 bytes");
+  if (!aligned(p.contract_bias)) {
+    return fail(RIBSR_UNSUPPORTED, "the bias of contract must be aligned to 16 bytes");
   }
   RIBSR_CHECK(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 256 == 0,
               "workspace must be %d bytes, aligned to 256", kWorkspace);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
   const Weights given = {weights(p.norm_weight),      weights(p.norm_bias),        weights(p.expand_weight),
-                         weights(p.expand_bias),      weights(p.depthwise_weight), weights(p.contract_weight),
-                         workspace};
+                         weights(p.expand_bias),      weights(p.depthwise_weight), weights(p.depthwise_bias),
+                         weights(p.contract_weight),  workspace};
   Problem problem{};
   problem.in = map_of(p.in);
   problem.out = map_of(p.out);
   problem.workspace = workspace;
-  problem.depthwise_bias = weights(p.depthwise_bias);
   problem.contract_bias = weights(p.contract_bias);
   problem.height = p.height;
   problem.width = p.width;
   problem.epsilon = p.epsilon;
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
+  if (!make_boxes(&problem.x, p)) return fail(RIBSR_CUDA_ERROR, "the driver refuses a tensor map of in");
   const auto kernel = bf16 ? feed_forward_wide<true> : feed_forward_wide<false>;
   int blocks = 0;
   const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
