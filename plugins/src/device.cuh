@@ -353,8 +353,9 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
 
 #define RIBSR_F32(d, i) RIBSR_F16(d, i), RIBSR_F16(d, i + 16)
 #define RIBSR_D24 RIBSR_D20 ",%20,%21,%22,%23"
+#define RIBSR_D48 RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define RIBSR_D96                                                                                                    \
-  RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"     \
+  RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,"                                                                     \
             "%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82," \
             "%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 
@@ -388,6 +389,24 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const u
     RIBSR_WIDE("bf16");
   } else {
     RIBSR_WIDE("f16");
+  }
+}
+
+#define RIBSR_MEDIUM(TYPE)                                                                                   \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %53, 0;\n"                                                     \
+               "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " {" RIBSR_D48                     \
+               "}, {%48,%49,%50,%51}, %52, p, 1, 1, 0;}"                                                     \
+               : RIBSR_F32(d, 0), RIBSR_F16(d, 32)                                                           \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
+
+// d[64 x 96] (+)= a[64 x 16] b[16 x 96], likewise.
+template <bool BF16>
+__device__ __forceinline__ void group_multiply_registers(float (&d)[48], const uint32_t (&a)[4], uint64_t b,
+                                                         bool accumulate) {
+  if constexpr (BF16) {
+    RIBSR_MEDIUM("bf16");
+  } else {
+    RIBSR_MEDIUM("f16");
   }
 }
 
