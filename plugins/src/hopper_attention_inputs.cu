@@ -451,17 +451,17 @@ struct Compute {
     if (lane == 0) barrier_arrive(shared + kWeightsEmpty + 8 * stage.slot);
     stage.advance<kStages>();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (!to.there[half]) continue;
+    for (int n = 0; n < kChunk / 32; ++n) {
 #pragma unroll
-      for (int n = 0; n < kChunk / 32; ++n) {
+      for (int half = 0; half < 2; ++half) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float *two = sums + 16 * n + 4 * i + 2 * half;
           words[i] = pack<BF16>(two[0] + bias[n][2 * i], two[1] + bias[n][2 * i + 1]);
         }
-        to.first[half * to.second + 4 * n] = make_uint4(words[0], words[1], words[2], words[3]);
+        auto *at = to.first + half * to.second + 4 * n;
+        if (to.there[half]) *at = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
   }
