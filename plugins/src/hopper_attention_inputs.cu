@@ -21,7 +21,7 @@ constexpr int kChunk = 96;              // outputs at a time
 constexpr int kGateChunks = kChannels / kChunk, kQkvChunks = 3 * kGateChunks, kChunks = kGateChunks + kQkvChunks;
 constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kNormalisers = 3;  // warps
-constexpr int kComputeRegisters = 136, kFetchRegisters = 104;
+constexpr int kComputeRegisters = 144, kFetchRegisters = 80;
 static_assert(kGroups * kComputeRegisters + kFetchRegisters == 65536 / 128);
 
 // Weights in parts of 32 inputs with rows of 64 bytes. Of n, a pixel is a row.
@@ -130,9 +130,12 @@ __device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
 }
 
 // The nearest one that is there: what is outside is not used, but must be read from somewhere.
-__device__ __forceinline__ const uint16_t *nearest(const Problem &problem, const Tile &tile, const Pixel &p) {
+__device__ __forceinline__ const uint4 *nearest(const Problem &problem, const Tile &tile, const Pixel &p) {
   const int y = min(max(p.y, 0), problem.height - 1), x = min(max(p.x, 0), problem.width - 1);
-  return problem.in.data + tile.image * problem.in.batch + y * problem.in.row + x * problem.in.column;
+  const auto row_step = static_cast<unsigned>(problem.in.row >> 3);
+  const auto column_step = static_cast<unsigned>(problem.in.column >> 3);
+  return reinterpret_cast<const uint4 *>(problem.in.data + tile.image * problem.in.batch) +
+         (y * row_step + x * column_step);
 }
 
 // ---- fetching -------------------------------------------------------------------------------------------------------
@@ -154,39 +157,43 @@ __device__ __forceinline__ void fetch_weights(const Problem &problem, uint32_t s
 }
 
 // Three warps. Eight lanes have a pixel, of each 64 channels 8 each; kPair pixels at a time, as each sum of eight lanes
-// waits for shuffles.
+// waits for shuffles. Pixels come to where their n will be, some turns ahead, and a lane reads what it has copied itself.
 template <bool BF16>
 struct Normalise {
   static constexpr int kPair = 2, kOneEach = 4 * kNormalisers;  // pixels of a lane; of all, when a lane has one
-  static constexpr int kTurns = (kPixels + kPair * kOneEach - 1) / (kPair * kOneEach);
+  static constexpr int kTurns = (kPixels + kPair * kOneEach - 1) / (kPair * kOneEach), kAhead = 3;
   static constexpr int kOwn = kChannels / 8;  // channels of a lane
 
   const Problem &problem;
   uint32_t shared;
   int warp, lane;
-  uint4 next[kPair][kOwn / 8];
 
-  __device__ __forceinline__ int place_of(int turn, int i) const {
+  // The last turn's last ones do not exist.
+  __device__ __forceinline__ int pixel(int turn, int i) const {
     return kOneEach * (kPair * turn + i) + 4 * warp + lane / 8;
   }
+  __device__ __forceinline__ uint32_t place_of(int pixel) const { return shared + kN + pixel * kNStep + 16 * (lane % 8); }
 
-  __device__ __forceinline__ void load(const Tile &tile, int turn) {
+  // This lane's part of a turn's pixels, if there is such a turn.
+  __device__ __forceinline__ void fetch(const Tile &tile, int turn) const {
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
-      const auto *from =
-          reinterpret_cast<const uint4 *>(nearest(problem, tile, pixel_of(tile, place_of(turn, i)))) + lane % 8;
+      const int own = pixel(turn, i);
+      const uint4 *from = nearest(problem, tile, pixel_of(tile, own)) + lane % 8;
+      if (own >= kPixels) continue;
 #pragma unroll
-      for (int j = 0; j < kOwn / 8; ++j) next[i][j] = __ldcg(from + 8 * j);
+      for (int j = 0; j < kOwn / 8; ++j) copy_async(place_of(own) + 128 * j, from + 8 * j);
     }
+    copy_commit();
   }
 
   // From memory to the second-level cache.
   __device__ __forceinline__ void announce(const Tile &tile) const {
 #pragma unroll 1
-    for (int place = 32 * warp + lane; place < kPixels; place += 32 * kNormalisers) {
-      const uint16_t *from = nearest(problem, tile, pixel_of(tile, place));
+    for (int i = 32 * warp + lane; i < kPixels; i += 32 * kNormalisers) {
+      const uint4 *from = nearest(problem, tile, pixel_of(tile, i));
 #pragma unroll
-      for (int i = 0; i < kChannels; i += 64) prefetch(from + i);
+      for (int j = 0; j < kOwn / 8; ++j) prefetch(from + 8 * j);
     }
   }
 
@@ -199,16 +206,18 @@ struct Normalise {
     }
   }
 
-  // To n what `next` was before; outside the map zeros, as the depthwise convolution is padded. `following`: from where
-  // the next ones come.
-  __device__ __forceinline__ void step(const Tile &tile, int turn, const Tile &following, int following_turn) {
+  // A turn's pixels to n; outside the map zeros, as the depthwise convolution is padded.
+  __device__ __forceinline__ void step(const Tile &tile, int turn) const {
     float x[kPair][kOwn], sums[kPair];
+    fetch(tile, turn + kAhead);
+    copy_wait<kAhead>();
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       float two[2] = {};
 #pragma unroll
       for (int j = 0; j < kOwn / 8; ++j) {
-        const uint32_t words[] = {next[i][j].x, next[i][j].y, next[i][j].z, next[i][j].w};
+        const uint4 v = load_shared(place_of(pixel(turn, i)) + 128 * j);
+        const uint32_t words[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const float2 both = unpack<BF16>(words[k]);
@@ -218,7 +227,6 @@ struct Normalise {
       }
       sums[i] = two[0] + two[1];
     }
-    load(following, following_turn);
     eighth_sums(sums);
     float squares[kPair];
 #pragma unroll
@@ -234,13 +242,12 @@ struct Normalise {
     }
     eighth_sums(squares);
     const uint32_t norm = shared + kTables + kNormTable + 16 * (lane % 8);
-    const uint32_t to = shared + kN + place_of(turn, 0) * kNStep + 16 * (lane % 8);
     float scale[kPair];
     bool there[kPair];
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       scale[i] = rsqrtf(fmaf(squares[i], 1.0f / kChannels, problem.epsilon));
-      const Pixel p = pixel_of(tile, place_of(turn, i));
+      const Pixel p = pixel_of(tile, pixel(turn, i));
       there[i] = inside(problem, p.y, p.x);
     }
 #pragma unroll
@@ -263,31 +270,31 @@ struct Normalise {
       }
 #pragma unroll
       for (int i = 0; i < kPair; ++i) {
-        if (i > 0 && place_of(turn, i) >= kPixels) continue;
-        store_shared(to + i * kOneEach * kNStep + 128 * j, words[i][0], words[i][1], words[i][2], words[i][3]);
+        if (i > 0 && pixel(turn, i) >= kPixels) continue;
+        store_shared(place_of(pixel(turn, i)) + 128 * j, words[i][0], words[i][1], words[i][2], words[i][3]);
       }
     }
   }
 
-  __device__ __forceinline__ void run() {
+  __device__ __forceinline__ void run() const {
     static_assert(kOneEach * (kPair * kTurns - 1) <= kPixels, "all have a first pixel");
+    static_assert((kOneEach * kPair * kTurns - kPixels) * kNStep <= kTableBytes, "what is not there is read nevertheless");
     uint32_t phase = 0;
-    Tile tile = locate(problem, blockIdx.x);
-    load(tile, 0);
+    announce(locate(problem, blockIdx.x));
 #pragma unroll 1
-    while (tile.index < problem.tiles) {
-      const int after = tile.index + static_cast<int>(gridDim.x);
-      const Tile following = locate(problem, min(after, problem.tiles - 1));
+    for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
+      const Tile tile = locate(problem, index);
       barrier_wait(shared + kNEmpty, phase ^ 1);
 #pragma unroll 1
-      for (int turn = 0; turn < kTurns - 1; ++turn) step(tile, turn, tile, turn + 1);
-      step(tile, kTurns - 1, following, 0);
+      for (int turn = 0; turn < kAhead; ++turn) fetch(tile, turn);
+#pragma unroll 1
+      for (int turn = 0; turn < kTurns; ++turn) step(tile, turn);
+      copy_wait<0>();  // nothing, but the count begins again
       __syncwarp();
       if (lane == 0) barrier_arrive(shared + kNFull);
       phase ^= 1;
-      announce(following);
-      tile = following;
-      tile.index = after;
+      const int next = index + static_cast<int>(gridDim.x);
+      if (next < problem.tiles) announce(locate(problem, next));
     }
   }
 };
