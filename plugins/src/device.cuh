@@ -376,37 +376,31 @@ __device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint6
   }
 }
 
-#define RIBSR_WIDE(TYPE)                                                                                     \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " {" RIBSR_D96                    \
-               "}, {%96,%97,%98,%99}, %100, 1, 1, 1, 0;"                                                     \
-               : RIBSR_F32(d, 0), RIBSR_F32(d, 32), RIBSR_F32(d, 64)                                         \
+#define RIBSR_WIDE(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1   \
+               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 0;"                                                         \
+               : __VA_ARGS__                                                                                  \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // d[64 x 192] += a[64 x 16] b[16 x 192], a in registers, b in shared memory, K-major.
 template <bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
-    RIBSR_WIDE("bf16");
+    RIBSR_WIDE("bf16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+               RIBSR_F32(d, 64));
   } else {
-    RIBSR_WIDE("f16");
+    RIBSR_WIDE("f16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+               RIBSR_F32(d, 64));
   }
 }
 
-#define RIBSR_MEDIUM(TYPE)                                                                                   \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %53, 0;\n"                                                     \
-               "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " {" RIBSR_D48                     \
-               "}, {%48,%49,%50,%51}, %52, p, 1, 1, 0;}"                                                     \
-               : RIBSR_F32(d, 0), RIBSR_F16(d, 32)                                                           \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
-
-// d[64 x 96] (+)= a[64 x 16] b[16 x 96], likewise.
+// d[64 x 96] += a[64 x 16] b[16 x 96], likewise.
 template <bool BF16>
-__device__ __forceinline__ void group_multiply_registers(float (&d)[48], const uint32_t (&a)[4], uint64_t b,
-                                                         bool accumulate) {
+__device__ __forceinline__ void group_multiply_registers(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
-    RIBSR_MEDIUM("bf16");
+    RIBSR_WIDE("bf16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
   } else {
-    RIBSR_MEDIUM("f16");
+    RIBSR_WIDE("f16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
   }
 }
 

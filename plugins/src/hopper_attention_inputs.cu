@@ -29,19 +29,18 @@ constexpr int kPart = kChunk * 64, kChunkBytes = kChannels / 32 * kPart;
 constexpr int kStages = 3;
 constexpr int kNStep = kStep<kChannels / 8>;
 
-// The depthwise convolutions of 32 channels take turns. Of each step of theirs and each of 8 channels a lane's taps lie
-// side by side: for four groups of 8 channels a word of two taps, in the last step only one. See kTapOrder.
+// The depthwise convolutions of 32 channels take turns. Of each step of theirs and each of 8 channels a lane's words lie
+// side by side, one for each group of 8: two taps in the order of kTapOrder; in the last step the bias and a tap.
 constexpr int kTogether = 4, kBlocks = kChannels / (8 * kTogether);
-constexpr int kConvolveSteps = 5;
-constexpr int kStepTaps = 8 * 4 * kTogether, kBlockTaps = (kConvolveSteps - 1) * kStepTaps + kStepTaps / 2;
+constexpr int kConvolveSteps = kTaps / 2;
+constexpr int kStepTaps = 8 * 4 * kTogether, kBlockTaps = kConvolveSteps * kStepTaps;
 
 // What is in shared memory as the first kernel has made it, in bytes: taps; the weights of the norm and its biases, of
-// each 64 channels the first four of each eight, then the others; biases of depthwise, of each 32 channels in the order of
-// channel_at; biases of outputs.
+// each 64 channels the first four of each eight, then the others; words of biases of outputs, of each 32 those of the same
+// one of each 8 side by side.
 constexpr int kTapTable = 0;
 constexpr int kNormTable = kTapTable + kBlocks * kBlockTaps;
-constexpr int kDepthwiseTable = kNormTable + 8 * kChannels;
-constexpr int kBiasTable = kDepthwiseTable + 4 * kChannels;
+constexpr int kBiasTable = kNormTable + 8 * kChannels;
 constexpr int kTableBytes = kBiasTable + 4 * kChunks * kChunk;
 
 // Where things are in shared memory, in bytes.
@@ -71,8 +70,7 @@ struct Problem {
   float epsilon;
 };
 
-// Outputs of each 32 are taken in an order in which a thread's eight lie side by side in the map. The one in a place; and
-// the place, if those of a thread are to lie side by side, of one of 32 channels that are taken in their own order:
+// Outputs of each 32 are taken in an order in which a thread's eight lie side by side in the map. The one in a place:
 __device__ __forceinline__ int channel_at(int place) {
   return (place & ~31) + 8 * (place % 8 / 2) + 2 * (place / 8 % 4) + place % 2;
 }
@@ -83,36 +81,34 @@ constexpr int kArrangers = 256, kPieces = kChannels / 8;
 template <bool BF16>
 __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ Weights weights) {
   const int index = blockIdx.x * kArrangers + threadIdx.x;
-  const int output = index / kPieces, piece = index % kPieces;
-  const int chunk = output / kChunk, place = output % kChunk;
-  const bool mixes = chunk < kGateChunks;
-  const int row = (mixes ? output : output - kChannels) - place + channel_at(place);
-  const uint16_t *matrix = mixes ? weights.mix_weight : weights.project_weight;
-  *reinterpret_cast<uint4 *>(weights.workspace + chunk * kChunkBytes + piece / 4 * kPart +
-                             swizzled<64>(place, piece % 4)) =
-      *reinterpret_cast<const uint4 *>(matrix + row * kChannels + 8 * piece);
+  const int place = index / kPieces, piece = index % kPieces;
+  // What there is of each output: that of gate, then that of qkv.
+  const auto of_output = [](const uint16_t *gate, const uint16_t *qkv, int at, int count) {
+    const int output = channel_at(at);
+    return output < kChannels ? gate + output * count : qkv + (output - kChannels) * count;
+  };
+  *reinterpret_cast<uint4 *>(weights.workspace + place / kChunk * kChunkBytes + piece / 4 * kPart +
+                             swizzled<64>(place % kChunk, piece % 4)) =
+      *reinterpret_cast<const uint4 *>(of_output(weights.mix_weight, weights.project_weight, place, kChannels) +
+                                       8 * piece);
 
   uint8_t *tables = weights.workspace + kMatrices;
-  const auto put = [&](int at, const uint16_t *from, int i) {
-    *reinterpret_cast<float *>(tables + at) = unpack<BF16>(from[i]).x;
-  };
   if (index < kChunks * kChunk) {
-    const bool gate = index < kChannels;
-    put(kBiasTable + 4 * index, gate ? weights.mix_bias : weights.project_bias, gate ? index : index - kChannels);
+    const int at = index / 32 * 128 + index % 8 * 16 + index / 8 % 4 * 4;
+    *reinterpret_cast<uint32_t *>(tables + kBiasTable + at) =
+        *of_output(weights.mix_bias, weights.project_bias, index, 1);
   }
   if (index >= kChannels) return;
-  const int norm = kNormTable + index / 64 * 512 + index % 8 / 4 * 128 + index % 64 / 8 * 16 + index % 4 * 4;
-  put(norm, weights.norm_weight, index);
-  put(norm + 256, weights.norm_bias, index);
-  put(kDepthwiseTable + 4 * channel_at(index), weights.depthwise_bias, index);
-  uint8_t *taps = tables + kTapTable + index / 32 * kBlockTaps;
-  const int column = index % 8, group = index / 8 % kTogether;
+  auto *norm = reinterpret_cast<float *>(tables + kNormTable) + index / 64 * 128 + index % 8 / 4 * 32 +
+               index % 64 / 8 * 4 + index % 4;
+  norm[0] = unpack<BF16>(weights.norm_weight[index]).x;
+  norm[64] = unpack<BF16>(weights.norm_bias[index]).x;
+  auto *taps = reinterpret_cast<uint16_t *>(tables + kTapTable + index / 32 * kBlockTaps + index % 8 * 16 +
+                                            index / 8 % kTogether * 4);
 #pragma unroll
-  for (int i = 0; i < kTaps - 1; ++i) {
-    const bool last = i == kTaps - 2;
-    const int tap = last ? 8 : static_cast<int>(kTapOrder >> 4 * i & 15);
-    const int at = i / 2 * kStepTaps + (last ? 8 * column + 2 * group : 16 * column + 4 * group + i % 2 * 2);
-    *reinterpret_cast<uint16_t *>(taps + at) = weights.depthwise_weight[9 * index + tap];
+  for (int i = 0; i < kTaps; ++i) {
+    const uint16_t tap = weights.depthwise_weight[9 * index + static_cast<int>(kTapOrder >> 4 * i & 15)];
+    taps[i / 2 * (kStepTaps / 2) + i % 2] = i == kTaps - 2 ? weights.depthwise_bias[index] : tap;
   }
 }
 
@@ -158,28 +154,30 @@ __device__ __forceinline__ void fetch_weights(const Problem &problem, uint32_t s
 
 // Three warps. Eight lanes have a pixel, of each 64 channels 8 each; kPair pixels at a time, as each sum of eight lanes
 // waits for shuffles. Pixels come to where their n will be, some turns ahead, and a lane reads what it has copied itself.
+// Neighbouring lanes have the same channels, as shared memory gives vectors to two lanes at once if they are the same, and
+// pixels two apart, whose vectors lie in different banks.
 template <bool BF16>
 struct Normalise {
-  static constexpr int kPair = 2, kOneEach = 4 * kNormalisers;  // pixels of a lane; of all, when a lane has one
-  static constexpr int kTurns = (kPixels + kPair * kOneEach - 1) / (kPair * kOneEach), kAhead = 3;
+  static constexpr int kPair = 2, kTurn = 4 * kPair * kNormalisers;  // pixels of a lane, of all
+  static constexpr int kTurns = (kPixels + kTurn - 1) / kTurn, kAhead = 3;
   static constexpr int kOwn = kChannels / 8;  // channels of a lane
 
   const Problem &problem;
   uint32_t shared;
   int warp, lane;
 
-  // The last turn's last ones do not exist.
+  // Some of the last turn do not exist.
   __device__ __forceinline__ int pixel(int turn, int i) const {
-    return kOneEach * (kPair * turn + i) + 4 * warp + lane / 8;
+    return kTurn * turn + 4 * kPair * warp + kPair * (lane % 4) + i;
   }
-  __device__ __forceinline__ uint32_t place_of(int pixel) const { return shared + kN + pixel * kNStep + 16 * (lane % 8); }
+  __device__ __forceinline__ uint32_t place_of(int pixel) const { return shared + kN + pixel * kNStep + 16 * (lane / 4); }
 
   // This lane's part of a turn's pixels, if there is such a turn.
   __device__ __forceinline__ void fetch(const Tile &tile, int turn) const {
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       const int own = pixel(turn, i);
-      const uint4 *from = nearest(problem, tile, pixel_of(tile, own)) + lane % 8;
+      const uint4 *from = nearest(problem, tile, pixel_of(tile, own)) + lane / 4;
       if (own >= kPixels) continue;
 #pragma unroll
       for (int j = 0; j < kOwn / 8; ++j) copy_async(place_of(own) + 128 * j, from + 8 * j);
@@ -200,7 +198,7 @@ struct Normalise {
   // Of eight lanes each, for each of their pixels.
   __device__ __forceinline__ static void eighth_sums(float (&x)[kPair]) {
 #pragma unroll
-    for (int step = 4; step > 0; step /= 2) {
+    for (int step = 4; step < 32; step *= 2) {
 #pragma unroll
       for (float &one : x) one += __shfl_xor_sync(kAllLanes, one, step);
     }
@@ -241,7 +239,7 @@ struct Normalise {
       squares[i] = two[0] + two[1];
     }
     eighth_sums(squares);
-    const uint32_t norm = shared + kTables + kNormTable + 16 * (lane % 8);
+    const uint32_t norm = shared + kTables + kNormTable + 16 * (lane / 4);
     float scale[kPair];
     bool there[kPair];
 #pragma unroll
@@ -270,15 +268,14 @@ struct Normalise {
       }
 #pragma unroll
       for (int i = 0; i < kPair; ++i) {
-        if (i > 0 && pixel(turn, i) >= kPixels) continue;
+        if (pixel(turn, i) >= kPixels) continue;
         store_shared(place_of(pixel(turn, i)) + 128 * j, words[i][0], words[i][1], words[i][2], words[i][3]);
       }
     }
   }
 
   __device__ __forceinline__ void run() const {
-    static_assert(kOneEach * (kPair * kTurns - 1) <= kPixels, "all have a first pixel");
-    static_assert((kOneEach * kPair * kTurns - kPixels) * kNStep <= kTableBytes, "what is not there is read nevertheless");
+    static_assert((kTurn * kTurns - kPixels) * kNStep <= kTableBytes, "what is not there is read nevertheless");
     uint32_t phase = 0;
     announce(locate(problem, blockIdx.x));
 #pragma unroll 1
@@ -303,18 +300,24 @@ struct Normalise {
 
 using Operands = uint32_t[kSteps][4];  // 16 pixels, all channels
 using Sums = float[kChunk / 2];
-using Biases = float[8];
 
-// Of the eight of each 32 outputs or channels that are this thread's.
-__device__ __forceinline__ void load_biases(Biases &to, uint32_t from) {
-  const uint4 low = load_shared(from), high = load_shared(from + 16);
-  const uint32_t words[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = __uint_as_float(words[i]);
+// A bias comes into sums as a product: a column of ones, of which a lane has this, by a row of biases, of which it has a word
+// in the lower half of which is its own.
+template <bool BF16>
+__device__ __forceinline__ uint32_t column_of_ones(int lane) {
+  return lane % 4 == 0 ? (BF16 ? 0x3f80 : 0x3c00) : 0;
+}
+
+__device__ __forceinline__ void load_four(uint32_t (&to)[4], uint32_t from) {
+  const uint4 v = load_shared(from);
+  to[0] = v.x;
+  to[1] = v.y;
+  to[2] = v.z;
+  to[3] = v.w;
 }
 
 // What a step of the depthwise convolutions of 32 channels takes: see convolve in tile.cuh. The last one takes one column of
-// pixels, not two, so that an operand has those of two groups.
+// pixels, not two, so that those of two groups are loaded at once.
 struct Step {
   uint32_t pixels[kTogether][4];
   uint32_t taps[kTogether];
@@ -322,15 +325,14 @@ struct Step {
 
 // Where a lane finds that.
 struct Places {
-  uint32_t left, right, last, taps, last_taps;
+  uint32_t left, right, last, taps;
 };
 
 __device__ __forceinline__ Places places_of(uint32_t shared, int row, int lane) {
   const int second = lane / 16;  // lanes from 16 on name the pixels of an operand's second half
   const uint32_t n = shared + kN + (row * kWide + lane % 16) * kNStep;
-  const uint32_t taps = shared + kTables + kTapTable;
   return {n + second * kNStep, n + (second * kWide + 2) * kNStep, n + (2 * kWide + 2) * kNStep + 16 * second,
-          taps + 16 * (lane / 4), taps + 8 * (lane / 4) + (kConvolveSteps - 1) * kStepTaps};
+          shared + kTables + kTapTable + 16 * (lane / 4)};
 }
 
 __device__ __forceinline__ void load_step(Step &to, const Places &from, int block, int step) {
@@ -340,18 +342,11 @@ __device__ __forceinline__ void load_step(Step &to, const Places &from, int bloc
     for (int g = 0; g < kTogether; ++g) {
       load_matrices(to.pixels[g], (step < 3 ? from.left + step * kWide * kNStep : from.right) + channels + 16 * g);
     }
-    const uint4 taps = load_shared(from.taps + kBlockTaps * block + kStepTaps * step);
-    to.taps[0] = taps.x;
-    to.taps[1] = taps.y;
-    to.taps[2] = taps.z;
-    to.taps[3] = taps.w;
   } else {
 #pragma unroll
     for (int g = 0; g < kTogether; g += 2) load_matrices(to.pixels[g], from.last + channels + 16 * g);
-    const uint2 taps = load_shared_words(from.last_taps + kBlockTaps * block);
-    to.taps[0] = taps.x;
-    to.taps[2] = taps.y;
   }
+  load_four(to.taps, from.taps + kBlockTaps * block + kStepTaps * step);
 }
 
 // Which bytes of a word of two taps a lane has in an operand: those of a diagonal matrix, one of a pair of rows.
@@ -375,19 +370,12 @@ struct Compute {
   __device__ __forceinline__ void convolve(Operands &a) const {
     const Places from = places_of(shared, row, lane);
     const Selectors select = selectors_of(lane);
-    const uint32_t biases = shared + kTables + kDepthwiseTable + 32 * (lane % 4);
+    const uint32_t ones = column_of_ones<BF16>(lane);
     Step steps[2];
     load_step(steps[0], from, 0, 0);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      Biases bias;
-      load_biases(bias, biases + 128 * block);
-      float sums[kTogether][4];
-#pragma unroll
-      for (int g = 0; g < kTogether; ++g) {
-        sums[g][0] = sums[g][2] = bias[2 * g];
-        sums[g][1] = sums[g][3] = bias[2 * g + 1];
-      }
+      float sums[kTogether][4] = {};
 #pragma unroll
       for (int step = 0; step < kConvolveSteps; ++step) {
         const int index = kConvolveSteps * block + step;
@@ -401,9 +389,9 @@ struct Compute {
             multiply_add<BF16>(sums[g], now.pixels[g], __byte_perm(now.taps[g], 0, select.low),
                                __byte_perm(now.taps[g], 0, select.high));
           } else {
-            const int first = g / 2 * 2, half = g % 2;
-            multiply_add<BF16>(sums[g], now.pixels[first][2 * half], now.pixels[first][2 * half + 1],
-                               __byte_perm(now.taps[first], 0, half ? select.high : select.low));
+            const uint32_t *two = now.pixels[g / 2 * 2] + g % 2 * 2;
+            const uint32_t pixels_and_ones[] = {two[0], two[1], ones, ones};
+            multiply_add<BF16>(sums[g], pixels_and_ones, __byte_perm(now.taps[g], 0, select.high), now.taps[g]);
           }
         }
       }
@@ -440,19 +428,23 @@ struct Compute {
 
   // A chunk of outputs.
   __device__ __forceinline__ void make(const Operands &a, uint32_t biases, const Pixels &to) {
-    Sums sums;
+    Sums sums = {};
+    const uint32_t ones = column_of_ones<BF16>(lane);
+#pragma unroll
+    for (int n = 0; n < kChunk / 32; ++n) {
+      uint32_t words[4];
+      load_four(words, biases + 128 * n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) multiply_add<BF16>(sums + 16 * n + 4 * i, ones, ones, words[i]);
+    }
     const uint32_t weights = descriptor_address(shared + kWeights + stage.slot * kChunkBytes);
     barrier_wait(shared + kWeightsFull + 8 * stage.slot, stage.phase);
     group_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      group_multiply_registers<BF16>(sums, a[k], matrix_descriptor<64>(weights + k / 2 * (kPart / 16) + 2 * (k % 2)),
-                                     k > 0);
+      group_multiply_registers<BF16>(sums, a[k], matrix_descriptor<64>(weights + k / 2 * (kPart / 16) + 2 * (k % 2)));
     }
     group_commit();
-    Biases bias[kChunk / 32];
-#pragma unroll
-    for (int n = 0; n < kChunk / 32; ++n) load_biases(bias[n], biases + 128 * n);
     group_wait<0>();
     group_results(sums);
     if (lane == 0) barrier_arrive(shared + kWeightsEmpty + 8 * stage.slot);
@@ -465,7 +457,7 @@ struct Compute {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float *two = sums + 16 * n + 4 * i + 2 * half;
-          words[i] = pack<BF16>(two[0] + bias[n][2 * i], two[1] + bias[n][2 * i + 1]);
+          words[i] = pack<BF16>(two[0], two[1]);
         }
         auto *at = to.first + half * to.second + 4 * n;
         if (to.there[half]) *at = make_uint4(words[0], words[1], words[2], words[3]);
@@ -485,7 +477,7 @@ struct Compute {
   }
 
   __device__ __forceinline__ void run() {
-    const uint32_t biases = shared + kTables + kBiasTable + 32 * (lane % 4);
+    const uint32_t biases = shared + kTables + kBiasTable + 16 * (lane / 4);
     uint32_t phase = 0;
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
