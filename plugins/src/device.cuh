@@ -217,6 +217,24 @@ __device__ __forceinline__ void multiply_add(float *d, uint32_t a0, uint32_t a1,
   }
 }
 
+// d[16 x 8] = a[16 x 8] b[8 x 8]
+template <bool BF16>
+__device__ __forceinline__ void multiply(float *d, uint32_t a0, uint32_t a1, uint32_t b) {
+  if constexpr (BF16) {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+  } else {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+  }
+}
+
 // ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a --------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -179,6 +179,7 @@ struct Normalise {
       const int own = pixel(turn, i);
       const uint4 *from = nearest(problem, tile, pixel_of(tile, own)) + lane / 4;
       if (own >= kPixels) continue;
+      asm volatile("" : "+l"(from));  // or else there are three of it
 #pragma unroll
       for (int j = 0; j < kOwn / 8; ++j) copy_async(place_of(own) + 128 * j, from + 8 * j);
     }
@@ -428,14 +429,14 @@ struct Compute {
 
   // A chunk of outputs.
   __device__ __forceinline__ void make(const Operands &a, uint32_t biases, const Pixels &to) {
-    Sums sums = {};
+    Sums sums;
     const uint32_t ones = column_of_ones<BF16>(lane);
 #pragma unroll
     for (int n = 0; n < kChunk / 32; ++n) {
       uint32_t words[4];
       load_four(words, biases + 128 * n);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) multiply_add<BF16>(sums + 16 * n + 4 * i, ones, ones, words[i]);
+      for (int i = 0; i < 4; ++i) multiply<BF16>(sums + 16 * n + 4 * i, ones, ones, words[i]);
     }
     const uint32_t weights = descriptor_address(shared + kWeights + stage.slot * kChunkBytes);
     barrier_wait(shared + kWeightsFull + 8 * stage.slot, stage.phase);
