@@ -1,12 +1,12 @@
-// ribsr_attention_inputs for the width of sst-l, compute capability 9.0: the weights are too many for shared memory.
-//
-// A block stays and walks over tiles of 16 columns and 12 rows, of which it needs the pixels around them, too. Warp groups
-// have different tasks and go at their own pace; barriers in shared memory say what is there:
+// ribsr_attention_inputs for the width of sst-l, compute capability 9.0: the weights are too many for shared memory. A
+// block stays and walks over tiles of 16 columns and 12 rows, of which it needs the pixels around them, too. Warp
+// groups have different tasks and go at their own pace; barriers in shared memory say what is there:
 //   - three warps normalise a tile's pixels, from the map to n in shared memory, and a lane of a fourth one fetches the
 //     weights, 96 outputs at a time, as a first kernel has arranged them;
-//   - three warp groups compute, a warp one row of the tile: first gate, for which the depthwise convolution is a product
-//     by diagonal matrices (tile.cuh), whose result, in registers, is an operand of `mix`; then qkv, with n as operands in
-//     registers, so that meanwhile the next tile's n can take its place. While one group stores, others multiply.
+//   - three warp groups compute, a warp one row of the tile: first gate, for which the depthwise convolution is a
+//     product by diagonal matrices (tile.cuh), whose result, in registers, is an operand of `mix`; then qkv, with n as
+//     operands in registers, so that meanwhile the next tile's n can take its place. While one group stores, others
+//     multiply.
 #include "hopper_attention_inputs.h"
 #include "tile_launch.h"
 
@@ -29,15 +29,15 @@ constexpr int kPart = kChunk * 64, kChunkBytes = kChannels / 32 * kPart;
 constexpr int kStages = 3;
 constexpr int kNStep = kStep<kChannels / 8>;
 
-// The depthwise convolutions of 32 channels take turns. Of each step of theirs and each of 8 channels a lane's words lie
-// side by side, one for each group of 8: two taps in the order of kTapOrder; in the last step the bias and a tap.
+// The depthwise convolutions of 32 channels take turns. Of each step of theirs and each of 8 channels a lane's words
+// lie side by side, one for each group of 8: two taps in the order of kTapOrder; in the last step the bias and a tap.
 constexpr int kTogether = 4, kBlocks = kChannels / (8 * kTogether);
 constexpr int kConvolveSteps = kTaps / 2;
 constexpr int kStepTaps = 8 * 4 * kTogether, kBlockTaps = kConvolveSteps * kStepTaps;
 
 // What is in shared memory as the first kernel has made it, in bytes: taps; the weights of the norm and its biases, of
-// each 64 channels the first four of each eight, then the others; words of biases of outputs, of each 32 those of the same
-// one of each 8 side by side.
+// each 64 channels the first four of each eight, then the others; words of biases of outputs, of each 32 those of the
+// same one of each 8 side by side.
 constexpr int kTapTable = 0;
 constexpr int kNormTable = kTapTable + kBlocks * kBlockTaps;
 constexpr int kBiasTable = kNormTable + 8 * kChannels;
@@ -146,16 +146,17 @@ __device__ __forceinline__ void fetch_weights(const Problem &problem, uint32_t s
       const uint32_t full = shared + kWeightsFull + 8 * stage.slot;
       barrier_wait(shared + kWeightsEmpty + 8 * stage.slot, stage.phase ^ 1);
       barrier_expect(full, kChunkBytes);
-      copy_bulk(shared + kWeights + stage.slot * kChunkBytes, problem.workspace + chunk * kChunkBytes, kChunkBytes, full);
+      copy_bulk(shared + kWeights + stage.slot * kChunkBytes, problem.workspace + chunk * kChunkBytes, kChunkBytes,
+                full);
       stage.advance<kStages>();
     }
   }
 }
 
 // Three warps. Eight lanes have a pixel, of each 64 channels 8 each; kPair pixels at a time, as each sum of eight lanes
-// waits for shuffles. Pixels come to where their n will be, some turns ahead, and a lane reads what it has copied itself.
-// Neighbouring lanes have the same channels, as shared memory gives vectors to two lanes at once if they are the same, and
-// pixels two apart, whose vectors lie in different banks.
+// waits for shuffles. Pixels come to where their n will be, some turns ahead, and a lane reads what it has copied
+// itself. Neighbouring lanes have the same channels, as shared memory gives vectors to two lanes at once if they are
+// the same, and pixels two apart, whose vectors lie in different banks.
 template <bool BF16>
 struct Normalise {
   static constexpr int kPair = 2, kTurn = 4 * kPair * kNormalisers;  // pixels of a lane, of all
@@ -170,7 +171,9 @@ struct Normalise {
   __device__ __forceinline__ int pixel(int turn, int i) const {
     return kTurn * turn + 4 * kPair * warp + kPair * (lane % 4) + i;
   }
-  __device__ __forceinline__ uint32_t place_of(int pixel) const { return shared + kN + pixel * kNStep + 16 * (lane / 4); }
+  __device__ __forceinline__ uint32_t place_of(int pixel) const {
+    return shared + kN + pixel * kNStep + 16 * (lane / 4);
+  }
 
   // This lane's part of a turn's pixels, if there is such a turn.
   __device__ __forceinline__ void fetch(const Tile &tile, int turn) const {
@@ -302,8 +305,8 @@ struct Normalise {
 using Operands = uint32_t[kSteps][4];  // 16 pixels, all channels
 using Sums = float[kChunk / 2];
 
-// A bias comes into sums as a product: a column of ones, of which a lane has this, by a row of biases, of which it has a word
-// in the lower half of which is its own.
+// A bias comes into sums as a product: a column of ones, of which a lane has this, by a row of biases, of which it has
+// a word in the lower half of which is its own.
 template <bool BF16>
 __device__ __forceinline__ uint32_t column_of_ones(int lane) {
   return lane % 4 == 0 ? (BF16 ? 0x3f80 : 0x3c00) : 0;
@@ -317,8 +320,8 @@ __device__ __forceinline__ void load_four(uint32_t (&to)[4], uint32_t from) {
   to[3] = v.w;
 }
 
-// What a step of the depthwise convolutions of 32 channels takes: see convolve in tile.cuh. The last one takes one column of
-// pixels, not two, so that those of two groups are loaded at once.
+// What a step of the depthwise convolutions of 32 channels takes: see convolve in tile.cuh. The last one takes one
+// column of pixels, not two, so that those of two groups are loaded at once.
 struct Step {
   uint32_t pixels[kTogether][4];
   uint32_t taps[kTogether];
@@ -548,9 +551,9 @@ int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, cons
               "workspace must be %d bytes, aligned to 256", kWorkspace);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
-  const Weights given = {weights(p.norm_weight),      weights(p.norm_bias),      weights(p.project_weight),
-                         weights(p.project_bias),     weights(p.depthwise_weight), weights(p.depthwise_bias),
-                         weights(p.mix_weight),       weights(p.mix_bias),       workspace};
+  const Weights given = {weights(p.norm_weight),  weights(p.norm_bias),        weights(p.project_weight),
+                         weights(p.project_bias), weights(p.depthwise_weight), weights(p.depthwise_bias),
+                         weights(p.mix_weight),   weights(p.mix_bias),         workspace};
   Problem problem{};
   problem.in = map_of(p.in);
   problem.qkv = map_of(p.qkv);
