@@ -37,6 +37,7 @@ SOURCES = (
     "feed_forward.cu",
     "hopper_feed_forward.cu",
     "attention_inputs.cu",
+    "hopper_attention_inputs.cu",
 )
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
 PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)

@@ -143,6 +143,7 @@ typedef struct {
   const void *depthwise_bias;   /* [channels] */
   const void *mix_weight;       /* [channels, channels], contiguous, aligned to 16 bytes */
   const void *mix_bias;         /* [channels] */
+  void *workspace;
 } RibsrAttentionInputsParams;
 
 /* qkv = project(n) and gate = mix(depthwise(n)) with n = norm(in): `norm` and `depthwise` as above, without gelu, `project`
@@ -152,6 +153,8 @@ typedef struct {
 RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream);
 
 RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden);
+
+RIBSR_API int64_t ribsr_attention_inputs_workspace(int32_t channels);
 
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);

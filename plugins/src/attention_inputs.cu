@@ -1,11 +1,13 @@
 // ribsr_attention_inputs: what a layer's attention takes, qkv = project(n) and gate = mix(depthwise(n)) of n = norm(in), in
-// one kernel that reads a map and writes four times as much. For widths whose weights fit into shared memory.
+// one kernel that reads a map and writes four times as much. For widths whose weights fit into shared memory; for that of
+// sst-l there is hopper_attention_inputs.cu.
 //
 // A block stays, its weights in shared memory, and walks over tiles of 16 columns and Height rows. Of a tile and the
 // pixels around it, 16 at a time are normalised in registers and put back as n; then each warp makes all of a row or two of
 // 16 pixels: the depthwise convolution as a product, whose operands and result are those of the 1x1 convolutions. Writing is
 // most of the work: results go through shared memory, so that what a warp stores at a time lies together. The next
 // tile's pixels come meanwhile, into a second place.
+#include "hopper_attention_inputs.h"
 #include "interface.h"
 #include "tile.cuh"
 #include "tile_launch.h"
@@ -515,9 +517,12 @@ const Instance *choose(int channels, int available) {
   return nullptr;
 }
 
+bool is_wide(int channels) { return channels == kHopperInputsChannels; }
+
 int32_t check_supported(const RibsrAttentionInputsParams &p) {
-  if (p.channels % 8 != 0 || p.channels > kMostChannels) {
-    return fail(RIBSR_UNSUPPORTED, "channels is %d: multiples of 8 up to %d are supported", p.channels, kMostChannels);
+  if (!is_wide(p.channels) && (p.channels % 8 != 0 || p.channels > kMostChannels)) {
+    return fail(RIBSR_UNSUPPORTED, "channels is %d: multiples of 8 up to %d are supported, and %d", p.channels,
+                kMostChannels, kHopperInputsChannels);
   }
   for (const RibsrMap *map : {&p.in, &p.qkv, &p.gate}) {
     if (vectorised(*map, p.height, p.width)) continue;
@@ -531,6 +536,10 @@ int32_t check_supported(const RibsrAttentionInputsParams &p) {
 }
 
 }  // namespace
+
+extern "C" int64_t ribsr_attention_inputs_workspace(int32_t channels) {
+  return is_wide(channels) ? hopper_attention_inputs_workspace() : 0;
+}
 
 extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream) {
   clear_message();
@@ -549,6 +558,7 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
   Device device;
   code = current_device(&device);
   if (code != RIBSR_OK) return code;
+  if (is_wide(p.channels)) return launch_hopper_attention_inputs(p, device, static_cast<cudaStream_t>(stream));
   int available = 0;
   code = shared_memory(&available, device);
   if (code != RIBSR_OK) return code;

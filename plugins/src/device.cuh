@@ -222,6 +222,24 @@ __device__ __forceinline__ void multiply_add(float *d, uint32_t a0, uint32_t a1,
   }
 }
 
+// d[16 x 8] = a[16 x 8] b[8 x 8]
+template <bool BF16>
+__device__ __forceinline__ void multiply(float *d, uint32_t a0, uint32_t a1, uint32_t b) {
+  if constexpr (BF16) {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+  } else {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+  }
+}
+
 // ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a --------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -368,10 +386,10 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
 
 #define RIBSR_F32(d, i) RIBSR_F16(d, i), RIBSR_F16(d, i + 16)
 #define RIBSR_D24 RIBSR_D20 ",%20,%21,%22,%23"
+#define RIBSR_D48 RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define RIBSR_D96                                                                                                    \
-  RIBSR_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"     \
-            "%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82," \
-            "%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+  RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,"    \
+            "%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 
 #define RIBSR_NARROW(TYPE)                                                                                   \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %26, 0;\n"                                                     \
@@ -390,19 +408,31 @@ __device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint6
   }
 }
 
-#define RIBSR_WIDE(TYPE)                                                                                     \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " {" RIBSR_D96                    \
-               "}, {%96,%97,%98,%99}, %100, 1, 1, 1, 0;"                                                     \
-               : RIBSR_F32(d, 0), RIBSR_F32(d, 32), RIBSR_F32(d, 64)                                         \
+#define RIBSR_WIDE(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1   \
+               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 0;"                                                         \
+               : __VA_ARGS__                                                                                  \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // d[64 x 192] += a[64 x 16] b[16 x 192], a in registers, b in shared memory, K-major.
 template <bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
-    RIBSR_WIDE("bf16");
+    RIBSR_WIDE("bf16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+               RIBSR_F32(d, 64));
   } else {
-    RIBSR_WIDE("f16");
+    RIBSR_WIDE("f16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+               RIBSR_F32(d, 64));
+  }
+}
+
+// d[64 x 96] += a[64 x 16] b[16 x 96], likewise.
+template <bool BF16>
+__device__ __forceinline__ void group_multiply_registers(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (BF16) {
+    RIBSR_WIDE("bf16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
+  } else {
+    RIBSR_WIDE("f16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
   }
 }
 
