@@ -108,8 +108,11 @@ MAP_CASES = (
     *(MapCase("depthwise", channels) for channels in (96, 192, 384)),
     *(MapCase("depthwise", channels, True) for channels in (72, 96, 192, 384)),
     *(MapCase("depthwise", channels, True, True) for channels in (96, 384)),
-    *(MapCase("feed_forward", channels, hidden=hidden) for channels, hidden in ((48, 72), (64, 80), (64, 96))),
-    *(MapCase("attention_inputs", channels) for channels in (48, 64)),
+    *(
+        MapCase("feed_forward", channels, hidden=hidden)
+        for channels, hidden in ((48, 72), (64, 80), (64, 96), (192, 384))
+    ),
+    *(MapCase("attention_inputs", channels) for channels in (48, 64, 192)),
 )
 
 
@@ -246,10 +249,12 @@ def time_fused(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
             calls.append(lambda x=x: apart(x))
             continue
         if forward:
-            params = operators.feed_forward_parameters(out[0], x, weights, 1e-6)
+            workspace = operators.feed_forward_workspace(x, weights)
+            params = operators.feed_forward_parameters(out[0], x, weights, 1e-6, workspace)
         else:
-            params = operators.attention_inputs_parameters(out[0], out[1], x, weights, 1e-6)
-        keep.append((x, out))
+            workspace = operators.attention_inputs_workspace(x)
+            params = operators.attention_inputs_parameters(out[0], out[1], x, weights, 1e-6, workspace)
+        keep.append((x, out, workspace))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)
 

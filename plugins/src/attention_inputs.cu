@@ -585,3 +585,5 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
   kernel<<<blocks, kThreads, chosen->bytes, static_cast<cudaStream_t>(stream)>>>(problem);
   return launched(cudaGetLastError());
 }
+
+extern "C" int64_t ribsr_attention_inputs_workspace(int32_t) { return 0; }

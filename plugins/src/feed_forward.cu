@@ -643,3 +643,5 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
   problem.half_inverse = -0.5f * problem.inverse_channels;
   return launch(problem, p, device, static_cast<cudaStream_t>(stream));
 }
+
+extern "C" int64_t ribsr_feed_forward_workspace(int32_t, int32_t) { return 0; }
