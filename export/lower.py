@@ -33,8 +33,8 @@ LARGEST_CONSTANT = 1 << 20
 def lower(bare: onnx.ModelProto, form: Form, hopper: bool = False) -> onnx.ModelProto:
     """A canonical graph without body, as `export.canonical.trace` gives it, in the form for one runtime.
 
-    hopper: whether that is on compute capability 9.0, for the form `plugin`. Raises ValueError where the form needs a newer opset than the graph has, and `plugin` half precision that the graph
-    does not have.
+    hopper: whether the form `plugin` is for compute capability 9.0. Raises ValueError where the form needs a newer
+    opset than the graph has, and `plugin` half precision that the graph does not have.
     """
     opset = opset_of(bare)
     if form == "attention" and opset < 23:

@@ -127,7 +127,8 @@ def prepare(
 ) -> Graph:
     """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
 
-    hopper: whether the GPU's compute capability is 9.0. Raises ExportError or ValueError for what cannot be had, and says what is taken instead of what.
+    hopper: whether it is for compute capability 9.0. Raises ExportError or ValueError for what cannot be had, and says
+    what is taken instead of what.
     """
     from engines import tensorrt_api as api
     from export import fuse, lower

@@ -230,8 +230,10 @@ def load() -> ctypes.CDLL:
         getattr(library, function).argtypes = (ctypes.POINTER(params), ctypes.c_void_p)
     library.ribsr_attention_path.argtypes = (ctypes.POINTER(AttentionParams), ctypes.POINTER(ctypes.c_int32))
     library.ribsr_error_message.restype = ctypes.c_char_p
-    for function, widths in ((library.ribsr_feed_forward_workspace, 2), (library.ribsr_attention_inputs_workspace, 1)):
-        function.argtypes, function.restype = (ctypes.c_int32,) * widths, ctypes.c_int64
+    library.ribsr_feed_forward_workspace.argtypes = (ctypes.c_int32, ctypes.c_int32)
+    library.ribsr_feed_forward_workspace.restype = ctypes.c_int64
+    library.ribsr_attention_inputs_workspace.argtypes = (ctypes.c_int32,)
+    library.ribsr_attention_inputs_workspace.restype = ctypes.c_int64
     return library
 
 

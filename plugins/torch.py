@@ -424,7 +424,8 @@ def attention_inputs(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[
     _check_dtypes(x, *weights)
     qkv, gate = _empty_attention_inputs(x)
     weights = [weight.contiguous() for weight in weights]
-    _call(attention_inputs_parameters(qkv, gate, x, weights, epsilon, attention_inputs_workspace(x)), x.device)
+    workspace = attention_inputs_workspace(x)
+    _call(attention_inputs_parameters(qkv, gate, x, weights, epsilon, workspace), x.device)
     return qkv, gate
 
 
