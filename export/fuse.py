@@ -7,10 +7,10 @@ DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input
     The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
 FeedForward (x [B, C, H, W], then weight and bias of norm [C], expand [E, C, 1, 1], depthwise [E, 1, 3, 3] and contract
     [C, E, 1, 1]; epsilon) → like x: x + contract(u + GELU(depthwise(u))) of u = GELU(expand(LayerNorm(x))), for the two
-    above with a convolution behind each and a sum, where C and E are few.
+    above with a convolution behind each and a sum, where `library.fits_feed_forward`.
 AttentionInputs (x [B, C, H, W], then weight and bias of norm [C], project [3C, C, 1, 1], depthwise [C, 1, 3, 3] and mix
     [C, C, 1, 1]; epsilon) → qkv [B, 3C, H, W], gate like x: project(n) and mix(depthwise(n)) of n = LayerNorm(x), for
-    the first two and a convolution behind each, where C is small.
+    the first two and a convolution behind each, where `library.fits_attention_inputs`.
 CyclicWindowAttention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
 Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
@@ -38,8 +38,11 @@ PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD, ATTENTION_IN
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
-    """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32."""
+def to_plugins(bare: onnx.ModelProto, hopper: bool = False) -> onnx.ModelProto:
+    """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32.
+
+    hopper: whether it is to run on compute capability 9.0, where wider layers become one node each.
+    """
     graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
     scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
@@ -58,13 +61,23 @@ def to_plugins(bare: onnx.ModelProto) -> onnx.ModelProto:
     for node in attentions:
         _fuse_gate(graph, node)
     graph.cleanup()  # what has been replaced reads no tensors any more
+    return _with_whole_layers(bare, graph, hopper)
+
+
+def for_hopper(plugin: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph in plugin form as it is for compute capability 9.0, made where that was not known."""
+    return _with_whole_layers(plugin, gs.import_onnx(plugin), hopper=True)
+
+
+def _with_whole_layers(model: onnx.ModelProto, graph: Any, hopper: bool) -> onnx.ModelProto:
+    """The model that `graph` of layer norms and depthwise convolutions comes to, which was made of `model`."""
     for node in list(graph.nodes):
         if node.op == DEPTHWISE:
-            _fuse_feed_forward(graph, node)
-            _fuse_attention_inputs(graph, node)
+            _fuse_feed_forward(graph, node, hopper)
+            _fuse_attention_inputs(graph, node, hopper)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
-    lowered.ir_version, lowered.producer_name = bare.ir_version, bare.producer_name
+    lowered.ir_version, lowered.producer_name = model.ir_version, model.producer_name
     return lowered
 
 
@@ -126,7 +139,7 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> Non
     _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], [output])
 
 
-def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
+def _fuse_feed_forward(graph: Any, depthwise: gs.Node, hopper: bool) -> None:
     """norm → expand → depthwise with GELUs → contract → + x as one FeedForward, if that is what stands there."""
     if not (depthwise.attrs["add_gelu"] and depthwise.attrs["input_gelu"]):
         return
@@ -142,7 +155,7 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
     if not (
         any(tensor is x for tensor in total.inputs)
         and list(contract.inputs[1].shape[:2]) == [channels, hidden]
-        and library.fits_feed_forward(channels, hidden)
+        and library.fits_feed_forward(channels, hidden, hopper=hopper)
         and all(len(tensor.outputs) == 1 for tensor in between)
         and not any(tensor is output for tensor in between for output in graph.outputs)
     ):
@@ -152,7 +165,7 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node) -> None:
     _replace(graph, FEED_FORWARD, total.name, attributes, [x, *weights], total.outputs)
 
 
-def _fuse_attention_inputs(graph: Any, depthwise: gs.Node) -> None:
+def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, hopper: bool) -> None:
     """norm → project and norm → depthwise → mix as one AttentionInputs, if that is what stands there."""
     norm, mix = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
     if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix):
@@ -167,7 +180,7 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node) -> None:
         and _is_pointwise(project)
         and list(project.inputs[1].shape[:2]) == [3 * channels, channels]
         and list(mix.inputs[1].shape[:2]) == [channels, channels]
-        and library.fits_attention_inputs(channels)
+        and library.fits_attention_inputs(channels, hopper=hopper)
         and not any(tensor is output for tensor in (n, depthwise.outputs[0]) for output in graph.outputs)
     ):
         return

@@ -53,6 +53,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     from engines.cuda import current_gpu
     from engines.plan import manifest_path
     from export.progress import Progress
+    from plugins.library import HOPPER
 
     if output.suffix != ".plan":
         raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
@@ -64,7 +65,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     trt = api.import_tensorrt()
     gpu = current_gpu()
     say(f"{onnx_file}: {source.stamp.model} x{source.stamp.scale}; TensorRT {trt.__version__} on {gpu.name}")
-    graph = prepare(trt, source, shapes, options, say)
+    graph = prepare(trt, source, shapes, options, gpu.compute_capability == HOPPER, say)
     with TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as folder:
         trial = Path(folder) / output.name
         log = api.logger(trt)

@@ -122,10 +122,13 @@ def choose_shapes(source: Source, options: Options) -> Shapes:
     return shapes
 
 
-def prepare(trt: Any, source: Source, shapes: Shapes, options: Options, say: Callable[[str], None]) -> Graph:
+def prepare(
+    trt: Any, source: Source, shapes: Shapes, options: Options, hopper: bool, say: Callable[[str], None]
+) -> Graph:
     """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
 
-    Raises ExportError or ValueError for what cannot be had, and says what is taken instead of what.
+    hopper: whether it is for compute capability 9.0. Raises ExportError or ValueError for what cannot be had, and says
+    what is taken instead of what.
     """
     from engines import tensorrt_api as api
     from export import fuse, lower
@@ -140,6 +143,8 @@ def prepare(trt: Any, source: Source, shapes: Shapes, options: Options, say: Cal
     form, library = choose_form(trt, source, precision, opset, options, say)
     if stamp.attention != "canonical":
         model = lower.strip(source.model)
+        if form == "plugin" and hopper:
+            model = fuse.for_hopper(model)
         float32 = float32_products(model, 0)
     else:
         bare = lower.strip(source.model)
@@ -147,7 +152,7 @@ def prepare(trt: Any, source: Source, shapes: Shapes, options: Options, say: Cal
             bare = type_graph(source, bare, precision, say)
         if form == "matmul":
             say(lower.check_scores(bare, *shapes[2], options.score_limit, SCORE_ADVICE))
-        model = lower.lower(bare, form)
+        model = lower.lower(bare, form, hopper)
         float32 = float32_products(model, lower.count_float32_attention(bare))
     _fix_batch(model, shapes, stamp.scale)
     return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from plugins import library
+
 if TYPE_CHECKING:
     import torch
 
@@ -92,6 +94,12 @@ class MapCase:
     def floor_ms(self) -> float:
         return self.bytes / FLOOR * 1e3
 
+    def fits(self, hopper: bool) -> bool:
+        """Whether the kernel takes these widths; hopper: on compute capability 9.0."""
+        if self.operator == "feed_forward":
+            return library.fits_feed_forward(self.channels, self.hidden, hopper=hopper)
+        return self.operator != "attention_inputs" or library.fits_attention_inputs(self.channels, hopper=hopper)
+
     def __str__(self) -> str:
         epilogue = f" hidden {self.hidden}" if self.hidden else " + gelu" * self.add_gelu + " of gelu" * self.input_gelu
         return f"{self.operator:16}  C {self.channels:3d}{epilogue:16}"
@@ -108,8 +116,11 @@ MAP_CASES = (
     *(MapCase("depthwise", channels) for channels in (96, 192, 384)),
     *(MapCase("depthwise", channels, True) for channels in (72, 96, 192, 384)),
     *(MapCase("depthwise", channels, True, True) for channels in (96, 384)),
-    *(MapCase("feed_forward", channels, hidden=hidden) for channels, hidden in ((48, 72), (64, 80), (64, 96))),
-    *(MapCase("attention_inputs", channels) for channels in (48, 64)),
+    *(
+        MapCase("feed_forward", channels, hidden=hidden)
+        for channels, hidden in ((48, 72), (64, 80), (64, 96), (192, 384))
+    ),
+    *(MapCase("attention_inputs", channels) for channels in (48, 64, 192)),
 )
 
 
@@ -157,7 +168,6 @@ def our_calls(
     """Calls on random inputs; a bias [N, n] of queries and keys replaces the first n of the RIB factors."""
     import torch
 
-    from plugins import library
     from plugins.torch import parameters
 
     dtype = torch.bfloat16 if bf16 else torch.float16
@@ -222,7 +232,6 @@ def time_fused(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     import torch
     from torch.nn.functional import conv2d
 
-    from plugins import library
     from plugins import torch as operators
 
     dtype = torch.bfloat16 if bf16 else torch.float16
@@ -246,10 +255,12 @@ def time_fused(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
             calls.append(lambda x=x: apart(x))
             continue
         if forward:
-            params = operators.feed_forward_parameters(out[0], x, weights, 1e-6)
+            workspace = operators.feed_forward_workspace(x, weights)
+            params = operators.feed_forward_parameters(out[0], x, weights, 1e-6, workspace)
         else:
-            params = operators.attention_inputs_parameters(out[0], out[1], x, weights, 1e-6)
-        keep.append((x, out))
+            workspace = operators.attention_inputs_workspace(x)
+            params = operators.attention_inputs_parameters(out[0], out[1], x, weights, 1e-6, workspace)
+        keep.append((x, out, workspace))
         calls.append(lambda params=params: library.call(params, torch.cuda.current_stream().cuda_stream))
     return measure(calls, repeats)
 
@@ -258,7 +269,6 @@ def time_map(case: MapCase, bf16: bool, repeats: int, *, ours: bool) -> float:
     """Milliseconds of our kernel, or of PyTorch's operators."""
     import torch
 
-    from plugins import library
     from plugins import torch as operators
 
     if case.operator in FUSED:
@@ -342,7 +352,9 @@ def main(only: tuple[str, ...], bf16: bool, path: str, ours: bool, repeats: int,
     results = []
     if "attention" in wanted:
         results += [attention_row(case, bf16, path, repeats, not ours) for case in CASES]
-    results += [map_row(case, bf16, repeats, not ours) for case in MAP_CASES if case.operator in wanted]
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    cases = [case for case in MAP_CASES if case.operator in wanted and case.fits(hopper)]
+    results += [map_row(case, bf16, repeats, not ours) for case in cases]
     if json_file:
         json_file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "results": results}, indent=1))
 

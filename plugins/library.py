@@ -12,7 +12,7 @@ from typing import Any
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 ADD_GELU = 1
@@ -23,6 +23,15 @@ FEED_FORWARD_WIDTHS = (64, 96)
 
 ATTENTION_INPUTS_WIDTH = 64
 """The most channels that AttentionInputs takes, a multiple of 8."""
+
+HOPPER = "9.0"
+"""The compute capability on which these two take also the widths below."""
+
+HOPPER_FEED_FORWARD_WIDTHS = (192, 384)
+"""The only wide channels and hidden channels that FeedForward takes there."""
+
+HOPPER_ATTENTION_INPUTS_WIDTH = 192
+"""The only wide channels that AttentionInputs takes there."""
 
 TUNED_WIDTHS, TUNED_RANKS = (16, 32), (16, 24, 32)
 """Head widths and ranks that the attention kernel is tuned for; others up to 64 are correct."""
@@ -146,6 +155,7 @@ class FeedForwardParams(ctypes.Structure):
         ("input", Map),
         ("out", Map),
         *((name, ctypes.c_void_p) for name in FEED_FORWARD_WEIGHTS),
+        ("workspace", ctypes.c_void_p),
     )
 
 
@@ -164,6 +174,7 @@ class AttentionInputsParams(ctypes.Structure):
         ("qkv", Map),
         ("gate", Map),
         *((name, ctypes.c_void_p) for name in ATTENTION_INPUTS_WEIGHTS),
+        ("workspace", ctypes.c_void_p),
     )
 
 
@@ -183,14 +194,18 @@ def path() -> Path:
     return Path(os.environ.get(VARIABLE) or DEFAULT)
 
 
-def fits_feed_forward(channels: int, hidden: int) -> bool:
-    """Whether FeedForward takes these widths."""
+def fits_feed_forward(channels: int, hidden: int, *, hopper: bool = False) -> bool:
+    """Whether FeedForward takes these widths; hopper: on compute capability 9.0."""
+    if hopper and (channels, hidden) == HOPPER_FEED_FORWARD_WIDTHS:
+        return True
     widths = zip((channels, hidden), FEED_FORWARD_WIDTHS, strict=True)
     return all(width % 8 == 0 and 0 < width <= most for width, most in widths)
 
 
-def fits_attention_inputs(channels: int) -> bool:
-    """Whether AttentionInputs takes this width."""
+def fits_attention_inputs(channels: int, *, hopper: bool = False) -> bool:
+    """Whether AttentionInputs takes this width; hopper: on compute capability 9.0."""
+    if hopper and channels == HOPPER_ATTENTION_INPUTS_WIDTH:
+        return True
     return channels % 8 == 0 and 0 < channels <= ATTENTION_INPUTS_WIDTH
 
 
@@ -215,6 +230,10 @@ def load() -> ctypes.CDLL:
         getattr(library, function).argtypes = (ctypes.POINTER(params), ctypes.c_void_p)
     library.ribsr_attention_path.argtypes = (ctypes.POINTER(AttentionParams), ctypes.POINTER(ctypes.c_int32))
     library.ribsr_error_message.restype = ctypes.c_char_p
+    library.ribsr_feed_forward_workspace.argtypes = (ctypes.c_int32, ctypes.c_int32)
+    library.ribsr_feed_forward_workspace.restype = ctypes.c_int64
+    library.ribsr_attention_inputs_workspace.argtypes = (ctypes.c_int32,)
+    library.ribsr_attention_inputs_workspace.restype = ctypes.c_int64
     return library
 
 
@@ -228,6 +247,16 @@ def call(params: Params, stream: int) -> None:
     library = load()
     params.struct_size = ctypes.sizeof(params)
     _check(library, params, getattr(library, _OPERATORS[type(params)][0])(ctypes.byref(params), stream))
+
+
+def feed_forward_workspace(channels: int, hidden: int) -> int:
+    """Bytes of device memory that a call of FeedForward needs besides its maps and weights. Raises LibraryError."""
+    return load().ribsr_feed_forward_workspace(channels, hidden)
+
+
+def attention_inputs_workspace(channels: int) -> int:
+    """Bytes of device memory that a call of AttentionInputs needs, likewise. Raises LibraryError."""
+    return load().ribsr_attention_inputs_workspace(channels)
 
 
 def chosen_path(params: AttentionParams) -> str:

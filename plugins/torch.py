@@ -291,9 +291,12 @@ def feed_forward_reference(x: Tensor, weights: Sequence[Tensor], epsilon: float)
 
 
 def feed_forward_parameters(
-    out: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
+    out: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float, workspace: Tensor | None = None
 ) -> library.FeedForwardParams:
-    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call.
+
+    workspace: what `feed_forward_workspace` gives, which must outlive it as well.
+    """
     return library.FeedForwardParams(
         **_described(x),
         hidden=weights[2].shape[0],
@@ -301,7 +304,17 @@ def feed_forward_parameters(
         input=_map(x),
         out=_map(out),
         **_pointers(library.FEED_FORWARD_WEIGHTS, weights),
+        workspace=None if workspace is None else workspace.data_ptr(),
     )
+
+
+def feed_forward_workspace(x: Tensor, weights: Sequence[Tensor]) -> Tensor | None:
+    """Scratch memory for one call at a time on maps like x with weights like these; None where none is needed."""
+    return _workspace(library.feed_forward_workspace(x.shape[1], weights[2].shape[0]), x.device)
+
+
+def _workspace(size: int, device: torch.device) -> Tensor | None:
+    return torch.empty(size, dtype=torch.uint8, device=device) if size else None
 
 
 def _described(x: Tensor) -> dict[str, int]:
@@ -331,14 +344,15 @@ def _check_weights(x: Tensor, weights: Sequence[Tensor], expected: list[list[int
 def feed_forward(x: Tensor, weights: list[Tensor], epsilon: float) -> Tensor:
     """`feed_forward_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
 
-    C and E are multiples of 8 up to `library.FEED_FORWARD_WIDTHS`. Raises TypeError for other dtypes, ValueError for
-    shapes that do not fit, LibraryError for other widths and layouts, or if the library is missing.
+    C and E are such that `library.fits_feed_forward`. Raises TypeError for other dtypes, ValueError for shapes that do
+    not fit, LibraryError for other widths and layouts, or if the library is missing.
     """
     _check_feed_forward(x, weights)
     _check_dtypes(x, *weights)
     out = _empty_output(x, x.shape)
     weights = [weight.contiguous() for weight in weights]
-    _call(feed_forward_parameters(out, x, weights, epsilon), x.device)
+    workspace = feed_forward_workspace(x, weights)
+    _call(feed_forward_parameters(out, x, weights, epsilon, workspace), x.device)
     return out
 
 
@@ -367,9 +381,12 @@ def attention_inputs_reference(x: Tensor, weights: Sequence[Tensor], epsilon: fl
 
 
 def attention_inputs_parameters(
-    qkv: Tensor, gate: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float
+    qkv: Tensor, gate: Tensor, x: Tensor, weights: Sequence[Tensor], epsilon: float, workspace: Tensor | None = None
 ) -> library.AttentionInputsParams:
-    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call."""
+    """The C interface's parameters for these CUDA tensors of one 16-bit dtype; they must outlive the call.
+
+    workspace: what `attention_inputs_workspace` gives, which must outlive it as well.
+    """
     return library.AttentionInputsParams(
         **_described(x),
         epsilon=epsilon,
@@ -377,7 +394,13 @@ def attention_inputs_parameters(
         qkv=_map(qkv),
         gate=_map(gate),
         **_pointers(library.ATTENTION_INPUTS_WEIGHTS, weights),
+        workspace=None if workspace is None else workspace.data_ptr(),
     )
+
+
+def attention_inputs_workspace(x: Tensor) -> Tensor | None:
+    """Scratch memory for one call at a time on maps like x; None where none is needed."""
+    return _workspace(library.attention_inputs_workspace(x.shape[1]), x.device)
 
 
 def _check_attention_inputs(x: Tensor, weights: Sequence[Tensor]) -> None:
@@ -395,13 +418,14 @@ def _empty_attention_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 def attention_inputs(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """`attention_inputs_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels.
 
-    C is a multiple of 8 up to `library.ATTENTION_INPUTS_WIDTH`. Raises as `feed_forward`.
+    C is such that `library.fits_attention_inputs`. Raises as `feed_forward`.
     """
     _check_attention_inputs(x, weights)
     _check_dtypes(x, *weights)
     qkv, gate = _empty_attention_inputs(x)
     weights = [weight.contiguous() for weight in weights]
-    _call(attention_inputs_parameters(qkv, gate, x, weights, epsilon), x.device)
+    workspace = attention_inputs_workspace(x)
+    _call(attention_inputs_parameters(qkv, gate, x, weights, epsilon, workspace), x.device)
     return qkv, gate
 
 

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-/* What every function but the last two returns; ribsr_error_message() says it in words. */
+/* What the functions that take `params` return; ribsr_error_message() says it in words. */
 enum {
   RIBSR_OK = 0,
   RIBSR_INVALID_ARGUMENT = 1, /* a parameter is outside what the operator allows */
@@ -120,14 +120,19 @@ typedef struct {
   const void *depthwise_bias;   /* [hidden] */
   const void *contract_weight;  /* [channels, hidden], contiguous, aligned to 16 bytes */
   const void *contract_bias;    /* [channels] */
-  void *workspace;
+  void *workspace;              /* ribsr_feed_forward_workspace's bytes, aligned to 256; may be null if that is 0 */
 } RibsrFeedForwardParams;
 
 /* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
  * and `contract` 1x1 convolutions. In 16 bits are what goes into a product: the deviations from a pixel's mean, the
  * weights of `expand` times those of `norm`, u, and u + gelu(...); in float16 gelu, too. All else is float32. For channels
- * and hidden of multiples of 8 up to 64 and 96, and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
+ * and hidden of multiples of 8 up to 64 and 96, on compute capability 9.0 also for 192 and 384 (where x itself is in 16
+ * bits what goes into the first product), and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
+
+/* How many bytes of device memory ribsr_feed_forward needs as its workspace; 0 also for widths that it does not support.
+ * What is in it need not outlive a call, but calls that run at the same time need one each. */
+RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden);
 
 typedef struct {
   uint32_t struct_size; /* sizeof(RibsrAttentionInputsParams) */
@@ -143,17 +148,16 @@ typedef struct {
   const void *depthwise_bias;   /* [channels] */
   const void *mix_weight;       /* [channels, channels], contiguous, aligned to 16 bytes */
   const void *mix_bias;         /* [channels] */
-  void *workspace;
+  void *workspace;              /* as ribsr_feed_forward's, of ribsr_attention_inputs_workspace's bytes */
 } RibsrAttentionInputsParams;
 
 /* qkv = project(n) and gate = mix(depthwise(n)) with n = norm(in): `norm` and `depthwise` as above, without gelu, `project`
  * and `mix` 1x1 convolutions. The gate's logistic function is left to ribsr_attention. In 16 bits are norm's and
- * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, and maps that the vectorised loads
- * take, else RIBSR_UNSUPPORTED. */
+ * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, on compute capability 9.0 also for
+ * 192, and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream);
 
-RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden);
-
+/* How many bytes of device memory ribsr_attention_inputs needs as its workspace; as ribsr_feed_forward_workspace. */
 RIBSR_API int64_t ribsr_attention_inputs_workspace(int32_t channels);
 
 /* The calling thread's last error, one line; empty when there was none. */

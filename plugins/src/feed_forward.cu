@@ -609,7 +609,7 @@ int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &
 }  // namespace
 
 extern "C" int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden) {
-  return is_wide(channels, hidden) ? wide_feed_forward_workspace() : 0;
+  return is_wide(channels, hidden) ? hopper_feed_forward_workspace() : 0;
 }
 
 extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream) {
@@ -629,7 +629,7 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
   Device device;
   code = current_device(&device);
   if (code != RIBSR_OK) return code;
-  if (is_wide(p.channels, p.hidden)) return launch_wide_feed_forward(p, device, static_cast<cudaStream_t>(stream));
+  if (is_wide(p.channels, p.hidden)) return launch_hopper_feed_forward(p, device, static_cast<cudaStream_t>(stream));
 
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   Problem problem{};

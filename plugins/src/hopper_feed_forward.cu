@@ -608,7 +608,7 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 template <bool BF16>
-__global__ void __launch_bounds__(kThreads, 1) feed_forward_wide(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads, 1) hopper_feed_forward(const __grid_constant__ Problem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = __shfl_sync(kAllLanes, shared_address(memory), 0);
@@ -650,9 +650,9 @@ static bool make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-int64_t wide_feed_forward_workspace() { return kWorkspace; }
+int64_t hopper_feed_forward_workspace() { return kWorkspace; }
 
-int32_t launch_wide_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
+int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
   if (device.major != 9 || device.minor != 0) {
     return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: supported on compute capability 9.0 alone, not %d.%d",
                 p.channels, p.hidden, device.major, device.minor);
@@ -677,7 +677,7 @@ int32_t launch_wide_feed_forward(const RibsrFeedForwardParams &p, const Device &
   problem.epsilon = p.epsilon;
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
   if (!make_boxes(&problem.x, p)) return fail(RIBSR_CUDA_ERROR, "the driver refuses a tensor map of in");
-  const auto kernel = bf16 ? feed_forward_wide<true> : feed_forward_wide<false>;
+  const auto kernel = bf16 ? hopper_feed_forward<true> : hopper_feed_forward<false>;
   int blocks = 0;
   const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
   if (code != RIBSR_OK) return code;

@@ -8,9 +8,9 @@ namespace ribsr {
 constexpr int kWideChannels = 192, kWideHidden = 384;
 
 // Bytes.
-int64_t wide_feed_forward_workspace();
+int64_t hopper_feed_forward_workspace();
 
 // Checks what check_common and the narrow kernels' checks do not.
-int32_t launch_wide_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream);
+int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream);
 
 }  // namespace ribsr

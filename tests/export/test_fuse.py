@@ -81,7 +81,9 @@ def evaluate(model: onnx.ModelProto, x: np.ndarray, name: str = "input") -> list
 PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3, FeedForward, AttentionInputs]
 
 
-def half_of(bare: onnx.ModelProto) -> onnx.ModelProto:
+def half_of(bare: onnx.ModelProto, dtype: str = "fp16") -> onnx.ModelProto:
+    if dtype == "bf16":
+        return precision.to_bfloat16(bare)
     names = [name for node in bare.graph.node for name in node.output]
     return precision.to_half(bare, dict.fromkeys(names, 1.0))[0]
 
@@ -90,6 +92,8 @@ NARROW = ("sst_shifted_x2", "sst_pixelshuffle_x3", "sst-light")
 """Networks whose feed-forward halves are narrow enough, and of multiples of 8 channels."""
 NARROW_ATTENTION = ("escrib_x2", "sst-light", "esc-rib")
 """The same of what comes before the attention; in the first two of NARROW that has heads padded beyond the channels."""
+WIDE = ("sst-l", "sst-l+")
+"""Networks of which both become one node each on compute capability 9.0 alone."""
 
 
 def attributes_of(node: onnx.NodeProto) -> dict:
@@ -133,15 +137,19 @@ def small(name: str, opset: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["sst-light", "sst-l+", "esc-rib"])
-def test_released_networks_are_fused_completely(name, dtype, opset):
+@pytest.mark.parametrize(
+    ("name", "hopper"),
+    [("sst-light", False), ("sst-l+", False), ("esc-rib", False), ("esc-rib", True), *((name, True) for name in WIDE)],
+)
+def test_released_networks_are_fused_completely(name, hopper, dtype, opset):
     bare = small(name, opset)
-    fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
+    fused = lower.lower(half_of(bare, dtype), "plugin", hopper)
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
-    assert count["FeedForward"] == (count["CyclicWindowAttention"] if name in NARROW else 0)
-    assert count["AttentionInputs"] == (count["CyclicWindowAttention"] if name in NARROW_ATTENTION else 0)
+    whole = hopper and name in WIDE
+    assert count["FeedForward"] == (count["CyclicWindowAttention"] if whole or name in NARROW else 0)
+    assert count["AttentionInputs"] == (count["CyclicWindowAttention"] if whole or name in NARROW_ATTENTION else 0)
     norms = count["ChannelLayerNorm"] + count["FeedForward"] + count["AttentionInputs"]
     assert norms == before.count("LayerNormalization")
     assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
@@ -162,10 +170,42 @@ def test_released_networks_are_fused_completely(name, dtype, opset):
     )
 
 
+@pytest.mark.parametrize("name", WIDE)
+def test_network_fused_for_hopper_computes_the_same(name, monkeypatch):
+    """Exactly: in float32, which the fusion would leave alone otherwise."""
+    monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
+    bare = small(name, 17)
+    x = np.random.default_rng(0).random((1, 3, 13, 10), np.float32)
+    (y,) = evaluate(lower.lower(bare, "plugin", hopper=True), x)
+    np.testing.assert_allclose(y, run(lower.lower(bare, "canonical"), x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["sst-light", "esc-rib", *WIDE])
+def test_plugin_form_is_fused_for_hopper_later_as_at_once(name, dtype, opset):
+    half = half_of(small(name, opset), dtype)
+    apart = lower.lower(half, "plugin")
+    whole = fuse.for_hopper(apart)
+    assert whole == lower.lower(half, "plugin", hopper=True)
+    assert (whole == apart) == (name not in WIDE)
+
+
+@pytest.mark.parametrize("hopper", [False, True])
+def test_wide_layers_are_fused_for_hopper_alone(hopper):
+    for model, name, fused in (
+        (feed_forward(192, 384), "FeedForward", hopper),
+        (feed_forward(192, 96), "FeedForward", False),
+        (attention_inputs(192, 192), "AttentionInputs", hopper),
+        (attention_inputs(384, 384), "AttentionInputs", False),
+    ):
+        assert fuse.count(fuse.to_plugins(model, hopper))[name] == int(fused)
+
+
 @pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
 def test_plugin_nodes_have_their_attributes_inputs_and_one_type(name, dtype, number):
     _, bare = traced(name, 17)
-    fused = lower.lower(half_of(bare) if dtype == "fp16" else precision.to_bfloat16(bare), "plugin")
+    fused = lower.lower(half_of(bare, dtype), "plugin")
     onnx.checker.check_model(fused)
     constants = {tensor.name: tensor for tensor in fused.graph.initializer}
     assert not fused.functions

@@ -47,6 +47,8 @@ def files(tmp_path_factory) -> Path:
         ribsr.config("sst-light"), name="small", dim=24, heads=(2, 2), windows=(8, 12), ranks=(8, 18), blocks=1
     )
     ribsr.save(ribsr.build(small), folder / "x2.pt")
+    wide = replace(ribsr.config("sst-l"), name="wide", heads=(6,), windows=(8,), ranks=(16,), blocks=1)
+    ribsr.save(ribsr.build(wide), folder / "wide.pt")
     for name, options in {
         "x2": ONNXOptions(),
         "x2.fp16": ONNXOptions(half=True),
@@ -56,8 +58,10 @@ def files(tmp_path_factory) -> Path:
         "x2.plugin.fp16": ONNXOptions(form="plugin", half=True),
         "x2.attention": ONNXOptions(form="attention"),
         "x2.static": ONNXOptions(static=(24, 40)),
+        "wide.fp16": ONNXOptions(half=True),
+        "wide.plugin.fp16": ONNXOptions(form="plugin", half=True),
     }.items():
-        export_onnx(folder / "x2.pt", folder / f"{name}.onnx", replace(options, verify=False))
+        export_onnx(folder / f"{name.partition('.')[0]}.pt", folder / f"{name}.onnx", replace(options, verify=False))
     return folder
 
 
@@ -246,6 +250,22 @@ def test_form_and_precision(here, monkeypatch, files, version, arguments, file, 
     dims = [dim.dim_value or dim.dim_param for dim in gpu.parsed.graph.input[0].type.tensor_type.shape.dim]
     static = file == "x2.static" or "--size" in arguments
     assert dims == [1, 3, *(manifest["profile"]["max"][2:] if static else ["height", "width"])]
+
+
+@pytest.mark.parametrize(("capability", "whole"), [("9.0", 1), ("8.9", 0), ("10.0", 0)])
+@pytest.mark.parametrize("file", ["wide.fp16", "wide.plugin.fp16"])
+def test_wide_layers_become_one_node_for_hopper_alone(here, monkeypatch, files, file, capability, whole):
+    """Also those of a file in form `plugin`, which says nothing of the GPU."""
+    gpu = make_gpu(TEN, here, monkeypatch)
+    device = cuda.GPU(0, "NVIDIA", capability, "13.0")
+    monkeypatch.setattr(cuda, "current_gpu", lambda: device)
+    result = invoke("--onnx", str(files / f"{file}.onnx"), "--no-verify")
+    assert result.exit_code == 0, result.output
+    count = fuse.count(gpu.parsed)
+    assert (count["FeedForward"], count["AttentionInputs"]) == (whole, whole)
+    assert count["DepthwiseConv3x3"] == 2 - 2 * whole
+    (plan,) = here.glob("*.plan.json")
+    assert json.loads(plan.read_text())["layers"]["plugins fp16"] == sum(count.values())
 
 
 def rerouted(verify: Any, here: Path, files: Path, args: tuple) -> str:

@@ -10,13 +10,14 @@ import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
 from plugins import torch as operator  # noqa: E402
-from tests.plugins.test_feed_forward import check  # noqa: E402
+from tests.plugins.test_feed_forward import check, on_hopper  # noqa: E402
 from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [48, 64, 40, 56, 8, 16]
 EPSILON = 1e-6
+WIDE = pytest.param(library.HOPPER_ATTENTION_INPUTS_WIDTH, marks=on_hopper)
 
 
 def random_weights(channels: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
@@ -34,7 +35,8 @@ def outputs(batch: int, channels: int, h: int, w: int, dtype: torch.dtype) -> li
 
 
 def run(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-    params = operator.attention_inputs_parameters(out[0], out[1], x, weights, epsilon=EPSILON)
+    workspace = operator.attention_inputs_workspace(x)
+    params = operator.attention_inputs_parameters(out[0], out[1], x, weights, EPSILON, workspace)
     library.call(params, torch.cuda.current_stream().cuda_stream)
 
 
@@ -52,7 +54,7 @@ def run_and_check(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("channels", WIDTHS)
+@pytest.mark.parametrize("channels", [*WIDTHS, WIDE])
 def test_attention_inputs(channels: int, batch: int, dtype: torch.dtype) -> None:
     for h, w in SIZES:
         x = poisoned(batch, channels, h, w, dtype, "padded")
@@ -62,7 +64,7 @@ def test_attention_inputs(channels: int, batch: int, dtype: torch.dtype) -> None
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", WIDTHS[:2])
+@pytest.mark.parametrize("channels", [*WIDTHS[:2], WIDE])
 @pytest.mark.parametrize("size", [(3, 360, 640), (300, 20, 21)])
 def test_more_tiles_than_blocks(size: tuple[int, int, int], channels: int, dtype: torch.dtype) -> None:
     """Every block takes several tiles, of several images, also where it skips whole images."""
@@ -75,15 +77,16 @@ def test_more_tiles_than_blocks(size: tuple[int, int, int], channels: int, dtype
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mean", "deviation"), [(2e3, 50), (0, 3e4), (0, 0.02)])
-def test_means_and_sizes(mean: float, deviation: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("channels", [48, WIDE])
+def test_means_and_sizes(channels: int, mean: float, deviation: float, dtype: torch.dtype) -> None:
     """A small variance around a large mean, and values near float16's limits."""
-    x = poisoned(1, 48, 33, 50, dtype, "padded")
+    x = poisoned(1, channels, 33, 50, dtype, "padded")
     x.copy_(mean + deviation * torch.randn(x.shape, device="cuda").clamp(-2, 2))
-    run_and_check(x, outputs(1, 48, 33, 50, dtype), random_weights(48, dtype), 2)
+    run_and_check(x, outputs(1, channels, 33, 50, dtype), random_weights(channels, dtype), 2)
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", WIDTHS[:2])
+@pytest.mark.parametrize("channels", [*WIDTHS[:2], WIDE])
 def test_norm_is_zero_outside_the_map(channels: int) -> None:
     """With nothing but its bias before the depthwise convolution: outside the map it would show at the border."""
     x = poisoned(1, channels, 33, 50, torch.float16, "padded")
@@ -99,13 +102,14 @@ def test_norm_is_zero_outside_the_map(channels: int) -> None:
 
 @on_gpu
 @pytest.mark.parametrize("position", [(0, 0), (8, 15), (16, 16), (32, 49)])
-def test_not_a_number_spreads_to_the_neighbours_gates_alone(position: tuple[int, int]) -> None:
-    x = poisoned(1, 48, 33, 50, torch.float16, "padded")
+@pytest.mark.parametrize("channels", [48, WIDE])
+def test_not_a_number_spreads_to_the_neighbours_gates_alone(channels: int, position: tuple[int, int]) -> None:
+    x = poisoned(1, channels, 33, 50, torch.float16, "padded")
     x.copy_(torch.randn(x.shape, device="cuda"))
     y, column = position
     x[0, 5, y, column] = torch.nan
-    out = outputs(1, 48, 33, 50, torch.float16)
-    run(x, out, random_weights(48, torch.float16))
+    out = outputs(1, channels, 33, 50, torch.float16)
+    run(x, out, random_weights(channels, torch.float16))
     for result, reach in zip(out, (0, 1), strict=True):
         expected = torch.zeros(result.shape, dtype=torch.bool, device="cuda")
         expected[..., max(y - reach, 0) : y + reach + 1, max(column - reach, 0) : column + reach + 1] = True
@@ -113,7 +117,7 @@ def test_not_a_number_spreads_to_the_neighbours_gates_alone(position: tuple[int,
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", [48, 64, 40])
+@pytest.mark.parametrize("channels", [48, 64, 40, WIDE])
 def test_attention_inputs_of_a_part(channels: int) -> None:
     """Some channels, rows and columns of maps: what lies around them is neither read nor written."""
     rows, columns = slice(3, 33), slice(2, 49)
@@ -145,10 +149,22 @@ def test_attention_inputs_operator() -> None:
 
 
 @on_gpu
-def test_in_a_graph() -> None:
+@on_hopper
+def test_wide_layers_need_their_workspace() -> None:
+    channels = library.HOPPER_ATTENTION_INPUTS_WIDTH
+    x = poisoned(1, channels, 9, 11, torch.float16, "padded")
+    qkv, gate = outputs(1, channels, 9, 11, torch.float16)
+    params = operator.attention_inputs_parameters(qkv, gate, x, random_weights(channels, torch.float16), EPSILON)
+    with pytest.raises(library.LibraryError, match="workspace"):
+        library.call(params, torch.cuda.current_stream().cuda_stream)
+
+
+@on_gpu
+@pytest.mark.parametrize("channels", [48, WIDE])
+def test_in_a_graph(channels: int) -> None:
     """Captured, and replayed on a new input."""
-    x = torch.randn(1, 48, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
-    weights = random_weights(48, torch.float16)
+    x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
+    weights = random_weights(channels, torch.float16)
     operator.attention_inputs(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -192,7 +208,13 @@ def test_attention_inputs_refuse_shapes_that_do_not_fit(index: int, shape: tuple
 
 
 @pytest.mark.parametrize(
-    ("channels", "fits"), [(48, True), (64, True), (8, True), (72, False), (44, False), (0, False)]
+    ("channels", "fits"), [(48, True), (64, True), (8, True), (72, False), (44, False), (0, False), (384, False)]
 )
-def test_which_widths_fit(channels: int, fits: bool) -> None:
-    assert library.fits_attention_inputs(channels) == fits
+@pytest.mark.parametrize("hopper", [False, True])
+def test_which_widths_fit(channels: int, fits: bool, hopper: bool) -> None:
+    assert library.fits_attention_inputs(channels, hopper=hopper) == fits
+
+
+def test_wide_layers_fit_on_hopper_alone() -> None:
+    assert library.fits_attention_inputs(192, hopper=True)
+    assert not library.fits_attention_inputs(192)

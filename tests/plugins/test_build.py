@@ -143,6 +143,14 @@ def test_parameters_of_the_other_kernels_are_checked(
     assert message in refused(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)))
 
 
+@pytest.mark.usefixtures("loaded")
+def test_narrow_and_unsupported_widths_need_no_workspace() -> None:
+    for widths in ((48, 72), (64, 96), (72, 72), (192, 96), (64, 384), (0, 0), (-192, -384)):
+        assert library.feed_forward_workspace(*widths) == 0
+    for channels in (48, 64, 72, 384, 0, -192):
+        assert library.attention_inputs_workspace(channels) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,6 +19,12 @@ SIZES = [(1, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [(48, 72), (64, 80), (64, 96), (40, 64), (56, 72), (8, 8), (16, 96), (64, 8)]
 EPSILON = 1e-6
 
+on_hopper = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
+    reason="the kernels take wide layers on compute capability 9.0 alone",
+)
+WIDE = pytest.param(*library.HOPPER_FEED_FORWARD_WIDTHS, marks=on_hopper)
+
 
 def random_weights(channels: int, hidden: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
     """Such that no part of the sum is lost in another."""
@@ -35,7 +41,8 @@ def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
 
 
 def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor]) -> None:
-    params = operator.feed_forward_parameters(out, x, weights, epsilon=EPSILON)
+    workspace = operator.feed_forward_workspace(x, weights)
+    params = operator.feed_forward_parameters(out, x, weights, EPSILON, workspace)
     library.call(params, torch.cuda.current_stream().cuda_stream)
 
 
@@ -60,7 +67,7 @@ def run_and_check(shape: tuple[int, int, int, int], hidden: int, dtype: torch.dt
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("channels", "hidden"), WIDTHS)
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS, WIDE])
 def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype) -> None:
     for h, w in SIZES:
         run_and_check((batch, channels, h, w), hidden, dtype)
@@ -68,7 +75,7 @@ def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:3])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], WIDE])
 def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Every block takes several tiles, of several images."""
     run_and_check((3, channels, 360, 640), hidden, dtype)
@@ -76,7 +83,7 @@ def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:4])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:4], WIDE])
 def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Small x, whose norm is not small: the branch alone makes the result."""
     run_and_check((2, channels, 33, 50), hidden, dtype, 1 / 64)
@@ -84,11 +91,12 @@ def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_small_variance_around_a_large_mean(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+def test_small_variance_around_a_large_mean(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """E[x²] - E[x]² would lose every digit here; what x adds to the result is taken off again before it is compared."""
-    x, out = (poisoned(1, 48, 33, 50, dtype, "padded") for _ in range(2))
+    x, out = (poisoned(1, channels, 33, 50, dtype, "padded") for _ in range(2))
     x.copy_(2e3 + 50 * torch.randn(x.shape, device="cuda").clamp(-4, 4))
-    weights = random_weights(48, 72, dtype)
+    weights = random_weights(channels, hidden, dtype)
     weights[6] *= 256
     run(x, out, weights)
     check(out, reference(x, weights))
@@ -100,11 +108,12 @@ def test_small_variance_around_a_large_mean(dtype: torch.dtype) -> None:
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [3e4, 0.1])
-def test_large_inputs_and_hidden_values(size: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+def test_large_inputs_and_hidden_values(channels: int, hidden: int, size: float, dtype: torch.dtype) -> None:
     """gelu far out on either side; x near float16's limit, or so small that nothing is hidden behind it."""
-    x, out = (poisoned(1, 48, 20, 21, dtype, "padded") for _ in range(2))
+    x, out = (poisoned(1, channels, 20, 21, dtype, "padded") for _ in range(2))
     x.copy_(size * torch.randn(x.shape, device="cuda").clamp(-2, 2))
-    weights = random_weights(48, 72, dtype)
+    weights = random_weights(channels, hidden, dtype)
     weights[2] *= 30
     weights[4] *= 30
     weights[6] /= 8
@@ -114,7 +123,7 @@ def test_large_inputs_and_hidden_values(size: float, dtype: torch.dtype) -> None
 
 
 @on_gpu
-@pytest.mark.parametrize(("channels", "hidden"), WIDTHS[:3])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], WIDE])
 def test_hidden_channels_are_zero_outside_the_map(channels: int, hidden: int) -> None:
     """With nothing but biases in front of the depthwise convolution: gelu(bias) outside would show at the border."""
     x, out = (poisoned(1, channels, 33, 50, torch.float16, "padded") for _ in range(2))
@@ -132,26 +141,27 @@ def test_hidden_channels_are_zero_outside_the_map(channels: int, hidden: int) ->
 
 @on_gpu
 @pytest.mark.parametrize("position", [(0, 0), (8, 15), (16, 16), (32, 49)])
-def test_not_a_number_spreads_to_its_neighbours_alone(position: tuple[int, int]) -> None:
-    x, out = (poisoned(1, 48, 33, 50, torch.float16, "padded") for _ in range(2))
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+def test_not_a_number_spreads_to_its_neighbours_alone(channels: int, hidden: int, position: tuple[int, int]) -> None:
+    x, out = (poisoned(1, channels, 33, 50, torch.float16, "padded") for _ in range(2))
     x.copy_(torch.randn(x.shape, device="cuda"))
     y, column = position
     x[0, 5, y, column] = torch.nan
-    run(x, out, random_weights(48, 72, torch.float16))
+    run(x, out, random_weights(channels, hidden, torch.float16))
     expected = torch.zeros(out.shape, dtype=torch.bool, device="cuda")
     expected[..., max(y - 1, 0) : y + 2, max(column - 1, 0) : column + 2] = True
     assert torch.equal(out.isnan(), expected)
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", [48, 64, 40])
-def test_feed_forward_of_a_part(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "hidden"), [(48, 72), (64, 72), (40, 72), WIDE])
+def test_feed_forward_of_a_part(channels: int, hidden: int) -> None:
     """Some channels, rows and columns of a map: what lies around them is neither read nor written."""
     rows, columns = slice(3, 33), slice(2, 49)
     x, whole = (poisoned(2, channels + 16, 37, 53, torch.float16, "padded") for _ in range(2))
     part = (slice(None), slice(8, 8 + channels), rows, columns)
     x[part] = torch.randn(2, channels, 30, 47, device="cuda").half()
-    weights = random_weights(channels, 72, torch.float16)
+    weights = random_weights(channels, hidden, torch.float16)
     run(x[part], whole[part], weights)
     check(whole[part], reference(x[part], weights))
     outside = torch.ones(whole.shape, dtype=torch.bool, device="cuda")
@@ -175,10 +185,21 @@ def test_feed_forward_operator() -> None:
 
 
 @on_gpu
-def test_in_a_graph() -> None:
+@on_hopper
+def test_wide_layers_need_their_workspace() -> None:
+    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    x, out = (poisoned(1, channels, 9, 11, torch.float16, "padded") for _ in range(2))
+    params = operator.feed_forward_parameters(out, x, random_weights(channels, hidden, torch.float16), EPSILON)
+    with pytest.raises(library.LibraryError, match="workspace"):
+        library.call(params, torch.cuda.current_stream().cuda_stream)
+
+
+@on_gpu
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+def test_in_a_graph(channels: int, hidden: int) -> None:
     """Captured, and replayed on a new input."""
-    x = torch.randn(1, 48, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
-    weights = random_weights(48, 72, torch.float16)
+    x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
+    weights = random_weights(channels, hidden, torch.float16)
     operator.feed_forward(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -216,7 +237,14 @@ def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[in
 
 @pytest.mark.parametrize(
     ("channels", "hidden", "fits"),
-    [(48, 72, True), (64, 96, True), (8, 8, True), (72, 72, False), (48, 104, False), (44, 72, False), (48, 0, False)],
-)
-def test_which_widths_fit(channels: int, hidden: int, fits: bool) -> None:
-    assert library.fits_feed_forward(channels, hidden) == fits
+    [(48, 72, True), (64, 96, True), (8, 8, True), (72, 72, False), (48, 104, False), (44, 72, False), (48, 0, False),
+     (192, 96, False), (64, 384, False), (384, 192, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("hopper", [False, True])
+def test_which_widths_fit(channels: int, hidden: int, fits: bool, hopper: bool) -> None:
+    assert library.fits_feed_forward(channels, hidden, hopper=hopper) == fits
+
+
+def test_wide_layers_fit_on_hopper_alone() -> None:
+    assert library.fits_feed_forward(192, 384, hopper=True)
+    assert not library.fits_feed_forward(192, 384)

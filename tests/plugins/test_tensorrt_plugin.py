@@ -62,14 +62,28 @@ def driver(headers: dict[int, Path], built: dict[int, Path], tmp_path_factory: p
     return [str(program), str(built[major])]
 
 
-def drive(command: list[str]) -> None:
+def drive(command: list[str]) -> str:
+    """What the driver printed."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all passed" in result.stdout
+    return result.stdout
 
 
-def test_driven_on_the_host(driver: list[str]) -> None:
-    drive([*driver, "--host-only"])
+def test_driven_on_the_host(driver: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin asks for as much workspace as its kernel does."""
+    output = drive([*driver, "--host-only"])
+    build.build()
+    monkeypatch.setenv(library.VARIABLE, str(build.LIBRARY))
+    library.load.cache_clear()
+    for label, size in {
+        "layer norm, 96 channels": 0,
+        "feed-forward, 48 and 72 channels": library.feed_forward_workspace(48, 72),
+        "feed-forward, 192 and 384 channels": library.feed_forward_workspace(192, 384),
+        "attention inputs, 64 channels": library.attention_inputs_workspace(64),
+        "attention inputs, 192 channels": library.attention_inputs_workspace(192),
+    }.items():
+        assert f"{label}, fp16, kHWC8\n    workspace of {size} bytes\n" in output
 
 
 @pytest.mark.gpu

@@ -254,7 +254,7 @@ bool CyclicWindowAttention::fits(const PluginTensorDesc *in) const noexcept {
 }
 
 int32_t CyclicWindowAttention::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
-                                   cudaStream_t stream) const noexcept {
+                                   void *, cudaStream_t stream) const noexcept {
   const PluginTensorDesc &gate = in[3];
   const int32_t channels = size(gate, 1);
   RibsrAttentionParams params{};
@@ -304,7 +304,7 @@ bool ChannelLayerNorm::fits(const PluginTensorDesc *in) const noexcept {
 }
 
 int32_t ChannelLayerNorm::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
-                              cudaStream_t stream) const noexcept {
+                              void *, cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   auto params = params_of<RibsrLayerNormParams>(x);
   params.epsilon = epsilon;
@@ -341,7 +341,7 @@ bool DepthwiseConv3x3::fits(const PluginTensorDesc *in) const noexcept {
 }
 
 int32_t DepthwiseConv3x3::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
-                              cudaStream_t stream) const noexcept {
+                              void *, cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   auto params = params_of<RibsrDepthwiseParams>(x);
   params.input_gelu = input_gelu;
@@ -367,8 +367,12 @@ bool FeedForward::fits(const PluginTensorDesc *in) const noexcept {
   return false;
 }
 
+size_t FeedForward::workspace(const PluginTensorDesc *in) const noexcept {
+  return static_cast<size_t>(ribsr_feed_forward_workspace(size(in[0], 1), size(in[4], 0)));
+}
+
 int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
-                         cudaStream_t stream) const noexcept {
+                         void *workspace, cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   auto params = params_of<RibsrFeedForwardParams>(x);
   params.hidden = size(in[4], 0);
@@ -383,6 +387,7 @@ int32_t FeedForward::run(const PluginTensorDesc *in, const void *const *inputs, 
   params.depthwise_bias = inputs[6];
   params.contract_weight = inputs[7];
   params.contract_bias = inputs[8];
+  params.workspace = workspace;
   return ribsr_feed_forward(&params, stream);
 }
 
@@ -400,8 +405,12 @@ bool AttentionInputs::fits(const PluginTensorDesc *in) const noexcept {
   return false;
 }
 
+size_t AttentionInputs::workspace(const PluginTensorDesc *in) const noexcept {
+  return static_cast<size_t>(ribsr_attention_inputs_workspace(size(in[0], 1)));
+}
+
 int32_t AttentionInputs::run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
-                             cudaStream_t stream) const noexcept {
+                             void *workspace, cudaStream_t stream) const noexcept {
   const PluginTensorDesc &x = in[0];
   auto params = params_of<RibsrAttentionInputsParams>(x);
   params.epsilon = epsilon;
@@ -416,6 +425,7 @@ int32_t AttentionInputs::run(const PluginTensorDesc *in, const void *const *inpu
   params.depthwise_bias = inputs[6];
   params.mix_weight = inputs[7];
   params.mix_bias = inputs[8];
+  params.workspace = workspace;
   return ribsr_attention_inputs(&params, stream);
 }
 

@@ -39,10 +39,16 @@ struct Dimension {
 //   fields    the attributes, where their values are
 //   valid     whether the values are ones the kernel takes
 //   fits      whether the inputs' shapes go together; unknown batch, height and width are -1
+//   workspace bytes of device memory that run needs besides, for inputs that fit
 //   run       enqueues the kernel; a status of ribsr_kernels.h
 // valid and fits report what is wrong.
 
-struct CyclicWindowAttention {
+// What most operators are.
+struct WithoutWorkspace {
+  size_t workspace(const PluginTensorDesc *) const noexcept { return 0; }
+};
+
+struct CyclicWindowAttention : WithoutWorkspace {
   static constexpr const char *name = "CyclicWindowAttention";
   static constexpr std::array maps{true, false, false, true};  // qkv, rib_q, rib_k, gate
   static constexpr bool linear = true;
@@ -58,12 +64,12 @@ struct CyclicWindowAttention {
   std::array<PluginField, 5> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results, void *workspace,
               cudaStream_t stream) const noexcept;
 };
 
 // What operators have in which a layer norm is: its attribute.
-struct Normalising {
+struct Normalising : WithoutWorkspace {
   float epsilon;
 
   std::array<PluginField, 1> fields() const noexcept;
@@ -81,11 +87,11 @@ struct ChannelLayerNorm : Normalising {
 
   bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results, void *workspace,
               cudaStream_t stream) const noexcept;
 };
 
-struct DepthwiseConv3x3 {
+struct DepthwiseConv3x3 : WithoutWorkspace {
   static constexpr const char *name = "DepthwiseConv3x3";
   static constexpr std::array maps{true, false, false};  // x, weight, bias
   static constexpr bool linear = true;
@@ -98,7 +104,7 @@ struct DepthwiseConv3x3 {
   std::array<PluginField, 2> fields() const noexcept;
   bool valid() const noexcept;
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results, void *workspace,
               cudaStream_t stream) const noexcept;
 };
 
@@ -112,7 +118,8 @@ struct FeedForward : Normalising {
 
   bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+  size_t workspace(const PluginTensorDesc *in) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results, void *workspace,
               cudaStream_t stream) const noexcept;
 };
 
@@ -126,7 +133,8 @@ struct AttentionInputs : Normalising {
 
   bool valid() const noexcept { return valid_as(name); }
   bool fits(const PluginTensorDesc *in) const noexcept;
-  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results,
+  size_t workspace(const PluginTensorDesc *in) const noexcept;
+  int32_t run(const PluginTensorDesc *in, const void *const *inputs, void *const *results, void *workspace,
               cudaStream_t stream) const noexcept;
 };
 
@@ -176,11 +184,12 @@ bool output_shape(int32_t index, const DimsExprs *inputs, int32_t count, DimsExp
                       output);
 }
 
+// The descriptions of an operator's inputs in what TensorRT knows of them while it builds.
 template <class Operator>
-bool fits(const Operator &made, const nvinfer1::DynamicPluginTensorDesc *in) noexcept {
+auto descriptions(const nvinfer1::DynamicPluginTensorDesc *in) noexcept {
   std::array<PluginTensorDesc, kInputs<Operator>> inputs;
   for (size_t index = 0; index < inputs.size(); ++index) inputs[index] = in[index].desc;
-  return made.fits(inputs.data());
+  return inputs;
 }
 
 // Report the kernel library's message unless the status is RIBSR_OK; the status.
@@ -188,9 +197,9 @@ int32_t checked(const char *name, int32_t status) noexcept;
 
 template <class Operator>
 int32_t enqueue(const Operator &made, const PluginTensorDesc *in, const void *const *inputs, void *const *outputs,
-                cudaStream_t stream) noexcept {
+                void *workspace, cudaStream_t stream) noexcept {
   if (!made.fits(in)) return 1;
-  return checked(Operator::name, made.run(in, inputs, outputs, stream));
+  return checked(Operator::name, made.run(in, inputs, outputs, workspace, stream));
 }
 
 }  // namespace ribsr::tensorrt

@@ -42,17 +42,17 @@ class Plugin final : public IPluginV2DynamicExt {
   // It cannot refuse: what it reports here makes enqueue fail later.
   void configurePlugin(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
                        int32_t) noexcept override {
-    fits(operator_, in);
+    operator_.fits(descriptions<Operator>(in).data());
   }
 
-  size_t getWorkspaceSize(const PluginTensorDesc *, int32_t, const PluginTensorDesc *,
+  size_t getWorkspaceSize(const PluginTensorDesc *in, int32_t, const PluginTensorDesc *,
                           int32_t) const noexcept override {
-    return 0;
+    return operator_.workspace(in);
   }
 
   int32_t enqueue(const PluginTensorDesc *in, const PluginTensorDesc *, const void *const *inputs,
-                  void *const *outputs, void *, cudaStream_t stream) noexcept override {
-    return tensorrt::enqueue(operator_, in, inputs, outputs, stream);
+                  void *const *outputs, void *workspace, cudaStream_t stream) noexcept override {
+    return tensorrt::enqueue(operator_, in, inputs, outputs, workspace, stream);
   }
 
   size_t getSerializationSize() const noexcept override { return sizeof(Operator); }

@@ -54,7 +54,12 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
 
   int32_t configurePlugin(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
                           int32_t) noexcept override {
-    return fits(operator_, in) ? 0 : 1;
+    return operator_.fits(descriptions<Operator>(in).data()) ? 0 : 1;
+  }
+
+  size_t getWorkspaceSize(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
+                          int32_t) const noexcept override {
+    return operator_.workspace(descriptions<Operator>(in).data());
   }
 
   int32_t onShapeChange(const PluginTensorDesc *in, int32_t, const PluginTensorDesc *, int32_t) noexcept override {
@@ -62,8 +67,8 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
   }
 
   int32_t enqueue(const PluginTensorDesc *in, const PluginTensorDesc *, const void *const *inputs,
-                  void *const *outputs, void *, cudaStream_t stream) noexcept override {
-    return tensorrt::enqueue(operator_, in, inputs, outputs, stream);
+                  void *const *outputs, void *workspace, cudaStream_t stream) noexcept override {
+    return tensorrt::enqueue(operator_, in, inputs, outputs, workspace, stream);
   }
 
   const PluginFieldCollection *getFieldsToSerialize() noexcept override { return &collection_; }
