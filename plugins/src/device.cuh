@@ -244,6 +244,12 @@ __device__ __forceinline__ void multiply(float *d, uint32_t a0, uint32_t a1, uin
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ __forceinline__ void store_matrices(uint32_t row_address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

@@ -1,13 +1,14 @@
 // ribsr_attention_inputs for the width of sst-l, compute capability 9.0: the weights are too many for shared memory. A
 // block stays and walks over tiles of 16 columns and 12 rows, of which it needs the pixels around them, too. Warp
 // groups have different tasks and go at their own pace; barriers in shared memory say what is there:
-//   - three warps normalise a tile's pixels, from the map to n in shared memory, and a lane of a fourth one fetches the
-//     weights, 96 outputs at a time, as a first kernel has arranged them;
+//   - four warps normalise a tile's pixels, from the map to n in shared memory, and a lane of theirs fetches the weights in
+//     between, 96 outputs at a time, as a first kernel has arranged them;
 //   - three warp groups compute, a warp one row of the tile: first gate, for which the depthwise convolution is a
 //     product by diagonal matrices (tile.cuh), whose result, in registers, is an operand of `mix`; then qkv, with n as
 //     operands in registers, so that meanwhile the next tile's n can take its place. While one group stores, others
 //     multiply.
 #include "hopper_attention_inputs.h"
+#include "hopper_tiles.cuh"
 #include "tile_launch.h"
 
 namespace ribsr {
@@ -20,7 +21,7 @@ constexpr int kSteps = kChannels / 16;  // of a product
 constexpr int kChunk = 96;              // outputs at a time
 constexpr int kGateChunks = kChannels / kChunk, kQkvChunks = 3 * kGateChunks, kChunks = kGateChunks + kQkvChunks;
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kNormalisers = 3;  // warps
+constexpr int kNormalisers = 4;  // warps
 constexpr int kComputeRegisters = 144, kFetchRegisters = 80;
 static_assert(kGroups * kComputeRegisters + kFetchRegisters == 65536 / 128);
 
@@ -49,8 +50,8 @@ constexpr int kN = kWeights + kStages * kChunkBytes;
 constexpr int kTables = kN + kPixels * kNStep;
 constexpr int kBarriers = kTables + kTableBytes;
 constexpr int kWeightsFull = kBarriers, kWeightsEmpty = kWeightsFull + 8 * kStages;
-constexpr int kNFull = kWeightsEmpty + 8 * kStages, kNEmpty = kNFull + 8;
-constexpr int kBytes = kNEmpty + 8;
+constexpr int kNFull = kWeightsEmpty + 8 * kStages, kNEmpty = kNFull + 8 * kGroups;  // of the rows that a group needs
+constexpr int kBytes = kNEmpty + 8 * kGroups;
 
 // The workspace has the chunks of both matrices, those of `mix` first, and the tables.
 constexpr int kMatrices = kChunks * kChunkBytes;
@@ -69,11 +70,6 @@ struct Problem {
   int tiles_x, tiles_y, tiles;
   float epsilon;
 };
-
-// Outputs of each 32 are taken in an order in which a thread's eight lie side by side in the map. The one in a place:
-__device__ __forceinline__ int channel_at(int place) {
-  return (place & ~31) + 8 * (place % 8 / 2) + 2 * (place / 8 % 4) + place % 2;
-}
 
 // A thread has 8 weights of one output, and perhaps an output's bias and all else of a channel.
 constexpr int kArrangers = 256, kPieces = kChannels / 8;
@@ -114,46 +110,9 @@ __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ We
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ Tile locate(const Problem &problem, int index) {
-  const int line = index / problem.tiles_x, image = line / problem.tiles_y;
-  return {image, (line - image * problem.tiles_y) * kHeight, (index - line * problem.tiles_x) * kColumns, index};
-}
-
-// A pixel of a tile and what is around it, in the map.
-__device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
-  const int row = place / kWide;
-  return {tile.top + row - 1, tile.left + place - kWide * row - 1};
-}
-
-// The nearest one that is there: what is outside is not used, but must be read from somewhere.
-__device__ __forceinline__ const uint4 *nearest(const Problem &problem, const Tile &tile, const Pixel &p) {
-  const int y = min(max(p.y, 0), problem.height - 1), x = min(max(p.x, 0), problem.width - 1);
-  const auto row_step = static_cast<unsigned>(problem.in.row >> 3);
-  const auto column_step = static_cast<unsigned>(problem.in.column >> 3);
-  return reinterpret_cast<const uint4 *>(problem.in.data + tile.image * problem.in.batch) +
-         (y * row_step + x * column_step);
-}
-
 // ---- fetching -------------------------------------------------------------------------------------------------------
 
-// For one thread.
-__device__ __forceinline__ void fetch_weights(const Problem &problem, uint32_t shared) {
-  Ring stage;
-#pragma unroll 1
-  for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-#pragma unroll 1
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const uint32_t full = shared + kWeightsFull + 8 * stage.slot;
-      barrier_wait(shared + kWeightsEmpty + 8 * stage.slot, stage.phase ^ 1);
-      barrier_expect(full, kChunkBytes);
-      copy_bulk(shared + kWeights + stage.slot * kChunkBytes, problem.workspace + chunk * kChunkBytes, kChunkBytes,
-                full);
-      stage.advance<kStages>();
-    }
-  }
-}
-
-// Three warps. Eight lanes have a pixel, of each 64 channels 8 each; kPair pixels at a time, as each sum of eight lanes
+// Four warps. Eight lanes have a pixel, of each 64 channels 8 each; kPair pixels at a time, as each sum of eight lanes
 // waits for shuffles. Pixels come to where their n will be, some turns ahead, and a lane reads what it has copied
 // itself. Neighbouring lanes have the same channels, as shared memory gives vectors to two lanes at once if they are
 // the same, and pixels two apart, whose vectors lie in different banks.
@@ -166,6 +125,7 @@ struct Normalise {
   const Problem &problem;
   uint32_t shared;
   int warp, lane;
+  Chunks<kStages> weights;  // what is left of them is for one thread
 
   // Some of the last turn do not exist.
   __device__ __forceinline__ int pixel(int turn, int i) const {
@@ -175,8 +135,18 @@ struct Normalise {
     return shared + kN + pixel * kNStep + 16 * (lane / 4);
   }
 
-  // This lane's part of a turn's pixels, if there is such a turn.
-  __device__ __forceinline__ void fetch(const Tile &tile, int turn) const {
+  // Until a warp group no longer needs the rows of n of the tile before.
+  __device__ __forceinline__ void wait_for(int group, uint32_t phase) {
+    while (!__all_sync(kAllLanes, barrier_passed(shared + kNEmpty + 8 * group, phase))) weights.fetch();
+  }
+
+  // This lane's part of a turn's pixels, if there is such a turn. Of the rows of n that a turn overwrites the last ones are
+  // needed by the warp group whose four rows begin with it, and by the one before, for which an earlier turn has waited.
+  __device__ __forceinline__ void fetch(const Tile &tile, int turn, uint32_t phase) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      if (turn == 4 * group * kWide / kTurn) wait_for(group, phase ^ 1);
+    }
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       const int own = pixel(turn, i);
@@ -209,9 +179,10 @@ struct Normalise {
   }
 
   // A turn's pixels to n; outside the map zeros, as the depthwise convolution is padded.
-  __device__ __forceinline__ void step(const Tile &tile, int turn) const {
+  __device__ __forceinline__ void step(const Tile &tile, int turn, uint32_t phase) {
     float x[kPair][kOwn], sums[kPair];
-    fetch(tile, turn + kAhead);
+    weights.fetch();
+    fetch(tile, turn + kAhead, phase);
     copy_wait<kAhead>();
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
@@ -278,25 +249,35 @@ struct Normalise {
     }
   }
 
-  __device__ __forceinline__ void run() const {
+  // Whether with this turn a warp group has the six rows that it needs, the last of which is the group's.
+  __device__ __forceinline__ static bool completes(int turn, int group) {
+    return turn == (kWide * (4 * group + 6) + kTurn - 1) / kTurn - 1;
+  }
+
+  __device__ __forceinline__ void run() {
     static_assert((kTurn * kTurns - kPixels) * kNStep <= kTableBytes, "what is not there is read nevertheless");
     uint32_t phase = 0;
-    announce(locate(problem, blockIdx.x));
+    announce(tile_of(problem, blockIdx.x, kHeight));
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-      const Tile tile = locate(problem, index);
-      barrier_wait(shared + kNEmpty, phase ^ 1);
+      const Tile tile = tile_of(problem, index, kHeight);
 #pragma unroll 1
-      for (int turn = 0; turn < kAhead; ++turn) fetch(tile, turn);
+      for (int turn = 0; turn < kAhead; ++turn) fetch(tile, turn, phase);
+      int group = 0;
 #pragma unroll 1
-      for (int turn = 0; turn < kTurns; ++turn) step(tile, turn);
+      for (int turn = 0; turn < kTurns; ++turn) {
+        step(tile, turn, phase);
+        if (!completes(turn, group)) continue;
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared + kNFull + 8 * group);
+        ++group;
+      }
       copy_wait<0>();  // nothing, but the count begins again
-      __syncwarp();
-      if (lane == 0) barrier_arrive(shared + kNFull);
       phase ^= 1;
       const int next = index + static_cast<int>(gridDim.x);
-      if (next < problem.tiles) announce(locate(problem, next));
+      if (next < problem.tiles) announce(tile_of(problem, next, kHeight));
     }
+    while (weights.left > 0) weights.fetch();
   }
 };
 
@@ -351,16 +332,6 @@ __device__ __forceinline__ void load_step(Step &to, const Places &from, int bloc
     for (int g = 0; g < kTogether; g += 2) load_matrices(to.pixels[g], from.last + channels + 16 * g);
   }
   load_four(to.taps, from.taps + kBlockTaps * block + kStepTaps * step);
-}
-
-// Which bytes of a word of two taps a lane has in an operand: those of a diagonal matrix, one of a pair of rows.
-struct Selectors {
-  uint32_t low, high;
-};
-
-__device__ __forceinline__ Selectors selectors_of(int lane) {
-  if (lane % 4 != lane / 8) return {0x4444, 0x4444};
-  return lane / 4 % 2 ? Selectors{0x1044, 0x3244} : Selectors{0x4410, 0x4432};
 }
 
 template <bool BF16>
@@ -482,17 +453,18 @@ struct Compute {
 
   __device__ __forceinline__ void run() {
     const uint32_t biases = shared + kTables + kBiasTable + 16 * (lane / 4);
+    const uint32_t full = shared + kNFull + 8 * (row / 4), empty = shared + kNEmpty + 8 * (row / 4);
     uint32_t phase = 0;
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-      const Tile tile = locate(problem, index);
+      const Tile tile = tile_of(problem, index, kHeight);
       Operands a;
-      barrier_wait(shared + kNFull, phase);
+      barrier_wait(full, phase);
       convolve(a);
       make_map<kGateChunks>(a, biases, pixels_of(problem.gate, tile));
       load_row(a);
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared + kNEmpty);
+      if (lane == 0) barrier_arrive(empty);
       phase ^= 1;
       make_map<kQkvChunks>(a, biases + 4 * kChannels, pixels_of(problem.qkv, tile));
     }
@@ -505,8 +477,10 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
       barrier_init(shared + kWeightsFull + 8 * i, 1);
       barrier_init(shared + kWeightsEmpty + 8 * i, kHeight);
     }
-    barrier_init(shared + kNFull, kNormalisers);
-    barrier_init(shared + kNEmpty, kHeight);
+    for (int i = 0; i < kGroups; ++i) {
+      barrier_init(shared + kNFull + 8 * i, kNormalisers);
+      barrier_init(shared + kNEmpty + 8 * i, kHeight / kGroups);
+    }
   }
   const auto *tables = reinterpret_cast<const int *>(problem.workspace + kMatrices);
   for (int i = threadIdx.x; i < kTableBytes / 4; i += kThreads) store_shared(shared + kTables + 4 * i, tables[i]);
@@ -517,7 +491,7 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 template <bool BF16>
-__global__ void __launch_bounds__(kThreads, 1) attention_inputs_wide(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads, 1) hopper_attention_inputs(const __grid_constant__ Problem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t shared = __shfl_sync(kAllLanes, shared_address(memory), 0);
@@ -529,11 +503,11 @@ __global__ void __launch_bounds__(kThreads, 1) attention_inputs_wide(const __gri
     Compute<BF16>{problem, shared, 4 * group + warp, lane}.run();
   } else {
     give_registers<kFetchRegisters>();
-    if (warp < kNormalisers) {
-      Normalise<BF16>{problem, shared, warp, lane}.run();
-    } else if (lane == 0) {
-      fetch_weights(problem, shared);
-    }
+    const int left = warp == 0 && lane == 0 ? own_tiles(problem) * kChunks : 0;
+    Normalise<BF16>{problem, shared, warp, lane,
+                    {shared + kWeights, shared + kWeightsFull, shared + kWeightsEmpty, problem.workspace, kChunkBytes,
+                     kChunkBytes, kChunks, left}}
+        .run();
   }
 #endif
 }
@@ -563,7 +537,7 @@ int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, cons
   problem.width = p.width;
   problem.epsilon = p.epsilon;
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
-  const auto kernel = bf16 ? attention_inputs_wide<true> : attention_inputs_wide<false>;
+  const auto kernel = bf16 ? hopper_attention_inputs<true> : hopper_attention_inputs<false>;
   int blocks = 0;
   const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
   if (code != RIBSR_OK) return code;

@@ -14,6 +14,7 @@
 
 #include "hopper_feed_forward.h"
 #include "gelu.cuh"
+#include "hopper_tiles.cuh"
 #include "tile_launch.h"
 
 namespace ribsr {
@@ -34,7 +35,7 @@ constexpr int kContractRegisters = 168, kFetchRegisters = 48;  // the others kee
 constexpr int kXPart = kBlocks * kBlockRows * 64, kXBytes = kChannels / 32 * kXPart;
 constexpr int kExpandPart = kChunk * 64, kExpandBytes = kChannels / 32 * kExpandPart;
 constexpr int kContractPart = kChannels * 32, kContractBytes = kChunk / 16 * kContractPart;
-constexpr int kUStep = kStep<kChunk / 8>, kUBytes = kPixels * kUStep;
+constexpr int kUStep = kStep<kChunk / 8>, kUBytes = kBlocks * kBlockRows * kUStep;
 
 constexpr int kStages = 2, kUStages = 3;  // how many chunks of weights and of u are in shared memory
 
@@ -80,11 +81,6 @@ struct Problem {
   int tiles_x, tiles_y, tiles;
   float epsilon;
 };
-
-// Channels of each 32 are taken in an order in which a thread's eight lie side by side in the map. The channel in a place:
-__device__ __forceinline__ int channel_at(int place) {
-  return (place & ~31) + 8 * (place % 8 / 2) + 2 * (place / 8 % 4) + place % 2;
-}
 
 // The pairs of taps that products take at once: the upper and the lower ones of three columns, then those of the middle row.
 __device__ __forceinline__ int first_tap(int pair) { return pair < 3 ? pair : 3 + 2 * (pair - 3); }
@@ -158,52 +154,25 @@ __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ We
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ Tile locate(const Problem &problem, int index) {
-  const int line = index / problem.tiles_x, image = line / problem.tiles_y;
-  return {image, (line - image * problem.tiles_y) * kHeight, (index - line * problem.tiles_x) * kColumns, index};
-}
-
-// A pixel of a tile and what is around it, in the map.
-__device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
-  const int row = place / kWide;
-  return {tile.top + row - 1, tile.left + place - kWide * row - 1};
-}
-
 // ---- fetching -------------------------------------------------------------------------------------------------------
-
-// One kind of weights, chunk by chunk.
-struct Chunks {
-  uint32_t to, full, empty;
-  const uint8_t *from;
-  int bytes, left;  // chunks
-  Ring stage;
-  int chunk = 0;
-
-  // The next one, if there is one and room for it.
-  __device__ __forceinline__ void fetch() {
-    if (left == 0 || !barrier_passed(empty + 8 * stage.slot, stage.phase ^ 1)) return;
-    barrier_expect(full + 8 * stage.slot, bytes);
-    copy_bulk(to + stage.slot * bytes, from + chunk * kChunkBytes, bytes, full + 8 * stage.slot);
-    stage.advance<kStages>();
-    if (++chunk == kChunks) chunk = 0;
-    --left;
-  }
-};
 
 // The weights of both products, and x, for one thread: a tile's x can come when the last chunk of the tile before has been
 // multiplied.
 __device__ __forceinline__ void fetch_operands(const Problem &problem, uint32_t shared) {
   int index = blockIdx.x;
   uint32_t phase = 1;
-  const int chunks = (problem.tiles - 1 - index) / static_cast<int>(gridDim.x) * kChunks + kChunks;
-  Chunks expand = {shared + kExpand, shared + kExpandFull, shared + kExpandEmpty, problem.workspace, kExpandBytes, chunks};
-  Chunks contract = {shared + kContract, shared + kContractFull, shared + kContractEmpty,
-                     problem.workspace + kExpandBytes, kContractBytes, chunks};
+  const int left = own_tiles(problem) * kChunks;
+  const auto weights = [&](int to, int full, int empty, int from, int bytes) {
+    return Chunks<kStages>{shared + to, shared + full, shared + empty, problem.workspace + from, bytes, kChunkBytes,
+                           kChunks, left};
+  };
+  auto expand = weights(kExpand, kExpandFull, kExpandEmpty, 0, kExpandBytes);
+  auto contract = weights(kContract, kContractFull, kContractEmpty, kExpandBytes, kContractBytes);
 #pragma unroll 1
   while (index < problem.tiles || expand.left > 0 || contract.left > 0) {
     expand.fetch();
     if (index < problem.tiles && barrier_passed(shared + kXEmpty, phase)) {
-      const Tile tile = locate(problem, index);
+      const Tile tile = tile_of(problem, index, kHeight);
       barrier_expect(shared + kXFull, kChannels * kPixels * 2);
 #pragma unroll 1
       for (int part = 0; part < kChannels / 32; ++part) {
@@ -228,12 +197,8 @@ struct Vectors {
   uint4 of[kChannels / 64];
 };
 
-// This lane's channels, some of each 64, of a pixel, or of the nearest one that is there: its numbers are not used then.
-__device__ __forceinline__ Vectors load_vectors(const Problem &problem, const Tile &tile, const uint4 *image, int place) {
-  const Pixel p = pixel_of(tile, place);
-  const int y = min(max(p.y, 0), problem.height - 1), x = min(max(p.x, 0), problem.width - 1);
-  const uint4 *from = image + (y * static_cast<unsigned>(problem.in.row >> 3) +
-                               x * static_cast<unsigned>(problem.in.column >> 3));
+// Some of each 64.
+__device__ __forceinline__ Vectors load_vectors(const uint4 *from) {
   Vectors v;
 #pragma unroll
   for (int i = 0; i < kChannels / 64; ++i) v.of[i] = __ldcg(from + 8 * i);
@@ -245,18 +210,17 @@ __device__ __forceinline__ Vectors load_vectors(const Problem &problem, const Ti
 template <bool BF16>
 __device__ __forceinline__ void make_statistics(const Problem &problem, const Tile &tile, uint32_t to, int warp, int lane) {
   constexpr int kStride = 4 * kStatisticsWarps, kAhead = 2;
-  const auto *image =
-      reinterpret_cast<const uint4 *>(problem.in.data + tile.image * problem.in.batch) + lane % 8;
   const int first = 4 * warp + lane / 8;
+  const auto load = [&](int place) { return load_vectors(nearest(problem, tile, pixel_of(tile, place)) + lane % 8); };
   Vectors ahead[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) ahead[i] = load_vectors(problem, tile, image, first + kStride * i);
+  for (int i = 0; i < kAhead; ++i) ahead[i] = load(first + kStride * i);
 #pragma unroll 1
   for (int place = first; place < kPixels; place += kStride) {
     const Vectors v = ahead[0];
 #pragma unroll
     for (int i = 1; i < kAhead; ++i) ahead[i - 1] = ahead[i];
-    ahead[kAhead - 1] = load_vectors(problem, tile, image, place + kAhead * kStride);
+    ahead[kAhead - 1] = load(place + kAhead * kStride);
     const float near = __shfl_sync(kAllLanes, unpack<BF16>(v.of[0].x).x, lane & ~7);
     float sums[2] = {}, squares[2] = {};
 #pragma unroll
@@ -285,7 +249,7 @@ __device__ __forceinline__ void fetch_statistics(const Problem &problem, uint32_
 #pragma unroll 1
   for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
     barrier_wait(shared + kStatisticsEmpty + 8 * stage.slot, stage.phase ^ 1);
-    make_statistics<BF16>(problem, locate(problem, index), shared + kStatistics + stage.slot * kStatisticsBytes, warp,
+    make_statistics<BF16>(problem, tile_of(problem, index, kHeight), shared + kStatistics + stage.slot * kStatisticsBytes, warp,
                           lane);
     __syncwarp();
     if (lane == 0) barrier_arrive(shared + kStatisticsFull + 8 * stage.slot);
@@ -341,27 +305,27 @@ struct Expand {
   // gelu of a block's sums, to shared memory. Outside the map u is zero, as the depthwise convolution is padded.
   template <int Block>
   __device__ __forceinline__ void finish() {
+    load_statistics(Block);
     const float2 own[2] = {statistic[0], statistic[1]};
-    load_statistics((Block + 1) % kBlocks);  // so that they are there when they are wanted
-    const uint32_t to = shared + kU + u.slot * kUBytes + first_place() * kUStep + 4 * (lane % 4);
+    const uint32_t to = shared + kU + u.slot * kUBytes +
+                        (kBlockRows * Block + 16 * warp + lane % 16) * kUStep + 16 * (lane / 16);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      constexpr int kFirst = kBlockRows * Block;
-      const uint32_t there = to + (kFirst + 8 * half) * kUStep;
-      if (kFirst + kBlockRows > kPixels && first_place() + kFirst + 8 * half >= kPixels) continue;
+    for (int i = 0; i < kChunk / 8; i += 2) {
+      uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < kChunk / 8; ++i) {
-        const float *h = sums[Block] + 4 * i + 2 * half;
-        const float low = fmaf(h[0], own[half].y, fmaf(-own[half].x, table[i].z, table[i].x));
-        const float high = fmaf(h[1], own[half].y, fmaf(-own[half].x, table[i].w, table[i].y));
-        store_shared(there + 16 * i, static_cast<int>(gelu_of_half<BF16>(low, high)));
+      for (int k = 0; k < 4; ++k) {
+        const float *h = sums[Block] + 4 * i + 2 * k;
+        const float4 &pair = table[i + k / 2];
+        const float2 &pixel = own[k % 2];
+        const float low = fmaf(h[0], pixel.y, fmaf(-pixel.x, pair.z, pair.x));
+        const float high = fmaf(h[1], pixel.y, fmaf(-pixel.x, pair.w, pair.y));
+        words[k] = gelu_of_half<BF16>(low, high);
       }
       if (__builtin_expect(edge, 0)) {
-        if (outside >> (2 * Block + half) & 1) {
 #pragma unroll
-          for (int i = 0; i < kChunk / 8; ++i) store_shared(there + 16 * i, 0);
-        }
+        for (int k = 0; k < 4; ++k) words[k] = outside >> (2 * Block + k % 2) & 1 ? 0 : words[k];
       }
+      store_matrices(to + 16 * i, words);
     }
   }
 
@@ -402,7 +366,7 @@ struct Expand {
     uint32_t phase = 0;
 #pragma unroll 1
     for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
-      const Tile tile = locate(problem, index);
+      const Tile tile = tile_of(problem, index, kHeight);
       outside = 0;
 #pragma unroll
       for (int i = 0; i < 2 * kBlocks; ++i) {
@@ -441,7 +405,7 @@ struct Contract {
   // Where this thread's parts are, of the first chunk.
   uint32_t u_place, tap_place, last_place, bias_place;
   float sums[kChannels / 2];
-  uint32_t select[2];  // of a word's halves which one goes where in a diagonal matrix, if this thread has a part of its diagonal
+  Selectors select;
 
   // A warp has 8 columns of two rows of the tile: the first of its pixels in what the tile needs.
   __device__ __forceinline__ int first_place() const { return kWide * (warp / 2 * 2) + warp % 2 * 8; }
@@ -493,8 +457,8 @@ struct Contract {
       float h[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
-        const uint32_t first = __byte_perm(taps[pair], 0, select[0]);
-        const uint32_t second = __byte_perm(taps[pair], 0, select[1]);
+        const uint32_t first = __byte_perm(taps[pair], 0, select.low);
+        const uint32_t second = __byte_perm(taps[pair], 0, select.high);
         if (pair < 3) {
           multiply_add<BF16>(h, columns[pair], first, second);
         } else if (pair == 3) {
@@ -536,15 +500,12 @@ struct Contract {
   }
 
   __device__ __forceinline__ void run() {
-    const bool odd = lane / 4 % 2;
-    const bool diagonal = lane % 4 == lane / 8;
-    select[0] = !diagonal ? 0x4444 : odd ? 0x1044 : 0x4410;
-    select[1] = !diagonal ? 0x4444 : odd ? 0x3244 : 0x4432;
+    select = selectors_of(lane);
     u_place = shared + kU + (first_place() + lane / 8 * kWide + lane % 8) * kUStep;
     tap_place = shared + kTapPlace + 16 * (lane / 4);
     last_place = shared + kLastTap + 4 * (lane / 4);
     bias_place = shared + kBiases + 16 * (lane % 4);
-    for (uint32_t *kept : {&u_place, &tap_place, &last_place, &bias_place, &select[0], &select[1]}) {
+    for (uint32_t *kept : {&u_place, &tap_place, &last_place, &bias_place, &select.low, &select.high}) {
       *kept = __shfl_sync(kAllLanes, *kept, lane);  // what comes from here is not made again
     }
     leader = __shfl_sync(kAllLanes, leader, lane);
@@ -573,7 +534,7 @@ struct Contract {
       group_wait<0>();
       group_results(sums);
       if (leader) barrier_arrive(previous);
-      store(locate(problem, index));
+      store(tile_of(problem, index, kHeight));
     }
   }
 };
