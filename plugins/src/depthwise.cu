@@ -171,10 +171,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_con
     const uint2 both = load_half(address);
     uint32_t words[kWords] = {both.x, both.y};
 #pragma unroll
-    for (int word = 0; word < kWords; ++word) {
-      const float2 x = unpack<BF16>(words[word]);
-      words[word] = pack<BF16>(gelu(x.x), gelu(x.y));
-    }
+    for (int word = 0; word < kWords; ++word) words[word] = gelu_packed<BF16>(words[word]);
     store_half_shared(address, words[0], words[1]);
   };
   // Once all have the next pair and nobody is at `spare` any more, fetch rows y and y + 1 there.
@@ -243,13 +240,17 @@ __global__ void __launch_bounds__(kThreads, kResident) convolve(const __grid_con
       uint32_t words[kWords];
 #pragma unroll
       for (int word = 0; word < kWords; ++word) {
-        float low = done[column][2 * word], high = done[column][2 * word + 1];
-        if constexpr (Gelu) {
-          const float2 x = unpack<BF16>(word == 0 ? centre[column].x : centre[column].y);
-          low = x.x + gelu(low);
-          high = x.y + gelu(high);
+        const float low = done[column][2 * word], high = done[column][2 * word + 1];
+        const uint32_t middle = word == 0 ? centre[column].x : centre[column].y;
+        if constexpr (Gelu && BF16) {
+          const float2 x = unpack<BF16>(middle);
+          words[word] = pack<BF16>(x.x + gelu(low), x.y + gelu(high));
+        } else if constexpr (Gelu) {
+          words[word] = add_packed<BF16>(middle, gelu_packed<BF16>(low, high));
+        } else {
+          words[word] = pack<BF16>(low, high);
         }
-        words[word] = pack<BF16>(low, high) & existing[word];
+        words[word] &= existing[word];
       }
       if (y < bottom && inside(column)) store_half(advance(line, column * out.column), words[0], words[1]);
     }

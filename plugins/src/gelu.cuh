@@ -32,33 +32,35 @@ __device__ __forceinline__ uint32_t tanh_half(uint32_t a) {
   return d;
 }
 
-// gelu of twice two numbers, rounded. In float16 it is g (1 + tanh(g (a + b g^2))) of g rounded, h / 2 where gelu(h) is
-// wanted, all of it in float16: wrong by 2.7e-4 at most, plus what tanh is wrong by (2^-11). Numbers that float16 does not
-// hold become infinite or NaN.
-template <bool BF16>
-__device__ __forceinline__ uint32_t gelu_of_half(float a, float b) {
-  if constexpr (BF16) {
-    return pack<BF16>(gelu(a + a), gelu(b + b));
-  } else {
-    const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
-    const uint32_t g = pack<false>(a, b);
-    const uint32_t inner = multiply_add_packed<false>(multiply_packed<false>(g, g), both(8 * 0.03472f), both(2 * 0.8001f));
-    return multiply_add_packed<false>(g, tanh_half(multiply_packed<false>(inner, g)), g);
-  }
+// gelu of twice two float16 numbers, all of it in float16: g (1 + tanh(g (a + b g^2))), wrong by 2.7e-4 at most, plus what
+// tanh is wrong by (2^-11).
+__device__ __forceinline__ uint32_t gelu_of_half(uint32_t g) {
+  const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
+  const uint32_t inner = multiply_add_packed<false>(multiply_packed<false>(g, g), both(8 * 0.03472f), both(2 * 0.8001f));
+  return multiply_add_packed<false>(g, tanh_half(multiply_packed<false>(inner, g)), g);
 }
 
-// gelu of two numbers, rounded: the same.
+// gelu of twice two numbers, rounded. In float16 as above: numbers that it does not hold become infinite or NaN.
+template <bool BF16>
+__device__ __forceinline__ uint32_t gelu_of_half(float a, float b) {
+  if constexpr (BF16) return pack<BF16>(gelu(a + a), gelu(b + b));
+  return gelu_of_half(pack<false>(a, b));
+}
+
+// gelu of two numbers, rounded: likewise.
+template <bool BF16>
+__device__ __forceinline__ uint32_t gelu_packed(uint32_t h) {
+  if constexpr (BF16) {
+    const float2 both = unpack<BF16>(h);
+    return pack<BF16>(gelu(both.x), gelu(both.y));
+  }
+  return gelu_of_half(multiply_packed<false>(h, 0x38003800u));
+}
+
 template <bool BF16>
 __device__ __forceinline__ uint32_t gelu_packed(float a, float b) {
-  if constexpr (BF16) {
-    return pack<BF16>(gelu(a), gelu(b));
-  } else {
-    const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
-    const uint32_t h = pack<false>(a, b);
-    const uint32_t inner = multiply_add_packed<false>(multiply_packed<false>(h, h), both(0.03472f), both(0.8001f));
-    const uint32_t half = multiply_packed<false>(h, both(0.5f));
-    return multiply_add_packed<false>(half, tanh_half(multiply_packed<false>(inner, h)), half);
-  }
+  if constexpr (BF16) return pack<BF16>(gelu(a), gelu(b));
+  return gelu_packed<false>(pack<false>(a, b));
 }
 
 }  // namespace ribsr

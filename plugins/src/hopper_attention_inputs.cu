@@ -181,7 +181,7 @@ struct Normalise {
   // A turn's pixels to n; outside the map zeros, as the depthwise convolution is padded.
   __device__ __forceinline__ void step(const Tile &tile, int turn, uint32_t phase) {
     float x[kPair][kOwn], sums[kPair];
-    weights.fetch();
+    weights.fetch();  // often, as the products wait for them
     fetch(tile, turn + kAhead, phase);
     copy_wait<kAhead>();
 #pragma unroll
@@ -200,6 +200,7 @@ struct Normalise {
       }
       sums[i] = two[0] + two[1];
     }
+    weights.fetch();
     eighth_sums(sums);
     float squares[kPair];
 #pragma unroll
@@ -213,6 +214,7 @@ struct Normalise {
       }
       squares[i] = two[0] + two[1];
     }
+    weights.fetch();
     eighth_sums(squares);
     const uint32_t norm = shared + kTables + kNormTable + 16 * (lane / 4);
     float scale[kPair];

@@ -168,7 +168,7 @@ def test_gelu_of_large_values(layout: str, input_gelu: bool, dtype: torch.dtype)
 
 @on_gpu
 def test_gelu_of_every_float16() -> None:
-    """Out = x + gelu(x) by a kernel of the middle tap alone: rounded, plus a fifth for what `gelu.cuh` says of gelu."""
+    """Out = x + gelu(x) by a kernel of the middle tap alone: rounded twice, plus what `gelu.cuh` says of gelu in float16."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).cuda()
     x = x[x.isfinite() & (x.abs() < 32000)]
     x = x[: x.numel() // 128 * 128].view(1, -1, 16, 8).permute(0, 3, 1, 2)
@@ -177,7 +177,7 @@ def test_gelu_of_every_float16() -> None:
     out = operator.depthwise_conv3x3(x, weight, torch.zeros(8, device="cuda", dtype=torch.float16), True)
     exact = x.double() + torch.nn.functional.gelu(x.double())
     unit = torch.maximum(exact.abs(), x.double().abs()) * 2**-11 + 2**-25
-    assert ((out.double() - exact).abs() <= 1.2 * unit).all()
+    assert ((out.double() - exact).abs() <= 2.0 * unit + 3e-4).all()
 
 
 @on_gpu
