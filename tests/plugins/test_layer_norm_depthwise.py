@@ -168,7 +168,7 @@ def test_gelu_of_large_values(layout: str, input_gelu: bool, dtype: torch.dtype)
 
 @on_gpu
 def test_gelu_of_every_float16() -> None:
-    """Out = x + gelu(x) by a kernel of the middle tap alone: rounded twice, plus what `gelu.cuh` says of gelu in float16."""
+    """Out = x + gelu(x) by a kernel of the middle tap alone: rounded twice, plus what `gelu.cuh` says of gelu."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).cuda()
     x = x[x.isfinite() & (x.abs() < 32000)]
     x = x[: x.numel() // 128 * 128].view(1, -1, 16, 8).permute(0, 3, 1, 2)
