@@ -517,12 +517,12 @@ const Instance *choose(int channels, int available) {
   return nullptr;
 }
 
-bool is_wide(int channels) { return channels == kHopperInputsChannels; }
+bool is_wide(int channels) { return channels == kWideInputsChannels; }
 
 int32_t check_supported(const RibsrAttentionInputsParams &p) {
   if (!is_wide(p.channels) && (p.channels % 8 != 0 || p.channels > kMostChannels)) {
     return fail(RIBSR_UNSUPPORTED, "channels is %d: multiples of 8 up to %d are supported, and %d", p.channels,
-                kMostChannels, kHopperInputsChannels);
+                kMostChannels, kWideInputsChannels);
   }
   for (const RibsrMap *map : {&p.in, &p.qkv, &p.gate}) {
     if (vectorised(*map, p.height, p.width)) continue;

@@ -285,7 +285,8 @@ __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity
 
 // One arrival, and as many bytes of copies that the phase has to wait for.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(barrier), "r"(bytes)
+  asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(barrier),
+               "r"(bytes)
                : "memory");
 }
 

@@ -1,8 +1,8 @@
 // ribsr_attention_inputs for the width of sst-l, compute capability 9.0: the weights are too many for shared memory. A
 // block stays and walks over tiles of 16 columns and 12 rows, of which it needs the pixels around them, too. Warp
 // groups have different tasks and go at their own pace; barriers in shared memory say what is there:
-//   - four warps normalise a tile's pixels, from the map to n in shared memory, and a lane of theirs fetches the weights in
-//     between, 96 outputs at a time, as a first kernel has arranged them;
+//   - four warps normalise a tile's pixels, from the map to n in shared memory, and a lane of theirs fetches the
+//     weights in between, 96 outputs at a time, as a first kernel has arranged them;
 //   - three warp groups compute, a warp one row of the tile: first gate, for which the depthwise convolution is a
 //     product by diagonal matrices (tile.cuh), whose result, in registers, is an operand of `mix`; then qkv, with n as
 //     operands in registers, so that meanwhile the next tile's n can take its place. While one group stores, others
@@ -14,7 +14,7 @@
 namespace ribsr {
 namespace {
 
-constexpr int kChannels = kHopperInputsChannels;
+constexpr int kChannels = kWideInputsChannels;
 constexpr int kGroups = 3, kHeight = 4 * kGroups;  // warp groups that compute; rows of a tile
 constexpr int kPixels = kWide * (kHeight + 2);
 constexpr int kSteps = kChannels / 16;  // of a product
@@ -140,8 +140,8 @@ struct Normalise {
     while (!__all_sync(kAllLanes, barrier_passed(shared + kNEmpty + 8 * group, phase))) weights.fetch();
   }
 
-  // This lane's part of a turn's pixels, if there is such a turn. Of the rows of n that a turn overwrites the last ones are
-  // needed by the warp group whose four rows begin with it, and by the one before, for which an earlier turn has waited.
+  // This lane's part of a turn's pixels, if there is such a turn. A warp group must be done with its first row before that
+  // is overwritten; the group before, which needs this row and the next as well, has been waited for in an earlier turn.
   __device__ __forceinline__ void fetch(const Tile &tile, int turn, uint32_t phase) {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {

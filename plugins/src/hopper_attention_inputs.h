@@ -5,7 +5,7 @@
 
 namespace ribsr {
 
-constexpr int kHopperInputsChannels = 192;
+constexpr int kWideInputsChannels = 192;
 
 // Bytes.
 int64_t hopper_attention_inputs_workspace();

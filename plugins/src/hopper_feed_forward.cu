@@ -1,18 +1,19 @@
 // ribsr_feed_forward for the widths of sst-l, compute capability 9.0: the weights are too many for shared memory.
 //
-// A block stays and walks over tiles of 16 columns and 8 rows, of which it needs the pixels around them, too: 180 rows of
-// the first product, three blocks of 64. The hidden channels come 48 at a time, as a first kernel has arranged their
+// A block stays and walks over tiles of 16 columns and 8 rows, of which it needs the pixels around them, too: 180 rows
+// of the first product, three blocks of 64. The hidden channels come 48 at a time, as a first kernel has arranged their
 // weights. Warp groups have different tasks and go at their own pace; barriers in shared memory say what is there:
-//   - one expands: tensor cores multiply x itself, as it comes from the map, by weights that have the norm's in them; what
-//     normalises is applied to the result, and gelu of that goes to shared memory as u. The products of two blocks are
-//     under way while the third is made into u;
-//   - two contract, a warp one row of the tile: the depthwise convolution is a product by diagonal matrices (tile.cuh) and
-//     its result, in registers, an operand of the next, whose sums for all channels stay in registers until the last
-//     hidden channels are done. They begin as x;
-//   - of the last one, a warp each fetches the two kinds of weights, and two fetch x and work out means and deviations.
+//   - one expands: tensor cores multiply x itself, as it comes from the map, by weights that have the norm's in them;
+//     what normalises is applied to the result, and gelu of that goes to shared memory as u. The products of two blocks
+//     are under way while the third is made into u;
+//   - two contract, a warp 8 columns of two rows: the depthwise convolution is a product by diagonal matrices and its
+//     result, in registers, an operand of the next, whose sums for all channels stay in registers until the last hidden
+//     channels are done. They begin as x;
+//   - of the last one, three warps work out means and deviations, and a lane of the fourth fetches x and the weights.
+#include "hopper_feed_forward.h"
+
 #include <cuda.h>
 
-#include "hopper_feed_forward.h"
 #include "gelu.cuh"
 #include "hopper_tiles.cuh"
 #include "tile_launch.h"
@@ -27,11 +28,11 @@ constexpr int kBlockRows = 64, kBlocks = (kPixels + kBlockRows - 1) / kBlockRows
 constexpr int kChunk = 48, kChunks = kHidden / kChunk;                             // hidden channels at a time
 constexpr int kThreads = 512;
 constexpr int kStatisticsWarps = 3;
-constexpr int kPairs = 5;     // of taps: a product takes two at a time, the last one
+constexpr int kPairs = 5;  // of taps: a product takes two at a time, the last one
 constexpr int kContractRegisters = 168, kFetchRegisters = 48;  // the others keep the 128 that all begin with
 
-// Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those of
-// `contract` in parts of 16 hidden channels with rows of 32 bytes.
+// Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those
+// of `contract` in parts of 16 hidden channels with rows of 32 bytes.
 constexpr int kXPart = kBlocks * kBlockRows * 64, kXBytes = kChannels / 32 * kXPart;
 constexpr int kExpandPart = kChunk * 64, kExpandBytes = kChannels / 32 * kExpandPart;
 constexpr int kContractPart = kChannels * 32, kContractBytes = kChunk / 16 * kContractPart;
@@ -44,11 +45,11 @@ constexpr int kX = 0;
 constexpr int kExpand = kX + kXBytes;
 constexpr int kContract = kExpand + kStages * kExpandBytes;
 constexpr int kU = kContract + kStages * kContractBytes;
-constexpr int kTapPlace = kU + kUStages * kUBytes;              // of each hidden channel four pairs
-constexpr int kLastTap = kTapPlace + 16 * kHidden;              // and the last one
-constexpr int kBiases = kLastTap + 4 * kHidden;                 // of depthwise, as accumulators have them: each pair twice
-constexpr int kSumPlace = kBiases + 8 * kHidden;                // of `expand`: biases of a pair, sums of their weights
-constexpr int kStatistics = kSumPlace + 8 * kHidden;            // of pixels: half of mean / deviation, of 1 / deviation
+constexpr int kTapPlace = kU + kUStages * kUBytes;    // of each hidden channel four pairs
+constexpr int kLastTap = kTapPlace + 16 * kHidden;    // and the last one
+constexpr int kBiases = kLastTap + 4 * kHidden;       // of depthwise, as accumulators have them: each pair twice
+constexpr int kSumPlace = kBiases + 8 * kHidden;      // of `expand`: biases of a pair, sums of their weights
+constexpr int kStatistics = kSumPlace + 8 * kHidden;  // of pixels: half of mean / deviation, of 1 / deviation
 constexpr int kStatisticsBytes = kPixels * 8;
 constexpr int kBarriers = kStatistics + kStages * kStatisticsBytes;
 constexpr int kXFull = kBarriers, kXEmpty = kXFull + 8;
@@ -82,7 +83,7 @@ struct Problem {
   float epsilon;
 };
 
-// The pairs of taps that products take at once: the upper and the lower ones of three columns, then those of the middle row.
+// The pairs of taps that products take at once: the upper and the lower ones of three columns, then the middle row's.
 __device__ __forceinline__ int first_tap(int pair) { return pair < 3 ? pair : 3 + 2 * (pair - 3); }
 __device__ __forceinline__ int second_tap(int pair) { return pair < 3 ? 6 + pair : 4; }
 
@@ -139,8 +140,9 @@ __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ We
   }
   if (lane < kPairs) {
     const uint16_t *taps = weights.depthwise_weight + 9 * row;
-    const float first = half_of(taps[first_tap(lane)]), second = lane < kPairs - 1 ? half_of(taps[second_tap(lane)]) : 0.0f;
-    const int place = lane < kPairs - 1 ? kTapPlace + 16 * row + 4 * lane : kLastTap + 4 * row;
+    const bool single = lane == kPairs - 1;
+    const float first = half_of(taps[first_tap(lane)]), second = single ? 0.0f : half_of(taps[second_tap(lane)]);
+    const int place = single ? kLastTap + 4 * row : kTapPlace + 16 * row + 4 * lane;
     *reinterpret_cast<uint32_t *>(tables + place) = pack<BF16>(first, second);
   }
   constexpr int kPieces = kHidden / 8;  // of a channel
@@ -156,8 +158,8 @@ __global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ We
 
 // ---- fetching -------------------------------------------------------------------------------------------------------
 
-// The weights of both products, and x, for one thread: a tile's x can come when the last chunk of the tile before has been
-// multiplied.
+// The weights of both products, and x, for one thread. It asks for whatever there is room for: for a tile's x when the
+// last chunk of the tile before has been multiplied.
 __device__ __forceinline__ void fetch_operands(const Problem &problem, uint32_t shared) {
   int index = blockIdx.x;
   uint32_t phase = 1;
@@ -205,10 +207,12 @@ __device__ __forceinline__ Vectors load_vectors(const uint4 *from) {
   return v;
 }
 
-// Mean and deviation of a tile's pixels. Three warps; eight lanes have a pixel, and the next ones on their way. Sums are of
-// differences from the pixel's first channel: it is likely to be near the mean, as far as the deviation says what is near.
+// Mean and deviation of a tile's pixels. Three warps; eight lanes have a pixel, and the next ones on their way. Sums are
+// of differences from the pixel's first channel. None of C numbers is further from their mean than sqrt(C) deviations, so
+// that a factor of C of float32's precision is lost at most.
 template <bool BF16>
-__device__ __forceinline__ void make_statistics(const Problem &problem, const Tile &tile, uint32_t to, int warp, int lane) {
+__device__ __forceinline__ void make_statistics(const Problem &problem, const Tile &tile, uint32_t to, int warp,
+                                                int lane) {
   constexpr int kStride = 4 * kStatisticsWarps, kAhead = 2;
   const int first = 4 * warp + lane / 8;
   const auto load = [&](int place) { return load_vectors(nearest(problem, tile, pixel_of(tile, place)) + lane % 8); };
@@ -249,8 +253,8 @@ __device__ __forceinline__ void fetch_statistics(const Problem &problem, uint32_
 #pragma unroll 1
   for (int index = blockIdx.x; index < problem.tiles; index += gridDim.x) {
     barrier_wait(shared + kStatisticsEmpty + 8 * stage.slot, stage.phase ^ 1);
-    make_statistics<BF16>(problem, tile_of(problem, index, kHeight), shared + kStatistics + stage.slot * kStatisticsBytes, warp,
-                          lane);
+    make_statistics<BF16>(problem, tile_of(problem, index, kHeight),
+                          shared + kStatistics + stage.slot * kStatisticsBytes, warp, lane);
     __syncwarp();
     if (lane == 0) barrier_arrive(shared + kStatisticsFull + 8 * stage.slot);
     stage.advance<kStages>();
@@ -341,7 +345,7 @@ struct Expand {
     const uint32_t from = shared + kSumPlace + 8 * kChunk * index + 16 * (lane % 4);
 #pragma unroll
     for (int i = 0; i < kChunk / 8; ++i) table[i] = load_shared_floats(from + 64 * i);
-    // Of all three, as ptxas makes products wait for each other that it does not see the end of. Two are done long since.
+    // For all three: ptxas makes products wait for each other whose end it does not see. Two are done long since.
     group_wait<0>();
 #pragma unroll
     for (Sums &block : sums) group_results(block);
@@ -438,9 +442,9 @@ struct Contract {
     if (leader) barrier_arrive(shared + kXEmpty);
   }
 
-  // u + gelu(depthwise(u)) of a chunk, as operands. A product is one of 8 channels by diagonal matrices, of two taps: of the
-  // two rows of pixels that are an operand's rows and the next two, as they come from shared memory, or of the middle two
-  // in two columns.
+  // u + gelu(depthwise(u)) of a chunk, as operands. A product is one of 8 channels by diagonal matrices, of two taps: of
+  // the two rows of pixels that are an operand's rows and the next two, as they come from shared memory, or of the middle
+  // two in two columns.
   __device__ __forceinline__ void convolve(uint32_t (&a)[kChunk / 16][4], int chunk) {
     const uint32_t from = u_place + u.slot * kUBytes;
     const uint32_t tap_from = tap_place + 16 * kChunk * chunk, last_from = last_place + 4 * kChunk * chunk;
@@ -592,24 +596,39 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_feed_forward(const __grid_
 #endif
 }
 
-}  // namespace
+// The driver's function that describes a map for copies; the library is not linked with the driver's.
+decltype(&cuTensorMapEncodeTiled) find_encoder() {
+  void *function = nullptr;
+  cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
+  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+}
 
 // `in` as the copies see it: boxes of a tile and what is around it, 32 channels; zeros outside the map.
-static bool make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
+int32_t make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
+  const auto encode = find_encoder();
+  if (encode == nullptr) return fail(RIBSR_CUDA_ERROR, "the driver lacks cuTensorMapEncodeTiled: CUDA 12 has it");
   const auto size = [](long long n) { return static_cast<cuuint64_t>(n); };
   const cuuint64_t sizes[] = {kChannels, size(p.width), size(p.height), size(p.batch)};
   const cuuint64_t strides[] = {size(2 * p.in.column_stride), size(2 * p.in.row_stride), size(2 * p.in.batch_stride)};
   const cuuint32_t box[] = {32, kWide, kHeight + 2, 1}, steps[] = {1, 1, 1, 1};
-  void *function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                             cudaEnableDefault, &found);
-  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return false;
-  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
-             map, p.dtype == RIBSR_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-             p.in.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const auto dtype = p.dtype == RIBSR_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUresult result =
+      encode(map, dtype, 4, p.in.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return RIBSR_OK;
+  return fail(RIBSR_UNSUPPORTED, "the driver refuses to copy from in with strides of %lld, %lld, %lld: error %d",
+              static_cast<long long>(p.in.column_stride), static_cast<long long>(p.in.row_stride),
+              static_cast<long long>(p.in.batch_stride), static_cast<int>(result));
 }
+
+}  // namespace
 
 int64_t hopper_feed_forward_workspace() { return kWorkspace; }
 
@@ -637,10 +656,11 @@ int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device
   problem.width = p.width;
   problem.epsilon = p.epsilon;
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
-  if (!make_boxes(&problem.x, p)) return fail(RIBSR_CUDA_ERROR, "the driver refuses a tensor map of in");
+  int32_t code = make_boxes(&problem.x, p);
+  if (code != RIBSR_OK) return code;
   const auto kernel = bf16 ? hopper_feed_forward<true> : hopper_feed_forward<false>;
   int blocks = 0;
-  const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
+  code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
   if (code != RIBSR_OK) return code;
   static_assert(kHidden % (kArrangers / 32) == 0 && kHidden * 32 >= kChannels * kHidden / 8);
   (bf16 ? arrange<true> : arrange<false>)<<<kHidden / (kArrangers / 32), kArrangers, 0, stream>>>(given);

@@ -1,5 +1,5 @@
-// What the kernels of wide layers share, compute capability 9.0: tiles and what is around them, weights that come chunk by
-// chunk, diagonal matrices.
+// What the kernels of wide layers share, compute capability 9.0: tiles and what is around them, weights that come chunk
+// by chunk, diagonal matrices.
 #pragma once
 
 #include "tile.cuh"
