@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
 import os
 import signal
 import threading
@@ -82,6 +83,9 @@ def joined() -> Iterator[Process]:
         distributed.barrier()  # nobody leaves while the first process still validates
     finally:
         distributed.destroy_process_group()
+        # The run, which is a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
+        # they end with the interpreter.
+        gc.collect()
 
 
 class Interruption:
