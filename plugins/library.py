@@ -298,9 +298,15 @@ def load_tensorrt(trt: Any, path: Path) -> None:
                 f"DIR holding the headers of TensorRT {trt.__version__}"
             )
         try:
-            ctypes.CDLL(str(path.resolve()))  # says why it cannot be loaded, which TensorRT does not
+            found = ctypes.CDLL(str(path.resolve()))  # says why it cannot be loaded, which TensorRT does not
         except OSError as error:
             raise LibraryError(f"{path} cannot be loaded: {error}") from error
+        version = found.ribsr_interface_version() if hasattr(found, "ribsr_interface_version") else "none"
+        if version != INTERFACE_VERSION:
+            raise LibraryError(
+                f"{path} has interface version {version}, not {INTERFACE_VERSION}: build it again with "
+                "`python -m plugins.build --tensorrt-include DIR`"
+            )
         registry.load_library(str(path.resolve()))
         missing = _missing_plugins(registry)
         if missing:

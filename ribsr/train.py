@@ -83,7 +83,7 @@ def joined() -> Iterator[Process]:
         distributed.barrier()  # nobody leaves while the first process still validates
     finally:
         distributed.destroy_process_group()
-        # The run, which is a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
+        # The run, a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
         # they end with the interpreter.
         gc.collect()
 

@@ -120,8 +120,8 @@ typedef struct {
   const void *depthwise_weight; /* [hidden, 3, 3], contiguous */
   const void *depthwise_bias;   /* [hidden] */
   const void *contract_weight;  /* [channels, hidden], contiguous, aligned to 16 bytes */
-  const void *contract_bias;    /* [channels] */
-  void *workspace;              /* ribsr_feed_forward_workspace's bytes, aligned to 256; may be null if that is 0 */
+  const void *contract_bias;    /* [channels]; of 192 aligned to 16 bytes */
+  void *workspace;              /* ribsr_feed_forward_workspace's bytes, aligned to 16; may be null if that is 0 */
 } RibsrFeedForwardParams;
 
 /* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
@@ -131,8 +131,9 @@ typedef struct {
  * bits what goes into the first product), and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
 RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
 
-/* How many bytes of device memory ribsr_feed_forward needs as its workspace; 0 also for widths that it does not support.
- * What is in it need not outlive a call, but calls that run at the same time need one each. */
+/* How many bytes of device memory ribsr_feed_forward needs as its workspace, apart from all arrays; 0 also for widths that
+ * it does not support, on whatever device. What is in it need not outlive a call, but calls that run at the same time need
+ * one each. */
 RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden);
 
 typedef struct {

@@ -64,7 +64,7 @@ int32_t choose(const RibsrAttentionParams &params, const Shape &shape, int32_t *
   Device device;
   const int32_t code = current_device(&device);
   if (code != RIBSR_OK) return code;
-  const bool hopper = device.major == 9 && device.minor == 0 && hopper_takes(shape);
+  const bool hopper = is_hopper(device) && hopper_takes(shape);
   if (params.path == RIBSR_PATH_HOPPER && !hopper) {
     return fail(RIBSR_UNSUPPORTED,
                 "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels-last maps "

@@ -521,7 +521,8 @@ bool is_wide(int channels) { return channels == kWideInputsChannels; }
 
 int32_t check_supported(const RibsrAttentionInputsParams &p) {
   if (!is_wide(p.channels) && (p.channels % 8 != 0 || p.channels > kMostChannels)) {
-    return fail(RIBSR_UNSUPPORTED, "channels is %d: multiples of 8 up to %d are supported, and %d", p.channels,
+    return fail(RIBSR_UNSUPPORTED,
+                "channels is %d: multiples of 8 up to %d are supported, on compute capability 9.0 also %d", p.channels,
                 kMostChannels, kWideInputsChannels);
   }
   for (const RibsrMap *map : {&p.in, &p.qkv, &p.gate}) {
@@ -532,6 +533,7 @@ int32_t check_supported(const RibsrAttentionInputsParams &p) {
   if (!aligned(p.project_weight) || !aligned(p.mix_weight)) {
     return fail(RIBSR_UNSUPPORTED, "project_weight and mix_weight must be aligned to 16 bytes");
   }
+  if (is_wide(p.channels)) return check_workspace(p.workspace, hopper_attention_inputs_workspace());
   return RIBSR_OK;
 }
 

@@ -1,4 +1,5 @@
-// What both kernels share: window arithmetic, the softmax on a tile of scores in registers, the gated store.
+// What kernels share: window arithmetic, operands and rings of buffers in shared memory, the softmax on a tile of scores
+// in registers, the gated store.
 //
 // Register fragments are those of mma.m16n8k16 and wgmma alike: in a tile of 16 rows, a thread of quad g = lane / 4 and
 // place p = lane % 4 holds, for each 8 columns j, d[4j], d[4j+1] = row g, columns 8j + 2p, 8j + 2p + 1, and d[4j+2],

@@ -240,10 +240,11 @@ __device__ __forceinline__ void multiply(float *d, uint32_t a0, uint32_t a1, uin
   }
 }
 
-// ---- barriers in shared memory and warp-group matrix instructions, compute capability 9.0a --------------------------
+// ---- barriers and bulk copies in shared memory, warp-group matrix instructions, compute capability 9.0a ---------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// Four 8x8 matrices, as ldmatrix loads them.
 __device__ __forceinline__ void store_matrices(uint32_t row_address, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(r[0]),
                "r"(r[1]), "r"(r[2]), "r"(r[3])
@@ -327,7 +328,7 @@ __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
-// An operand whose rows of `Width` bytes (32 or 64: as many channels as a head or a RIB factor has) lie one after the
+// An operand whose rows of `Width` bytes (32 or 64: 16 or 32 channels, as heads and RIB factors have) lie one after the
 // other, the 16-byte pieces of a row permuted as the matrix units' 32- and 64-byte swizzles have it. One layout serves
 // K-major (rows along m or n) and MN-major (rows along k) operands: the blocks of 8 rows are 8 * Width bytes apart.
 // Tiles are aligned to a block. Addresses in units of 16 bytes, so that they can be stepped by adding. Columns past the
@@ -336,7 +337,7 @@ __device__ __forceinline__ uint32_t descriptor_address(uint32_t address) { retur
 
 template <int Width>
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading = 1) {
-  static_assert(Width == 32 || Width == 64, "one head's channels");
+  static_assert(Width == 32 || Width == 64, "16 or 32 channels");
   constexpr uint32_t kSwizzle = Width == 64 ? 2u : 3u;
   return static_cast<uint64_t>(kSwizzle << 30 | 8 * Width / 16) << 32 | (address + (leading << 16));
 }

@@ -577,8 +577,9 @@ bool is_wide(int channels, int hidden) { return channels == kWideChannels && hid
 int32_t check_supported(const RibsrFeedForwardParams &p) {
   if (!is_wide(p.channels, p.hidden) &&
       (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden)) {
-    return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported, and %d, %d",
-                p.channels, p.hidden, kMostChannels, kMostHidden, kWideChannels, kWideHidden);
+    return fail(RIBSR_UNSUPPORTED,
+                "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported, on compute capability 9.0 also "
+                "%d, %d", p.channels, p.hidden, kMostChannels, kMostHidden, kWideChannels, kWideHidden);
   }
   if (!vectorised(p.in, p.height, p.width) || !vectorised(p.out, p.height, p.width) || !aligned(p.expand_weight) ||
       !aligned(p.contract_weight)) {
@@ -586,7 +587,9 @@ int32_t check_supported(const RibsrFeedForwardParams &p) {
                 "in and out must be channels-last with strides of multiples of 8, they and the two matrices aligned to "
                 "16 bytes");
   }
-  return RIBSR_OK;
+  if (!is_wide(p.channels, p.hidden)) return RIBSR_OK;
+  if (!aligned(p.contract_bias)) return fail(RIBSR_UNSUPPORTED, "contract_bias must be aligned to 16 bytes");
+  return check_workspace(p.workspace, hopper_feed_forward_workspace());
 }
 
 int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {

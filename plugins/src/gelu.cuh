@@ -47,14 +47,16 @@ __device__ __forceinline__ uint32_t gelu_of_half(float a, float b) {
   return gelu_of_half(pack<false>(a, b));
 }
 
-// gelu of two numbers, rounded: likewise.
+// gelu of two numbers, rounded: likewise, but for -inf, which many numbers become in float16: zero.
 template <bool BF16>
 __device__ __forceinline__ uint32_t gelu_packed(uint32_t h) {
   if constexpr (BF16) {
     const float2 both = unpack<BF16>(h);
     return pack<BF16>(gelu(both.x), gelu(both.y));
   }
-  return gelu_of_half(multiply_packed<false>(h, 0x38003800u));
+  uint32_t finite;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(finite) : "r"(h), "r"(0xfbfffbffu));
+  return gelu_of_half(multiply_packed<false>(finite, 0x38003800u));
 }
 
 template <bool BF16>

@@ -4,7 +4,7 @@
 //   - four warps normalise a tile's pixels, from the map to n in shared memory, and a lane of theirs fetches the
 //     weights in between, 96 outputs at a time, as a first kernel has arranged them;
 //   - three warp groups compute, a warp one row of the tile: first gate, for which the depthwise convolution is a
-//     product by diagonal matrices (tile.cuh), whose result, in registers, is an operand of `mix`; then qkv, with n as
+//     product by diagonal matrices, whose result, in registers, is an operand of `mix`; then qkv, with n as
 //     operands in registers, so that meanwhile the next tile's n can take its place. While one group stores, others
 //     multiply.
 #include "hopper_attention_inputs.h"
@@ -52,6 +52,7 @@ constexpr int kBarriers = kTables + kTableBytes;
 constexpr int kWeightsFull = kBarriers, kWeightsEmpty = kWeightsFull + 8 * kStages;
 constexpr int kNFull = kWeightsEmpty + 8 * kStages, kNEmpty = kNFull + 8 * kGroups;  // of the rows that a group needs
 constexpr int kBytes = kNEmpty + 8 * kGroups;
+static_assert(kBytes <= 227 * 1024);
 
 // The workspace has the chunks of both matrices, those of `mix` first, and the tables.
 constexpr int kMatrices = kChunks * kChunkBytes;
@@ -303,7 +304,7 @@ __device__ __forceinline__ void load_four(uint32_t (&to)[4], uint32_t from) {
   to[3] = v.w;
 }
 
-// What a step of the depthwise convolutions of 32 channels takes: see convolve in tile.cuh. The last one takes one
+// What a step of the depthwise convolutions of 32 channels takes: the taps of kTapOrder. The last one takes one
 // column of pixels, not two, so that those of two groups are loaded at once.
 struct Step {
   uint32_t pixels[kTogether][4];
@@ -519,12 +520,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_inputs(const __g
 int64_t hopper_attention_inputs_workspace() { return kWorkspace; }
 
 int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, const Device &device, cudaStream_t stream) {
-  if (device.major != 9 || device.minor != 0) {
-    return fail(RIBSR_UNSUPPORTED, "channels is %d: supported on compute capability 9.0 alone, not %d.%d", p.channels,
-                device.major, device.minor);
-  }
-  RIBSR_CHECK(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 256 == 0,
-              "workspace must be %d bytes, aligned to 256", kWorkspace);
+  if (!is_hopper(device)) return needs_hopper("192 channels", device);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
   const Weights given = {weights(p.norm_weight),  weights(p.norm_bias),        weights(p.project_weight),

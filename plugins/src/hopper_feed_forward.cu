@@ -28,8 +28,9 @@ constexpr int kBlockRows = 64, kBlocks = (kPixels + kBlockRows - 1) / kBlockRows
 constexpr int kChunk = 48, kChunks = kHidden / kChunk;                             // hidden channels at a time
 constexpr int kThreads = 512;
 constexpr int kStatisticsWarps = 3;
-constexpr int kPairs = 5;  // of taps: a product takes two at a time, the last one
+constexpr int kPairs = 5;  // of the nine taps, as products take them: the last is a single one
 constexpr int kContractRegisters = 168, kFetchRegisters = 48;  // the others keep the 128 that all begin with
+static_assert(2 * kContractRegisters + 128 + kFetchRegisters == 65536 / 128);
 
 // Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those
 // of `contract` in parts of 16 hidden channels with rows of 32 bytes.
@@ -38,7 +39,7 @@ constexpr int kExpandPart = kChunk * 64, kExpandBytes = kChannels / 32 * kExpand
 constexpr int kContractPart = kChannels * 32, kContractBytes = kChunk / 16 * kContractPart;
 constexpr int kUStep = kStep<kChunk / 8>, kUBytes = kBlocks * kBlockRows * kUStep;
 
-constexpr int kStages = 2, kUStages = 3;  // how many chunks of weights and of u are in shared memory
+constexpr int kStages = 2, kUStages = 3;  // of weights and tiles' statistics, and of u: how many are in shared memory
 
 // Where things are in shared memory, in bytes.
 constexpr int kX = 0;
@@ -58,6 +59,9 @@ constexpr int kContractFull = kExpandEmpty + 8 * kStages, kContractEmpty = kCont
 constexpr int kStatisticsFull = kContractEmpty + 8 * kStages, kStatisticsEmpty = kStatisticsFull + 8 * kStages;
 constexpr int kUFull = kStatisticsEmpty + 8 * kStages, kUEmpty = kUFull + 8 * kUStages;
 constexpr int kBytes = kUEmpty + 8 * kUStages;
+static_assert(kBytes <= 227 * 1024);
+// Products have rows for pixels that a tile has not: made of whatever lies there, and of no use.
+static_assert(kStatistics + kStatisticsBytes + 8 * kBlocks * kBlockRows <= kBytes);
 
 // What the first kernel makes of the weights, in bytes: chunks of both matrices, then what goes to shared memory from
 // kTapPlace on as it is. The biases of `expand` have the norm's in them. What gelu is taken of comes as its half: see
@@ -188,7 +192,7 @@ __device__ __forceinline__ void fetch_operands(const Problem &problem, uint32_t 
   }
 }
 
-// Of 8 lanes.
+// The sum of 8 neighbouring lanes' x.
 __device__ __forceinline__ float eighth_sum(float x) {
 #pragma unroll
   for (int step = 4; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
@@ -199,7 +203,7 @@ struct Vectors {
   uint4 of[kChannels / 64];
 };
 
-// Some of each 64.
+// A lane's part of a pixel, of which 8 lanes have 8 channels each of every 64.
 __device__ __forceinline__ Vectors load_vectors(const uint4 *from) {
   Vectors v;
 #pragma unroll
@@ -285,7 +289,6 @@ struct Expand {
   Ring stage, u, statistics;
   Sums sums[kBlocks];
   float4 table[kChunk / 8];  // of this thread's pairs of hidden channels: half their biases, the sums of their weights
-  float2 statistic[2];       // of this thread's pixels of the block at hand
   uint32_t outside;          // a bit of each of this thread's pixels: not in the map
   bool edge;                 // whether any thread of the warp has one
 
@@ -298,19 +301,12 @@ struct Expand {
                      descriptor_address(shared + kExpand + stage.slot * kExpandBytes));
   }
 
-  // Of a block.
-  __device__ __forceinline__ void load_statistics(int block) {
-    const uint32_t from =
-        shared + kStatistics + statistics.slot * kStatisticsBytes + 8 * (first_place() + kBlockRows * block);
-    statistic[0] = load_shared_pair(from);
-    statistic[1] = load_shared_pair(from + 64);
-  }
-
   // gelu of a block's sums, to shared memory. Outside the map u is zero, as the depthwise convolution is padded.
   template <int Block>
   __device__ __forceinline__ void finish() {
-    load_statistics(Block);
-    const float2 own[2] = {statistic[0], statistic[1]};
+    const uint32_t from =
+        shared + kStatistics + statistics.slot * kStatisticsBytes + 8 * (kBlockRows * Block + first_place());
+    const float2 own[2] = {load_shared_pair(from), load_shared_pair(from + 8 * 8)};
     const uint32_t to = shared + kU + u.slot * kUBytes +
                         (kBlockRows * Block + 16 * warp + lane % 16) * kUStep + 16 * (lane / 16);
 #pragma unroll
@@ -374,7 +370,7 @@ struct Expand {
       outside = 0;
 #pragma unroll
       for (int i = 0; i < 2 * kBlocks; ++i) {
-        const Pixel p = pixel_of(tile, first_place() + 32 * i - 24 * (i % 2));
+        const Pixel p = pixel_of(tile, first_place() + kBlockRows * (i / 2) + 8 * (i % 2));
         if (!inside(problem, p.y, p.x)) outside |= 1u << i;
       }
       edge = __any_sync(kAllLanes, outside);
@@ -385,7 +381,6 @@ struct Expand {
       start<1>();
       start<2>();
       barrier_wait(shared + kStatisticsFull + 8 * statistics.slot, statistics.phase);
-      load_statistics(0);
 #pragma unroll 1
       for (int i = 0; i < kChunks - 1; ++i) chunk<false>(i);
       chunk<true>(kChunks - 1);
@@ -612,18 +607,20 @@ decltype(&cuTensorMapEncodeTiled) find_encoder() {
 
 // `in` as the copies see it: boxes of a tile and what is around it, 32 channels; zeros outside the map.
 int32_t make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
-  const auto encode = find_encoder();
+  static const auto encode = find_encoder();
   if (encode == nullptr) return fail(RIBSR_CUDA_ERROR, "the driver lacks cuTensorMapEncodeTiled: CUDA 12 has it");
   const auto size = [](long long n) { return static_cast<cuuint64_t>(n); };
   const cuuint64_t sizes[] = {kChannels, size(p.width), size(p.height), size(p.batch)};
-  const cuuint64_t strides[] = {size(2 * p.in.column_stride), size(2 * p.in.row_stride), size(2 * p.in.batch_stride)};
+  const auto stride = [&](long long step, int count) { return size(2 * (count > 1 ? step : kChannels)); };
+  const cuuint64_t strides[] = {stride(p.in.column_stride, p.width), stride(p.in.row_stride, p.height),
+                                stride(p.in.batch_stride, p.batch)};
   const cuuint32_t box[] = {32, kWide, kHeight + 2, 1}, steps[] = {1, 1, 1, 1};
   const auto dtype = p.dtype == RIBSR_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult result =
       encode(map, dtype, 4, p.in.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return RIBSR_OK;
-  return fail(RIBSR_UNSUPPORTED, "the driver refuses to copy from in with strides of %lld, %lld, %lld: error %d",
+  return fail(RIBSR_UNSUPPORTED, "cuTensorMapEncodeTiled does not take in with strides of %lld, %lld, %lld: error %d",
               static_cast<long long>(p.in.column_stride), static_cast<long long>(p.in.row_stride),
               static_cast<long long>(p.in.batch_stride), static_cast<int>(result));
 }
@@ -633,15 +630,7 @@ int32_t make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
 int64_t hopper_feed_forward_workspace() { return kWorkspace; }
 
 int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
-  if (device.major != 9 || device.minor != 0) {
-    return fail(RIBSR_UNSUPPORTED, "channels, hidden are %d, %d: supported on compute capability 9.0 alone, not %d.%d",
-                p.channels, p.hidden, device.major, device.minor);
-  }
-  if (!aligned(p.contract_bias)) {
-    return fail(RIBSR_UNSUPPORTED, "the bias of contract must be aligned to 16 bytes");
-  }
-  RIBSR_CHECK(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 256 == 0,
-              "workspace must be %d bytes, aligned to 256", kWorkspace);
+  if (!is_hopper(device)) return needs_hopper("192 channels and 384 hidden ones", device);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
   const Weights given = {weights(p.norm_weight),      weights(p.norm_bias),        weights(p.expand_weight),

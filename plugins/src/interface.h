@@ -48,6 +48,9 @@ struct Device {
   int index, major, minor, multiprocessors;
 };
 
+// Whether the device has wgmma as sm_90a has it.
+inline bool is_hopper(const Device &device) { return device.major == 9 && device.minor == 0; }
+
 // The current device, if the kernels can run on it.
 int32_t current_device(Device *device);
 

@@ -10,11 +10,11 @@ import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
 from plugins import torch as operator  # noqa: E402
-from tests.plugins.test_feed_forward import check, on_hopper  # noqa: E402
+from tests.plugins.test_feed_forward import check, elsewhere, on_hopper  # noqa: E402
 from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16]
-SIZES = [(1, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
+SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [48, 64, 40, 56, 8, 16]
 EPSILON = 1e-6
 WIDE = pytest.param(library.HOPPER_ATTENTION_INPUTS_WIDTH, marks=on_hopper)
@@ -149,14 +149,12 @@ def test_attention_inputs_operator() -> None:
 
 
 @on_gpu
-@on_hopper
-def test_wide_layers_need_their_workspace() -> None:
+@elsewhere
+def test_wide_layers_are_refused_elsewhere() -> None:
     channels = library.HOPPER_ATTENTION_INPUTS_WIDTH
     x = poisoned(1, channels, 9, 11, torch.float16, "padded")
-    qkv, gate = outputs(1, channels, 9, 11, torch.float16)
-    params = operator.attention_inputs_parameters(qkv, gate, x, random_weights(channels, torch.float16), EPSILON)
-    with pytest.raises(library.LibraryError, match="workspace"):
-        library.call(params, torch.cuda.current_stream().cuda_stream)
+    with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
+        run(x, outputs(1, channels, 9, 11, torch.float16), random_weights(channels, torch.float16))
 
 
 @on_gpu

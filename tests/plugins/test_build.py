@@ -167,6 +167,9 @@ def test_narrow_and_unsupported_widths_need_no_workspace() -> None:
         ({"row_stride": 4}, "must be channels-last"),
         ({"channel_stride": 64}, "must be channels-last"),
         ({"expand_weight": 8}, "aligned to 16 bytes"),
+        ({"channels": 192, "hidden": 384, "column_stride": 192}, "workspace must be "),
+        ({"channels": 192, "hidden": 384, "column_stride": 192, "workspace": 8}, "bytes, aligned to 16"),
+        ({"channels": 192, "hidden": 384, "column_stride": 192, "contract_bias": 8}, "contract_bias must be aligned"),
     ],
 )
 def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str, object], message: str) -> None:
@@ -178,8 +181,8 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
     maps = {"input": library.Map(pointer, **strides), "out": library.Map(out, **strides)}
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "hidden": 72, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "out"}}
-    if changed.get("expand_weight"):
-        changed["expand_weight"] = pointer + 8
+    for name in {"expand_weight", "contract_bias", "workspace"} & changed.keys():
+        changed[name] = changed[name] and pointer + 8
     weights = dict.fromkeys(library.FEED_FORWARD_WEIGHTS, pointer)
     params = library.FeedForwardParams(**(values | maps | weights | changed))
     assert message in refused(params)
@@ -199,6 +202,8 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
         ({"column_stride": 52}, "must be channels-last"),
         ({"channel_stride": 64}, "must be channels-last"),
         ({"mix_weight": 8}, "aligned to 16 bytes"),
+        ({"channels": 192, "column_stride": 576}, "workspace must be "),
+        ({"channels": 192, "column_stride": 576, "workspace": 8}, "bytes, aligned to 16"),
     ],
 )
 def test_parameters_of_attention_inputs_are_checked(loaded: None, changes: dict[str, object], message: str) -> None:
@@ -210,8 +215,8 @@ def test_parameters_of_attention_inputs_are_checked(loaded: None, changes: dict[
     maps = {name: library.Map(pointer + place, **strides) for name, place in places.items()}
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "gate"}}
-    if changed.get("mix_weight"):
-        changed["mix_weight"] = pointer + 8
+    for name in {"mix_weight", "workspace"} & changed.keys():
+        changed[name] = pointer + 8
     weights = dict.fromkeys(library.ATTENTION_INPUTS_WEIGHTS, pointer)
     params = library.AttentionInputsParams(**(values | maps | weights | changed))
     assert message in refused(params)

@@ -15,13 +15,17 @@ from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E4
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative; in an emulation of the kernel on a CPU the errors were 3.5e-4 and 3.2e-3."""
 DTYPES = list(TOLERANCE)
-SIZES = [(1, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
+SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [(48, 72), (64, 80), (64, 96), (40, 64), (56, 72), (8, 8), (16, 96), (64, 8)]
 EPSILON = 1e-6
 
 on_hopper = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
     reason="the kernels take wide layers on compute capability 9.0 alone",
+)
+elsewhere = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0),
+    reason="the kernels take wide layers here",
 )
 WIDE = pytest.param(*library.HOPPER_FEED_FORWARD_WIDTHS, marks=on_hopper)
 
@@ -185,13 +189,50 @@ def test_feed_forward_operator() -> None:
 
 
 @on_gpu
-@on_hopper
-def test_wide_layers_need_their_workspace() -> None:
+@elsewhere
+def test_wide_layers_are_refused_elsewhere() -> None:
     channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
     x, out = (poisoned(1, channels, 9, 11, torch.float16, "padded") for _ in range(2))
-    params = operator.feed_forward_parameters(out, x, random_weights(channels, hidden, torch.float16), EPSILON)
-    with pytest.raises(library.LibraryError, match="workspace"):
+    with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
+        run(x, out, random_weights(channels, hidden, torch.float16))
+
+
+@on_gpu
+@on_hopper
+def test_calls_one_after_the_other_may_share_a_workspace() -> None:
+    """Each has its weights in it before it begins, and not before the one before has ended."""
+    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    x, *outs = (poisoned(1, channels, 200, 131, torch.float16, "padded") for _ in range(5))
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    weights = [random_weights(channels, hidden, torch.float16) for _ in outs]
+    workspace = operator.feed_forward_workspace(x, weights[0])
+    for out, own in zip(outs, weights, strict=True):
+        params = operator.feed_forward_parameters(out, x, own, EPSILON, workspace)
         library.call(params, torch.cuda.current_stream().cuda_stream)
+    for out, own in zip(outs, weights, strict=True):
+        check(out, reference(x, own))
+
+
+@on_gpu
+@on_hopper
+@pytest.mark.parametrize("rows", ["further apart", "nearer than columns"])
+def test_other_strides(rows: str) -> None:
+    """Rows that are no whole number of pixels apart; rows next to each other, columns not."""
+    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    h, w = 37, 41
+    if rows == "further apart":
+        x, out = (
+            torch.full((h, w * channels + 8), torch.nan, device="cuda", dtype=torch.float16)
+            .as_strided((1, h, w, channels), (h * (w * channels + 8), w * channels + 8, channels, 1))
+            .permute(0, 3, 1, 2)
+            for _ in range(2)
+        )
+    else:
+        x, out = (poisoned(1, channels, w, h, torch.float16, "padded").transpose(2, 3) for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    weights = random_weights(channels, hidden, torch.float16)
+    run(x, out, weights)
+    check(out, reference(x, weights))
 
 
 @on_gpu

@@ -224,10 +224,13 @@ def tensorrt(registry: Any) -> Any:
 
 
 @pytest.fixture
-def loadable() -> Path:
-    """Some shared library: the C library's own."""
-    found = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so" in line]
-    return Path(found[0]) if found else pytest.skip("needs a shared C library")
+def loadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A plugin library of this interface, as far as it is looked at before TensorRT loads it."""
+    functions = SimpleNamespace(ribsr_interface_version=lambda: library.INTERFACE_VERSION)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: functions)
+    path = tmp_path / "libribsr_tensorrt8.so"
+    path.touch()
+    return path
 
 
 def test_plugins_are_loaded_once(loadable: Path) -> None:
@@ -263,6 +266,21 @@ def test_file_that_is_no_library(tmp_path: Path) -> None:
     path.write_text("not a library")
     with pytest.raises(library.LibraryError, match="cannot be loaded: .*(ELF|file too short)"):
         library.load_tensorrt(tensorrt(Registry()), path)
+
+
+@pytest.mark.parametrize(
+    ("functions", "version"),
+    [({}, "none"), ({"ribsr_interface_version": lambda: library.INTERFACE_VERSION - 1}, r"\d+")],
+)
+def test_library_of_another_version(
+    loadable: Path, monkeypatch: pytest.MonkeyPatch, functions: dict[str, Any], version: str
+) -> None:
+    """It has the same plugins, which would refuse what this version gives them, in TensorRT's words."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(**functions))
+    registry = Registry(library.TENSORRT_PLUGINS)
+    with pytest.raises(library.LibraryError, match=rf"interface version {version}, not \d+: build it again"):
+        library.load_tensorrt(tensorrt(registry), loadable)
+    assert not registry.loaded
 
 
 def test_path_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
