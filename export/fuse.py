@@ -38,7 +38,7 @@ PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD, ATTENTION_IN
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-def to_plugins(bare: onnx.ModelProto, hopper: bool = False) -> onnx.ModelProto:
+def to_plugins(bare: onnx.ModelProto, *, hopper: bool = False) -> onnx.ModelProto:
     """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32.
 
     hopper: whether it is to run on compute capability 9.0, where wider layers become one node each.
@@ -61,15 +61,15 @@ def to_plugins(bare: onnx.ModelProto, hopper: bool = False) -> onnx.ModelProto:
     for node in attentions:
         _fuse_gate(graph, node)
     graph.cleanup()  # what has been replaced reads no tensors any more
-    return _with_whole_layers(bare, graph, hopper)
+    return _with_whole_layers(bare, graph, hopper=hopper)
 
 
 def for_hopper(plugin: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph in plugin form as it is for compute capability 9.0, made where that was not known."""
+    """A graph in plugin form, made for any GPU, as it is for compute capability 9.0: with wide layers as one node."""
     return _with_whole_layers(plugin, gs.import_onnx(plugin), hopper=True)
 
 
-def _with_whole_layers(model: onnx.ModelProto, graph: Any, hopper: bool) -> onnx.ModelProto:
+def _with_whole_layers(model: onnx.ModelProto, graph: Any, *, hopper: bool) -> onnx.ModelProto:
     """The model that `graph` of layer norms and depthwise convolutions comes to, which was made of `model`."""
     for node in list(graph.nodes):
         if node.op == DEPTHWISE:

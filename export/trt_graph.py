@@ -152,7 +152,7 @@ def prepare(
             bare = type_graph(source, bare, precision, say)
         if form == "matmul":
             say(lower.check_scores(bare, *shapes[2], options.score_limit, SCORE_ADVICE))
-        model = lower.lower(bare, form, hopper)
+        model = lower.lower(bare, form, hopper=hopper)
         float32 = float32_products(model, lower.count_float32_attention(bare))
     _fix_batch(model, shapes, stamp.scale)
     return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)

@@ -143,7 +143,7 @@ def small(name: str, opset: int) -> onnx.ModelProto:
 )
 def test_released_networks_are_fused_completely(name, hopper, dtype, opset):
     bare = small(name, opset)
-    fused = lower.lower(half_of(bare, dtype), "plugin", hopper)
+    fused = lower.lower(half_of(bare, dtype), "plugin", hopper=hopper)
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
@@ -199,7 +199,7 @@ def test_wide_layers_are_fused_for_hopper_alone(hopper):
         (attention_inputs(192, 192), "AttentionInputs", hopper),
         (attention_inputs(384, 384), "AttentionInputs", False),
     ):
-        assert fuse.count(fuse.to_plugins(model, hopper))[name] == int(fused)
+        assert fuse.count(fuse.to_plugins(model, hopper=hopper))[name] == int(fused)
 
 
 @pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
