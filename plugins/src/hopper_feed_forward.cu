@@ -33,7 +33,8 @@ constexpr int kContractRegisters = 168, kFetchRegisters = 48;  // the others kee
 static_assert(2 * kContractRegisters + 128 + kFetchRegisters == 65536 / 128);
 
 // Operands in shared memory: x in parts of 32 channels with rows of 64 bytes, the weights of `expand` likewise, those
-// of `contract` in parts of 16 hidden channels with rows of 32 bytes.
+// of `contract` in parts of 16 hidden channels with rows of 32 bytes. There is room for kBlocks * kBlockRows pixels: the
+// last ones, which a tile has not, are made of whatever lies there, and nobody reads what becomes of them.
 constexpr int kXPart = kBlocks * kBlockRows * 64, kXBytes = kChannels / 32 * kXPart;
 constexpr int kExpandPart = kChunk * 64, kExpandBytes = kChannels / 32 * kExpandPart;
 constexpr int kContractPart = kChannels * 32, kContractBytes = kChunk / 16 * kContractPart;
@@ -51,7 +52,7 @@ constexpr int kLastTap = kTapPlace + 16 * kHidden;    // and the last one
 constexpr int kBiases = kLastTap + 4 * kHidden;       // of depthwise, as accumulators have them: each pair twice
 constexpr int kSumPlace = kBiases + 8 * kHidden;      // of `expand`: biases of a pair, sums of their weights
 constexpr int kStatistics = kSumPlace + 8 * kHidden;  // of pixels: half of mean / deviation, of 1 / deviation
-constexpr int kStatisticsBytes = kPixels * 8;
+constexpr int kStatisticsBytes = 8 * kBlocks * kBlockRows;
 constexpr int kBarriers = kStatistics + kStages * kStatisticsBytes;
 constexpr int kXFull = kBarriers, kXEmpty = kXFull + 8;
 constexpr int kExpandFull = kXEmpty + 8, kExpandEmpty = kExpandFull + 8 * kStages;
@@ -60,8 +61,6 @@ constexpr int kStatisticsFull = kContractEmpty + 8 * kStages, kStatisticsEmpty =
 constexpr int kUFull = kStatisticsEmpty + 8 * kStages, kUEmpty = kUFull + 8 * kUStages;
 constexpr int kBytes = kUEmpty + 8 * kUStages;
 static_assert(kBytes <= 227 * 1024);
-// Products have rows for pixels that a tile has not: made of whatever lies there, and of no use.
-static_assert(kStatistics + kStatisticsBytes + 8 * kBlocks * kBlockRows <= kBytes);
 
 // What the first kernel makes of the weights, in bytes: chunks of both matrices, then what goes to shared memory from
 // kTapPlace on as it is. The biases of `expand` have the norm's in them. What gelu is taken of comes as its half: see
