@@ -19,10 +19,10 @@ ADD_GELU = 1
 """Epilogue of the depthwise convolution: out = in + gelu(convolution)."""
 
 FEED_FORWARD_WIDTHS = (64, 96)
-"""The most channels and hidden channels that FeedForward takes; both must be multiples of 8."""
+"""The most channels and hidden channels that FeedForward takes everywhere; both must be multiples of 8."""
 
 ATTENTION_INPUTS_WIDTH = 64
-"""The most channels that AttentionInputs takes, a multiple of 8."""
+"""The most channels that AttentionInputs takes everywhere, a multiple of 8."""
 
 HOPPER = "9.0"
 """The compute capability on which these two take also the widths below."""

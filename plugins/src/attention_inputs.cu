@@ -43,7 +43,7 @@ struct Layout {
   static constexpr int kRows = Rows;  // of a warp
   static_assert(Height <= kWarps * Rows, "a warp has no other rows");
   static constexpr int kGroups = Channels / 8;
-  static constexpr int kPixels = kWide * (Height + 2);
+  static constexpr int kPixels = kAround * (Height + 2);
   static constexpr int kSixteens = (kPixels + 15) / 16;
   static constexpr int kTurns = (kSixteens + kWarps - 1) / kWarps;  // sixteens of a warp
   static constexpr int kPixelStep = kStep<kGroups>;
@@ -137,8 +137,8 @@ __device__ __forceinline__ void fetch_pixels(const Input &input, const Tile &til
   for (int turn = 0; turn < kTurns; ++turn) {
     const int first = 16 * (warp + kWarps * turn);
     const int own = first + lane % 16;
-    const int row = own / kWide;
-    const int y = tile.top + row - 1, x = tile.left + own - kWide * row - 1;
+    const int row = own / kAround;
+    const int y = tile.top + row - 1, x = tile.left + own - kAround * row - 1;
     const unsigned place = inside(input, y, x) ? y * row_step + x * column_step : kNowhere;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -248,7 +248,7 @@ __device__ __forceinline__ void normalise_pixels(const Problem &problem, const T
 #pragma unroll 1
   for (int turn = 0; turn < L::kTurns; ++turn) {
     const int first = 16 * (warp + kWarps * turn);
-    const bool busy = first < L::kPixels && tile.top - 1 + first / kWide <= problem.height;
+    const bool busy = first < L::kPixels && tile.top - 1 + first / kAround <= problem.height;
     if (!busy) continue;  // nothing that counts depends on these pixels
     uint32_t a[L::kGroups / 2][4];
     normalise<L::kGroups, BF16>(a, problem, shared + L::kNorm, pixels + first * L::kPixelStep);
@@ -265,8 +265,8 @@ __device__ __forceinline__ void normalise_pixels(const Problem &problem, const T
     if (surrounded) continue;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = (own + 8 * half) / kWide;
-      if (inside(problem, tile.top + row - 1, tile.left + own + 8 * half - kWide * row - 1)) continue;
+      const int row = (own + 8 * half) / kAround;
+      if (inside(problem, tile.top + row - 1, tile.left + own + 8 * half - kAround * row - 1)) continue;
 #pragma unroll
       for (int n = 0; n < L::kGroups; ++n) store_shared(to + 8 * half * L::kPixelStep + 16 * n, 0);
     }
@@ -337,8 +337,8 @@ template <class L, bool BF16>
 __device__ __forceinline__ void make_gate(Sums<L> &sums, uint32_t shared, uint32_t pixels, int first) {
   const int lane = own_thread() % 32;
   const int second = lane / 16;  // lanes from 16 on name the pixels of an operand's second half
-  uint32_t left = pixels + (first * kWide + lane % 16 + second) * L::kPixelStep;
-  uint32_t right = pixels + ((first + second) * kWide + lane % 16 + 2) * L::kPixelStep;
+  uint32_t left = pixels + (first * kAround + lane % 16 + second) * L::kPixelStep;
+  uint32_t right = pixels + ((first + second) * kAround + lane % 16 + 2) * L::kPixelStep;
   uint32_t taps = shared + L::kDiagonals + own_taps(lane);
   uint32_t bias = shared + L::kDiagonals + lane % 4 * kTapStep + kBehindTaps;
   uint32_t weights = weights_of<L>(shared, 3);
@@ -349,7 +349,7 @@ __device__ __forceinline__ void make_gate(Sums<L> &sums, uint32_t shared, uint32
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Window<L::kRows> window;
-      window.load(left + 16 * half, right + 16 * half, kWide * L::kPixelStep);
+      window.load(left + 16 * half, right + 16 * half, kAround * L::kPixelStep);
       const Taps own = load_taps(taps + half * L::kGroupTaps);
       const float2 own_bias = load_shared_pair(bias + half * L::kGroupTaps);
 #pragma unroll
@@ -375,11 +375,11 @@ __device__ __forceinline__ void make_gate(Sums<L> &sums, uint32_t shared, uint32
 template <class L>
 __device__ __forceinline__ void load_rows(Operands<L> (&a)[L::kGroups / 2], uint32_t pixels, int first) {
   const int lane = own_thread() % 32;
-  const uint32_t from = pixels + ((first + 1) * kWide + 1 + lane % 16) * L::kPixelStep + 16 * (lane / 16);
+  const uint32_t from = pixels + ((first + 1) * kAround + 1 + lane % 16) * L::kPixelStep + 16 * (lane / 16);
 #pragma unroll
   for (int k = 0; k < L::kGroups / 2; ++k) {
 #pragma unroll
-    for (int row = 0; row < L::kRows; ++row) load_matrices(a[k][row], from + row * kWide * L::kPixelStep + 32 * k);
+    for (int row = 0; row < L::kRows; ++row) load_matrices(a[k][row], from + row * kAround * L::kPixelStep + 32 * k);
   }
 }
 

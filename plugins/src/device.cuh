@@ -399,7 +399,7 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
   RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,"    \
             "%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 
-#define RIBSR_NARROW(TYPE)                                                                                   \
+#define RIBSR_PRODUCT_48(TYPE)                                                                                   \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %26, 0;\n"                                                     \
                "wgmma.mma_async.sync.aligned.m64n48k16.f32." TYPE "." TYPE " {" RIBSR_D24                     \
                "}, %24, %25, p, 1, 1, 0, 0;}"                                                                \
@@ -410,13 +410,13 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
 template <bool BF16>
 __device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint64_t b, bool accumulate) {
   if constexpr (BF16) {
-    RIBSR_NARROW("bf16");
+    RIBSR_PRODUCT_48("bf16");
   } else {
-    RIBSR_NARROW("f16");
+    RIBSR_PRODUCT_48("f16");
   }
 }
 
-#define RIBSR_WIDE(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
+#define RIBSR_OF_REGISTERS(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1   \
                ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 0;"                                                         \
                : __VA_ARGS__                                                                                  \
@@ -426,10 +426,10 @@ __device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint6
 template <bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
-    RIBSR_WIDE("bf16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+    RIBSR_OF_REGISTERS("bf16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
                RIBSR_F32(d, 64));
   } else {
-    RIBSR_WIDE("f16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
+    RIBSR_OF_REGISTERS("f16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
                RIBSR_F32(d, 64));
   }
 }
@@ -438,9 +438,9 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const u
 template <bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
-    RIBSR_WIDE("bf16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
+    RIBSR_OF_REGISTERS("bf16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
   } else {
-    RIBSR_WIDE("f16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
+    RIBSR_OF_REGISTERS("f16", "96", RIBSR_D48, "48", "49", "50", "51", "52", RIBSR_F32(d, 0), RIBSR_F16(d, 32));
   }
 }
 

@@ -39,7 +39,7 @@ struct Layout {
   static constexpr bool kExact = Exact;
   static constexpr int kOuter = Channels / 8, kInner = Hidden / 8;  // groups of 8 channels
   static constexpr int kHeight = Height;
-  static constexpr int kPixels = kWide * (Height + 2);
+  static constexpr int kPixels = kAround * (Height + 2);
   static constexpr int kTurns = (kPixels + 16 * kWarps - 1) / (16 * kWarps);  // sixteens of a warp
   static constexpr int kRows = Channels <= 48 && Height >= 2 * kWarps ? 2 : 1;  // of a warp at a time
   static constexpr int kOuterStep = kStep<kOuter>, kInnerStep = kStep<kInner>;
@@ -315,8 +315,8 @@ __device__ __forceinline__ void expand(const Problem &problem, uint32_t shared) 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const unsigned pixel = first + lane / 4 + 8 * half;
-      const int row = pixel / kWide;
-      const int y = tile.top + row - 1, x = tile.left + static_cast<int>(pixel) - kWide * row - 1;
+      const int row = pixel / kAround;
+      const int y = tile.top + row - 1, x = tile.left + static_cast<int>(pixel) - kAround * row - 1;
       if (!inside(problem, y, x)) batch.outside |= 1u << (2 * turn + half);
       // Outside of the map any of its pixels will do.
       const uint2 *from = image + (min(max(y, 0), problem.height - 1) * row_step +
@@ -411,8 +411,8 @@ __device__ __forceinline__ Places places_of(uint32_t shared, int first) {
   const int lane = own_lane();
   const int second = lane / 16;               // lanes from 16 on name the pixels of an operand's second half
   Places places;
-  places.left = shared + L::kU + (first * kWide + lane % 16 + second) * L::kInnerStep;
-  places.right = shared + L::kU + ((first + second) * kWide + lane % 16 + 2) * L::kInnerStep;
+  places.left = shared + L::kU + (first * kAround + lane % 16 + second) * L::kInnerStep;
+  places.right = shared + L::kU + ((first + second) * kAround + lane % 16 + 2) * L::kInnerStep;
   places.taps = shared + L::kDiagonals + own_taps(lane);
   places.bias = shared + L::kDepthwiseBias + 16 * (lane % 4);
   places.weights = shared + L::kContract + matrix_row(lane, L::kInnerStep);
@@ -426,7 +426,7 @@ __device__ __forceinline__ void contract_groups(Sums<L::kRows, L::kOuter> &sums,
 #pragma unroll
   for (int half = 0; half < Count; ++half) {
     Window<L::kRows> window;
-    window.load(places.left + 16 * half, places.right + 16 * half, kWide * L::kInnerStep);
+    window.load(places.left + 16 * half, places.right + 16 * half, kAround * L::kInnerStep);
     const Taps taps = load_taps(places.taps + kTapRows * kTapStep * half);
     convolve_and_add<L::kRows, BF16>(a, half, window, taps, load_shared(places.bias + 64 * half));
   }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kChannels = kWideInputsChannels;
 constexpr int kGroups = 3, kHeight = 4 * kGroups;  // warp groups that compute; rows of a tile
-constexpr int kPixels = kWide * (kHeight + 2);
+constexpr int kPixels = kAround * (kHeight + 2);
 constexpr int kSteps = kChannels / 16;  // of a product
 constexpr int kChunk = 96;              // outputs at a time
 constexpr int kGateChunks = kChannels / kChunk, kQkvChunks = 3 * kGateChunks, kChunks = kGateChunks + kQkvChunks;
@@ -76,7 +76,7 @@ struct Problem {
 constexpr int kArrangers = 256, kPieces = kChannels / 8;
 
 template <bool BF16>
-__global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ Weights weights) {
+__global__ void __launch_bounds__(kArrangers) arrange_attention_inputs(const __grid_constant__ Weights weights) {
   const int index = blockIdx.x * kArrangers + threadIdx.x;
   const int place = index / kPieces, piece = index % kPieces;
   // What there is of each output: that of gate, then that of qkv.
@@ -146,7 +146,7 @@ struct Normalise {
   __device__ __forceinline__ void fetch(const Tile &tile, int turn, uint32_t phase) {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      if (turn == 4 * group * kWide / kTurn) wait_for(group, phase ^ 1);
+      if (turn == 4 * group * kAround / kTurn) wait_for(group, phase ^ 1);
     }
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
@@ -254,7 +254,7 @@ struct Normalise {
 
   // Whether with this turn a warp group has the six rows that it needs, the last of which is the group's.
   __device__ __forceinline__ static bool completes(int turn, int group) {
-    return turn == (kWide * (4 * group + 6) + kTurn - 1) / kTurn - 1;
+    return turn == (kAround * (4 * group + 6) + kTurn - 1) / kTurn - 1;
   }
 
   __device__ __forceinline__ void run() {
@@ -318,8 +318,8 @@ struct Places {
 
 __device__ __forceinline__ Places places_of(uint32_t shared, int row, int lane) {
   const int second = lane / 16;  // lanes from 16 on name the pixels of an operand's second half
-  const uint32_t n = shared + kN + (row * kWide + lane % 16) * kNStep;
-  return {n + second * kNStep, n + (second * kWide + 2) * kNStep, n + (2 * kWide + 2) * kNStep + 16 * second,
+  const uint32_t n = shared + kN + (row * kAround + lane % 16) * kNStep;
+  return {n + second * kNStep, n + (second * kAround + 2) * kNStep, n + (2 * kAround + 2) * kNStep + 16 * second,
           shared + kTables + kTapTable + 16 * (lane / 4)};
 }
 
@@ -328,7 +328,7 @@ __device__ __forceinline__ void load_step(Step &to, const Places &from, int bloc
   if (step < kConvolveSteps - 1) {
 #pragma unroll
     for (int g = 0; g < kTogether; ++g) {
-      load_matrices(to.pixels[g], (step < 3 ? from.left + step * kWide * kNStep : from.right) + channels + 16 * g);
+      load_matrices(to.pixels[g], (step < 3 ? from.left + step * kAround * kNStep : from.right) + channels + 16 * g);
     }
   } else {
 #pragma unroll
@@ -385,7 +385,7 @@ struct Compute {
 
   // n of a row of the tile.
   __device__ __forceinline__ void load_row(Operands &a) const {
-    const uint32_t from = shared + kN + ((row + 1) * kWide + 1 + lane % 16) * kNStep + 16 * (lane / 16);
+    const uint32_t from = shared + kN + ((row + 1) * kAround + 1 + lane % 16) * kNStep + 16 * (lane / 16);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) load_matrices(a[k], from + 32 * k);
   }
@@ -431,14 +431,8 @@ struct Compute {
     for (int n = 0; n < kChunk / 32; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        uint32_t words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float *two = sums + 16 * n + 4 * i + 2 * half;
-          words[i] = pack<BF16>(two[0], two[1]);
-        }
-        auto *at = to.first + half * to.second + 4 * n;
-        if (to.there[half]) *at = make_uint4(words[0], words[1], words[2], words[3]);
+        const uint4 eight = eight_of<BF16>(sums + 16 * n, half);
+        if (to.there[half]) to.first[half * to.second + 4 * n] = eight;
       }
     }
   }
@@ -541,7 +535,8 @@ int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, cons
   if (code != RIBSR_OK) return code;
   constexpr int kItems = kChunks * kChunk * kPieces;
   static_assert(kItems % kArrangers == 0);
-  (bf16 ? arrange<true> : arrange<false>)<<<kItems / kArrangers, kArrangers, 0, stream>>>(given);
+  const auto first = bf16 ? arrange_attention_inputs<true> : arrange_attention_inputs<false>;
+  first<<<kItems / kArrangers, kArrangers, 0, stream>>>(given);
   kernel<<<blocks, kThreads, kBytes, stream>>>(problem);
   return launched(cudaGetLastError());
 }

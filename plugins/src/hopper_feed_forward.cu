@@ -23,7 +23,7 @@ namespace {
 
 constexpr int kChannels = kWideChannels, kHidden = kWideHidden;
 constexpr int kHeight = 8;  // of a tile
-constexpr int kPixels = kWide * (kHeight + 2);
+constexpr int kPixels = kAround * (kHeight + 2);
 constexpr int kBlockRows = 64, kBlocks = (kPixels + kBlockRows - 1) / kBlockRows;  // of the first product
 constexpr int kChunk = 48, kChunks = kHidden / kChunk;                             // hidden channels at a time
 constexpr int kThreads = 512;
@@ -101,7 +101,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 constexpr int kArrangers = 256;
 
 template <bool BF16>
-__global__ void __launch_bounds__(kArrangers) arrange(const __grid_constant__ Weights weights) {
+__global__ void __launch_bounds__(kArrangers) arrange_feed_forward(const __grid_constant__ Weights weights) {
   const int lane = threadIdx.x % 32, row = blockIdx.x * (kArrangers / 32) + threadIdx.x / 32;
   float2 w[kChannels / 64];
   float sum = 0.0f, bias = 0.0f;
@@ -406,7 +406,7 @@ struct Contract {
   Selectors select;
 
   // A warp has 8 columns of two rows of the tile: the first of its pixels in what the tile needs.
-  __device__ __forceinline__ int first_place() const { return kWide * (warp / 2 * 2) + warp % 2 * 8; }
+  __device__ __forceinline__ int first_place() const { return kAround * (warp / 2 * 2) + warp % 2 * 8; }
 
   // x and bias. Channels as the map has them: those of a thread lie side by side.
   __device__ __forceinline__ void begin() {
@@ -419,7 +419,7 @@ struct Contract {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t from =
-          shared + kX + swizzled<64>(first_place() + kWide * (1 + half) + 1 + lane / 4, lane % 4);
+          shared + kX + swizzled<64>(first_place() + kAround * (1 + half) + 1 + lane / 4, lane % 4);
 #pragma unroll
       for (int n = 0; n < kChannels / 32; ++n) {
         const uint4 x = load_shared(from + n * kXPart), b = biases[n];
@@ -485,21 +485,13 @@ struct Contract {
                                            x * problem.out.column) + lane % 4;
       if (y >= problem.height || x >= problem.width) continue;
 #pragma unroll
-      for (int n = 0; n < kChannels / 32; ++n) {
-        uint32_t words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float *two = sums + 16 * n + 4 * i + 2 * half;
-          words[i] = pack<BF16>(two[0], two[1]);
-        }
-        to[4 * n] = make_uint4(words[0], words[1], words[2], words[3]);
-      }
+      for (int n = 0; n < kChannels / 32; ++n) to[4 * n] = eight_of<BF16>(sums + 16 * n, half);
     }
   }
 
   __device__ __forceinline__ void run() {
     select = selectors_of(lane);
-    u_place = shared + kU + (first_place() + lane / 8 * kWide + lane % 8) * kUStep;
+    u_place = shared + kU + (first_place() + lane / 8 * kAround + lane % 8) * kUStep;
     tap_place = shared + kTapPlace + 16 * (lane / 4);
     last_place = shared + kLastTap + 4 * (lane / 4);
     bias_place = shared + kBiases + 16 * (lane % 4);
@@ -613,7 +605,7 @@ int32_t make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
   const auto stride = [&](long long step, int count) { return size(2 * (count > 1 ? step : kChannels)); };
   const cuuint64_t strides[] = {stride(p.in.column_stride, p.width), stride(p.in.row_stride, p.height),
                                 stride(p.in.batch_stride, p.batch)};
-  const cuuint32_t box[] = {32, kWide, kHeight + 2, 1}, steps[] = {1, 1, 1, 1};
+  const cuuint32_t box[] = {32, kAround, kHeight + 2, 1}, steps[] = {1, 1, 1, 1};
   const auto dtype = p.dtype == RIBSR_BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const CUresult result =
       encode(map, dtype, 4, p.in.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -651,7 +643,8 @@ int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device
   code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
   if (code != RIBSR_OK) return code;
   static_assert(kHidden % (kArrangers / 32) == 0 && kHidden * 32 >= kChannels * kHidden / 8);
-  (bf16 ? arrange<true> : arrange<false>)<<<kHidden / (kArrangers / 32), kArrangers, 0, stream>>>(given);
+  const auto first = bf16 ? arrange_feed_forward<true> : arrange_feed_forward<false>;
+  first<<<kHidden / (kArrangers / 32), kArrangers, 0, stream>>>(given);
   kernel<<<blocks, kThreads, kBytes, stream>>>(problem);
   return launched(cudaGetLastError());
 }

@@ -7,7 +7,7 @@
 namespace ribsr {
 
 constexpr int kColumns = 16;  // of a tile: the rows of a product
-constexpr int kWide = kColumns + 2;
+constexpr int kAround = kColumns + 2;  // with the columns beside it
 constexpr int kMostChannels = 64;
 
 struct Tile {
