@@ -342,7 +342,7 @@ def _check_weights(x: Tensor, weights: Sequence[Tensor], expected: list[list[int
 
 @torch.library.custom_op("ribsr::feed_forward", mutates_args=(), device_types="cuda")
 def feed_forward(x: Tensor, weights: list[Tensor], epsilon: float) -> Tensor:
-    """`feed_forward_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels, or sst-l's on Hopper.
+    """`feed_forward_reference` on the GPU, in float16 or bfloat16, for channels-last maps.
 
     C and E are such that `library.fits_feed_forward`. Raises TypeError for other dtypes, ValueError for shapes that do
     not fit, LibraryError for other widths and layouts, or if the library is missing.
@@ -416,7 +416,7 @@ def _empty_attention_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("ribsr::attention_inputs", mutates_args=(), device_types="cuda")
 def attention_inputs(x: Tensor, weights: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
-    """`attention_inputs_reference` on the GPU, in float16 or bfloat16, for channels-last maps of few channels, or sst-l's on Hopper.
+    """`attention_inputs_reference` on the GPU, in float16 or bfloat16, for channels-last maps.
 
     C is such that `library.fits_attention_inputs`. Raises as `feed_forward`.
     """
