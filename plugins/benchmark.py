@@ -354,7 +354,7 @@ def main(only: tuple[str, ...], bf16: bool, path: str, ours: bool, repeats: int,
     results = []
     if "attention" in wanted:
         results += [attention_row(case, bf16, path, repeats, not ours) for case in CASES]
-    hopper = torch.cuda.get_device_capability() == (9, 0)
+    hopper = "{}.{}".format(*torch.cuda.get_device_capability()) == library.HOPPER
     for case in MAP_CASES:
         if case.operator not in wanted:
             continue

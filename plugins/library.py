@@ -214,6 +214,13 @@ def is_tuned(head_width: int, rank: int) -> bool:
     return head_width in TUNED_WIDTHS and rank in TUNED_RANKS
 
 
+def _check_version(file: Path, library: ctypes.CDLL, advice: str) -> None:
+    # The TensorRT libraries of interface 5 and before do not export the function.
+    version = library.ribsr_interface_version() if hasattr(library, "ribsr_interface_version") else "none"
+    if version != INTERFACE_VERSION:
+        raise LibraryError(f"{file} has interface version {version}, not {INTERFACE_VERSION}: {advice}")
+
+
 @cache
 def load() -> ctypes.CDLL:
     """The library, loaded once per process. Raises LibraryError if it is missing or of another version."""
@@ -221,11 +228,7 @@ def load() -> ctypes.CDLL:
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
     library = ctypes.CDLL(str(file))
-    version = library.ribsr_interface_version()
-    if version != INTERFACE_VERSION:
-        raise LibraryError(
-            f"{file} has interface version {version}, not {INTERFACE_VERSION}: run `python -m plugins.build`"
-        )
+    _check_version(file, library, "run `python -m plugins.build`")
     for params, (function, _) in _OPERATORS.items():
         getattr(library, function).argtypes = (ctypes.POINTER(params), ctypes.c_void_p)
     library.ribsr_attention_path.argtypes = (ctypes.POINTER(AttentionParams), ctypes.POINTER(ctypes.c_int32))
@@ -301,12 +304,7 @@ def load_tensorrt(trt: Any, path: Path) -> None:
             found = ctypes.CDLL(str(path.resolve()))  # says why it cannot be loaded, which TensorRT does not
         except OSError as error:
             raise LibraryError(f"{path} cannot be loaded: {error}") from error
-        version = found.ribsr_interface_version() if hasattr(found, "ribsr_interface_version") else "none"
-        if version != INTERFACE_VERSION:
-            raise LibraryError(
-                f"{path} has interface version {version}, not {INTERFACE_VERSION}: build it again with "
-                "`python -m plugins.build --tensorrt-include DIR`"
-            )
+        _check_version(path, found, "build it again with `python -m plugins.build --tensorrt-include DIR`")
         registry.load_library(str(path.resolve()))
         missing = _missing_plugins(registry)
         if missing:

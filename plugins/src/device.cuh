@@ -156,6 +156,14 @@ __device__ __forceinline__ uint32_t add_packed(uint32_t a, uint32_t b) {
   return both;
 }
 
+// The sum of as many neighbouring lanes' x.
+template <int Lanes>
+__device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+  for (int distance = Lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
 __device__ __forceinline__ float reciprocal(float x) {  // to one unit in the last place
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -399,11 +407,11 @@ __device__ __forceinline__ void group_multiply_registers(float (&d)[N / 2], cons
   RIBSR_D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,"    \
             "%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 
-#define RIBSR_PRODUCT_48(TYPE)                                                                                   \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %26, 0;\n"                                                     \
-               "wgmma.mma_async.sync.aligned.m64n48k16.f32." TYPE "." TYPE " {" RIBSR_D24                     \
-               "}, %24, %25, p, 1, 1, 0, 0;}"                                                                \
-               : RIBSR_F16(d, 0), RIBSR_F4(d, 16), RIBSR_F4(d, 20)                                           \
+#define RIBSR_PRODUCT_48(TYPE)                                                                            \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %26, 0;\n"                                                  \
+               "wgmma.mma_async.sync.aligned.m64n48k16.f32." TYPE "." TYPE " {" RIBSR_D24                 \
+               "}, %24, %25, p, 1, 1, 0, 0;}"                                                             \
+               : RIBSR_F16(d, 0), RIBSR_F4(d, 16), RIBSR_F4(d, 20)                                        \
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 // d[64 x 48] (+)= a[64 x 16] b[16 x 48], both from shared memory, K-major.
@@ -416,10 +424,10 @@ __device__ __forceinline__ void group_multiply(float (&d)[24], uint64_t a, uint6
   }
 }
 
-#define RIBSR_OF_REGISTERS(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                                  \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1   \
-               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 0;"                                                         \
-               : __VA_ARGS__                                                                                  \
+#define RIBSR_OF_REGISTERS(TYPE, N, OUTPUTS, A0, A1, A2, A3, B, ...)                                      \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" OUTPUTS "}, {%" A0 ",%" A1\
+               ",%" A2 ",%" A3 "}, %" B ", 1, 1, 1, 0;"                                                   \
+               : __VA_ARGS__                                                                              \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // d[64 x 192] += a[64 x 16] b[16 x 192], a in registers, b in shared memory, K-major.
@@ -427,10 +435,10 @@ template <bool BF16>
 __device__ __forceinline__ void group_multiply_registers(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (BF16) {
     RIBSR_OF_REGISTERS("bf16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
-               RIBSR_F32(d, 64));
+                       RIBSR_F32(d, 64));
   } else {
     RIBSR_OF_REGISTERS("f16", "192", RIBSR_D96, "96", "97", "98", "99", "100", RIBSR_F32(d, 0), RIBSR_F32(d, 32),
-               RIBSR_F32(d, 64));
+                       RIBSR_F32(d, 64));
   }
 }
 

@@ -90,12 +90,6 @@ struct Problem {
 __device__ __forceinline__ int first_tap(int pair) { return pair < 3 ? pair : 3 + 2 * (pair - 3); }
 __device__ __forceinline__ int second_tap(int pair) { return pair < 3 ? 6 + pair : 4; }
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-
 // A warp has a hidden channel; a thread 8 weights of one channel of the second product besides. The weights of `expand`
 // have the norm's weight in them, and, but for rounding, sum to zero, which makes the mean of x nearly nothing to them.
 constexpr int kArrangers = 256;
@@ -117,7 +111,7 @@ __global__ void __launch_bounds__(kArrangers) arrange_feed_forward(const __grid_
     bias = fmaf(given.x, shift.x, fmaf(given.y, shift.y, bias));
     sum += w[i].x + w[i].y;
   }
-  const float mean = warp_sum(sum) * (1.0f / kChannels);
+  const float mean = sum_lanes<32>(sum) * (1.0f / kChannels);
   float rest = 0.0f;
   uint8_t *chunk = weights.workspace + row / kChunk * kChunkBytes;
 #pragma unroll
@@ -129,8 +123,8 @@ __global__ void __launch_bounds__(kArrangers) arrange_feed_forward(const __grid_
     const int place = channel / 32 * kExpandPart + swizzled<64>(row % kChunk, channel % 32 / 8) + channel % 8 * 2;
     *reinterpret_cast<uint32_t *>(chunk + place) = rounded;
   }
-  rest = warp_sum(rest);
-  bias = warp_sum(bias);
+  rest = sum_lanes<32>(rest);
+  bias = sum_lanes<32>(bias);
   uint8_t *tables = weights.workspace + kTables - kTapPlace;  // by places in shared memory
   const auto half_of = [](uint16_t x) { return 0.5f * unpack<BF16>(x).x; };
   const int pair = row / 2 * 16 + row % 2 * 4;
@@ -191,13 +185,6 @@ __device__ __forceinline__ void fetch_operands(const Problem &problem, uint32_t 
   }
 }
 
-// The sum of 8 neighbouring lanes' x.
-__device__ __forceinline__ float eighth_sum(float x) {
-#pragma unroll
-  for (int step = 4; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-
 struct Vectors {
   uint4 of[kChannels / 64];
 };
@@ -241,8 +228,8 @@ __device__ __forceinline__ void make_statistics(const Problem &problem, const Ti
         squares[1] = fmaf(high, high, squares[1]);
       }
     }
-    const float rest = eighth_sum(sums[0] + sums[1]) * (1.0f / kChannels);
-    const float square = eighth_sum(squares[0] + squares[1]) * (1.0f / kChannels);
+    const float rest = sum_lanes<8>(sums[0] + sums[1]) * (1.0f / kChannels);
+    const float square = sum_lanes<8>(squares[0] + squares[1]) * (1.0f / kChannels);
     const float inverse = 0.5f * rsqrtf(fmaxf(fmaf(-rest, rest, square), 0.0f) + problem.epsilon);
     if (lane % 8 == 0) {
       store_shared(to + 8 * place, __float_as_int((near + rest) * inverse), __float_as_int(inverse));

@@ -51,14 +51,6 @@ __device__ __forceinline__ void unpack_vector(float (&x)[8], const uint4 &v) {
   }
 }
 
-// Over a pixel's lanes.
-template <int Lanes>
-__device__ __forceinline__ float sum_lanes(float x) {
-#pragma unroll
-  for (int distance = Lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-
 // Vector v of a lane is the (v * Lanes + lane)-th of the pixel. With more lanes than one, a pixel has more than 2 * Lanes
 // vectors, as fewer lanes would do otherwise: the first two of a lane are whole.
 template <int Lanes>
