@@ -3,6 +3,8 @@
     with open_engine("x2.onnx") as engine:
         y = engine.run(x)  # float32 [B, 3, H, W] → [B, 3, sH, sW]
 
+`Tiled(open_engine("x2.fp16.plan"))` is an engine for pictures of any size.
+
 Importing it is instant: a runtime is imported when its first engine opens. Only `engines.pytorch` imports torch.
 """
 
@@ -12,8 +14,9 @@ from pathlib import Path
 
 from engines.base import Description, Engine, Timer
 from engines.errors import EngineError
+from engines.tiles import Tiled
 
-__all__ = ["Description", "Engine", "EngineError", "Timer", "find_model", "is_checkpoint", "open_engine"]
+__all__ = ["Description", "Engine", "EngineError", "Tiled", "Timer", "find_model", "is_checkpoint", "open_engine"]
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 """Suffixes that PyTorch runs."""

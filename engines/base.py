@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError
+from engines.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,11 +141,11 @@ def check_input(x: Any, path: str, shape: Shape) -> None:
         )
 
 
-def out_of_memory(path: str, x: np.ndarray) -> EngineError:
+def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:
     """The error for an input too large for the memory there is."""
     b, _, h, w = x.shape
     pictures = f"{b} pictures" if b > 1 else "a picture"
-    return EngineError(f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into parts")
+    return OutOfMemory(f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into tiles")
 
 
 def closed(path: str) -> EngineError:

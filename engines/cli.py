@@ -66,7 +66,7 @@ class Size(click.ParamType):
 
 
 def engine_options(command: F) -> F:
-    """Adds the options that `engines.open_engine` takes, under its names."""
+    """Adds the options that `engines.open_engine` takes, under its names, and `tile`, (W, H) for `engines.Tiled`."""
     options = [
         click.option(
             "--device",
@@ -82,6 +82,11 @@ def engine_options(command: F) -> F:
             "--config",
             type=click.Path(exists=True, dir_okay=False),
             help="Instead of --model: own JSON, or the authors' option YAML.",
+        ),
+        click.option(
+            "--tile",
+            type=Size(),
+            help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
         ),
         click.option("--cuda-graphs", is_flag=True, help="TensorRT plans: launch repeated sizes as CUDA graphs."),
     ]

@@ -1,10 +1,14 @@
-"""The one exception that engines raise."""
+"""The exceptions that engines raise."""
 
 from __future__ import annotations
 
 
 class EngineError(RuntimeError):
     """A model or picture that cannot be opened, run or written; one line: what is wrong, where, what to do."""
+
+
+class OutOfMemory(EngineError):
+    """An input too large for the memory there is; a smaller one may do."""
 
 
 def first_line(error: BaseException) -> str:

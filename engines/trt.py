@@ -114,7 +114,8 @@ class TensorRTEngine(Engine):
                 batch = f" in batches of {b0}" if b0 == b1 else f" in batches of {b0} to {b1}"
                 raise EngineError(
                     f"{self._path}: was built for pictures of {took}{batch}, got {x.shape[0]} of "
-                    f"{x.shape[3]}x{x.shape[2]}; build one for that size with other --shapes: {self._manifest.rebuild}"
+                    f"{x.shape[3]}x{x.shape[2]}; give --tile, or build one for that size with other --shapes: "
+                    f"{self._manifest.rebuild}"
                 )
 
     @contextmanager

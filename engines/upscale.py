@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.cli import Command, engine_options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engines import Engine
 
 
 @click.command(cls=Command)
@@ -17,10 +23,11 @@ from engines.cli import Command, engine_options
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
 )
-def main(model_file: str, source: str, target: str, **options: Any) -> None:
+def main(model_file: str, source: str, target: str, tile: tuple[int, int] | None, **options: Any) -> None:
     """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
 
-    The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL.
+    The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL. A picture that MODEL
+    does not take whole, for its size or for want of memory, is cut into tiles, and a note says so.
     """
     import time
 
@@ -35,7 +42,7 @@ def main(model_file: str, source: str, target: str, **options: Any) -> None:
         for note in description.notes:
             click.echo(f"Note: {note}", err=True)
         start = time.perf_counter()
-        enlarged = Picture(engine.run(picture.pixels), picture.icc_profile)
+        enlarged = Picture(_enlarge(engine, picture.pixels, tile and (tile[1], tile[0])), picture.icc_profile)
         seconds = time.perf_counter() - start
     write_picture(target, enlarged)
     click.echo(f"{source} {picture.size} → {target} {enlarged.size}")
@@ -43,6 +50,29 @@ def main(model_file: str, source: str, target: str, **options: Any) -> None:
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
         f"{description.runtime_version} on {description.device}, {seconds:.2f} s"
     )
+
+
+def _enlarge(engine: Engine, x: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
+    """engine.run(x), in tiles (H, W) if asked for or needed; smaller ones as long as the memory does not suffice."""
+    from engines.errors import OutOfMemory
+    from engines.tiles import Tiled
+
+    height, width = x.shape[2:]
+    while True:
+        tiled = Tiled(engine, tile)
+        rows, columns = tiled.spans(height, width)
+        count, size = len(rows) * len(columns), f"{columns[0].size}x{rows[0].size}"
+        if count > 1:
+            click.echo(f"Note: in {count} tiles of {size} at most", err=True)
+        try:
+            hidden = count == 1 or not sys.stderr.isatty()
+            with click.progressbar(length=count, file=sys.stderr, hidden=hidden) as bar:
+                return tiled.run(x, bar.update)
+        except OutOfMemory:
+            tile = tiled.smaller(height, width)
+            if tile is None:
+                raise
+            click.echo(f"Note: out of memory on {size}; trying smaller tiles", err=True)
 
 
 def _check_not_overwritten(target: str, model_file: str, source: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import find_model, is_checkpoint, open_engine
+from engines import Tiled, find_model, is_checkpoint, open_engine
 from engines.base import PRECISIONS, Description
 from engines.errors import EngineError
 from engines.files import atomic
@@ -49,6 +49,9 @@ def model_name(text: str) -> ModelName:
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
     """Opens a model with the options of `engines.cli.engine_options`, each where it belongs."""
+    options = dict(options)
+    if tile := options.pop("tile", None):
+        return Tiled(open_model(name, options), (tile[1], tile[0]))
     everywhere, plans = ("device", "threads"), ("cuda_graphs",)
     if not is_checkpoint(name.path):
         keys = everywhere + (plans if Path(name.path).suffix == ".plan" else ())

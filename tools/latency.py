@@ -382,6 +382,8 @@ def main(
     plans = [] if merging else [name for name in names if name.endswith(".plan")]
     if layers is not None and not plans:
         raise click.UsageError("--layers needs a TensorRT plan (.plan) to run; other runtimes do not tell")
+    if layers is not None and options["tile"] is not None:
+        raise click.UsageError("--layers is about pictures that run whole; leave out --tile")
     out = console(stderr=json_target == "-")
     if merging:
         built = merge(names)
@@ -390,7 +392,7 @@ def main(
         for size in sizes or ((128, 128),):
             models = [model_name(name) for name in names]
             results += [result.to_json() for result in measure(models, size, options, rounds, warmup)]
-        settings = {"rounds": rounds, "warmup": warmup, "device": options["device"], "threads": options["threads"]}
+        settings = {"rounds": rounds, "warmup": warmup, **{key: options[key] for key in ("device", "threads", "tile")}}
         built = report(with_ratios(results), [environment()], [settings])
     show(out, built["results"])
     for seen in built["environments"]:

@@ -530,7 +530,7 @@ def _open_reference(
     name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[tuple[int, int]]
 ) -> LiveReference | RecordedReference:
     if not name.path.endswith(".npz"):
-        return LiveReference(name, options, images, sizes)
+        return LiveReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
     if images or sizes:
         raise click.UsageError(f"{name} brings its own pictures; leave out --image and --size")
     return RecordedReference(name.path)
@@ -576,6 +576,8 @@ def main(
 
     A float32 model passes if no value is off by more than 1e-4; a half-precision one if its root mean square error is
     at most twice that of PyTorch in the same precision. NaN never passes.
+
+    With --tile MODELs run in tiles, and REF as a whole.
     """
     if record is not None and not record.endswith(".npz"):
         raise click.UsageError(f"--record writes .npz files, got {record}")

@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines import open_engine
+from engines.base import out_of_memory
+from engines.ort import ORTEngine
 from engines.pictures import read_picture, to_bytes
 from engines.upscale import main
 
@@ -119,6 +121,66 @@ def test_nan_is_never_written(picture: Path, tmp_path: Path) -> None:
         assert out.exists() is (code == 0)
     assert "not written, since the engine produced" in result.stderr
     assert "use bf16 or fp32" in result.stderr
+
+
+@pytest.fixture
+def large_picture(tmp_path: Path) -> Path:
+    path = tmp_path / "large.png"
+    values = np.random.default_rng(0).integers(0, 256, (150, 210, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_tiles_on_request(onnx_file: Path, large_picture: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
+    assert run(onnx_file, large_picture, whole).stderr == ""
+    result = run(onnx_file, large_picture, cut, "--tile", "100x140")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "Note: in 10 tiles of 96x112 at most\n"
+    np.testing.assert_array_equal(pixels(cut), pixels(whole))  # this network sees two pixels far
+    result = run(onnx_file, large_picture, cut, "--tile", "71x200")
+    assert result.exit_code == 1
+    assert "must be 72x72 at least" in result.stderr
+
+
+def test_a_model_of_one_size_takes_pictures_of_any(large_picture: Path, picture: Path, tmp_path: Path) -> None:
+    model, out = fakes.write_onnx(tmp_path / "static.onnx", shape=(1, 3, 96, 128)), tmp_path / "out.png"
+    result = run(model, large_picture, out)
+    assert "Note: in 9 tiles of 128x96 at most\n" in result.stderr
+    with open_engine(fakes.write_onnx(tmp_path / "dynamic.onnx")) as engine:
+        expected = to_bytes(engine.run(read_picture(large_picture).pixels))[0].transpose(1, 2, 0)
+    inside = slice(0, -6)  # at the end of the picture the tiles show its mirror image, the whole nothing
+    np.testing.assert_allclose(pixels(out)[inside, inside].astype(int), expected[inside, inside], atol=1)
+    assert run(model, picture, out).stderr == ""
+    assert Image.open(out).size == (26, 18)
+
+
+def test_out_of_memory_means_smaller_tiles(
+    onnx_file: Path, large_picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tmp_path / "expected.png"
+    assert run(onnx_file, large_picture, expected).exit_code == 0
+    enough, run_whole = 100 * 150, ORTEngine.run
+
+    def limited(engine: ORTEngine, x: np.ndarray) -> np.ndarray:
+        if x.shape[2] * x.shape[3] > enough:
+            raise out_of_memory("tiny.onnx", x)
+        return run_whole(engine, x)
+
+    monkeypatch.setattr(ORTEngine, "run", limited)
+    result = run(onnx_file, large_picture, tmp_path / "out.png")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Note: out of memory on 210x150; trying smaller tiles\nNote: in ")
+    np.testing.assert_array_equal(pixels(tmp_path / "out.png"), pixels(expected))
+    enough = 50 * 50
+    result = run(onnx_file, large_picture, tmp_path / "none.png")
+    assert result.exit_code == 1
+    assert "out of memory on a picture of 72x72; give a smaller one" in result.stderr
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_the_colour_profile_is_kept(onnx_file: Path, picture: Path, tmp_path: Path) -> None:

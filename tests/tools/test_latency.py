@@ -81,7 +81,7 @@ def test_every_model_is_timed_at_every_size(models: Path) -> None:
         assert result["clock"]
         assert result["description"]["runtime"] == "onnxruntime"
     assert [r["ratio"] for r in results if r["file"] == "a.onnx"] == [1, 1]
-    assert seen["settings"] == [{"rounds": 3, "warmup": 1, "device": "auto", "threads": 1}]
+    assert seen["settings"] == [{"rounds": 3, "warmup": 1, "device": "auto", "threads": 1, "tile": None}]
     assert seen["environments"][0]["versions"]["numpy"] == np.__version__
     assert seen["environments"][0]["cores"] >= 1
 
@@ -225,6 +225,7 @@ def test_the_slowest_layers_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_layers_are_those_of_plans_that_ran(models: Path) -> None:
     assert "--layers needs a TensorRT plan" in run("a.onnx", "--layers", "3").stderr
     assert run("--merge", "a.json", "x2.plan", "--layers", "3").exit_code == 2
+    assert "leave out --tile" in run("x2.plan", "--layers", "3", "--tile", "96x96").stderr
     Path("x2.plan").write_bytes(b"engine")
     result = run("x2.plan", *QUICK, "--layers", "3", "--json", "out.json")
     assert result.exit_code == 1

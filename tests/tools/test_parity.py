@@ -206,6 +206,16 @@ def test_a_model_of_fixed_shape_gets_pictures_of_that_shape(folder: Path) -> Non
     assert run("ref.npz", "static.onnx").exit_code == 0
 
 
+def test_models_in_tiles_beside_the_whole_picture(folder: Path) -> None:
+    arguments = ("x2.pt", "x2.onnx", "--size", "200x150", "--tile")
+    code, seen = report(*arguments, "96x88")
+    assert code == 0
+    assert "coffee 200x150" in seen["comparisons"][0]["models"][0]["pictures"]
+    result = run(*arguments, "71x200")
+    assert result.exit_code == 1
+    assert "FAIL x2.onnx: 200x150 cannot be cut into tiles of 71x200" in result.stdout
+
+
 def test_own_pictures(folder: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
     Image.fromarray(values).save("a.png")

@@ -1,0 +1,225 @@
+"""Tiles: any size for any engine, and the picture that the whole would have given.
+
+The engine here sees as far as a layer does: a convolution, something that mixes a window, a convolution. Its values are
+integers, so that results are equal or not; what it sees ends before the middle of the overlap, so that they must be.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines import Description, Engine, EngineError, Tiled, tiles
+from engines.base import Shape, check_input
+from engines.errors import OutOfMemory
+
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Layer(Engine):
+    """y = conv(sums of windows(conv(x))), enlarged by repetition; `sizes`, `shape` and `memory` are its limits."""
+
+    def __init__(
+        self,
+        windows: tuple[tuple[int, int], ...] = ((8, 8), (16, 16)),
+        scale: int = 2,
+        sizes: Sizes | None = None,
+        shape: Shape = (None, 3, None, None),
+        memory: float = math.inf,
+    ):
+        self.windows, self.scale, self.sizes, self.shape, self.memory = windows, scale, sizes, shape, memory
+        self.seen: list[tuple[int, ...]] = []
+        self.closed = False
+
+    def describe(self) -> Description:
+        return Description(
+            "x2.plan", "numpy", "1", "cpu", "fp32", "layer", self.scale, self.windows, "none", "1", "0" * 64,
+            shape=self.shape, sizes=self.sizes,
+        )  # fmt: skip
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        check_input(x, "x2.plan", self.shape)
+        height, width = x.shape[2:]
+        if self.sizes:
+            (h0, w0), (h1, w1) = self.sizes
+            assert h0 <= height <= h1
+            assert w0 <= width <= w1
+        self.seen.append(x.shape)
+        if height * width > self.memory:
+            raise OutOfMemory("x2.plan: out of memory")
+        y = convolved(x.astype(np.float64))
+        for window in self.windows:
+            y = y + window_sums(y, window)
+        y = convolved(y)
+        return y.repeat(self.scale, 2).repeat(self.scale, 3).astype(np.float32)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def convolved(x: np.ndarray) -> np.ndarray:
+    """Neighbours weighted 1 to 9, zeros around the picture."""
+    height, width = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    y = np.zeros_like(x)
+    for i in range(3):
+        for j in range(3):
+            y += (3 * i + j + 1) * padded[..., i : i + height, j : j + width]
+    return y % 251
+
+
+def window_sums(x: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    """Each pixel's place-weighted sum over its window, of the picture continued by reflection to whole windows."""
+    rows, columns = window
+    b, c, h, w = x.shape
+    height, width = math.ceil(h / rows) * rows, math.ceil(w / columns) * columns
+    for axis, size in ((2, height), (3, width)):
+        x = np.take(x, tiles.mirrored(np.arange(size), x.shape[axis]), axis)
+    cells = x.reshape(b, c, height // rows, rows, width // columns, columns)
+    weights = np.arange(rows)[:, None, None] * 3 + np.arange(columns) + 1
+    sums = (cells * weights).sum((3, 5), keepdims=True) % 241
+    return np.broadcast_to(sums, cells.shape).reshape(b, c, height, width)[..., :h, :w]
+
+
+def picture(height: int, width: int, batch: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, 3, height, width)).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 400), width=st.integers(1, 400), tall=st.integers(80, 300), wide=st.integers(80, 300),
+    scale=st.integers(2, 4),
+)  # fmt: skip
+def test_tiles_give_what_the_whole_gives(height: int, width: int, tall: int, wide: int, scale: int) -> None:
+    x, engine = picture(height, width), Layer(scale=scale)
+    np.testing.assert_array_equal(Tiled(engine, (tall, wide)).run(x), Layer(scale=scale).run(x))
+    assert all(h <= tall and w <= wide for _, _, h, w in engine.seen)
+
+
+def test_tiles_off_the_window_grid_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "grid", lambda windows: (11, 11))
+    x = picture(200, 200)
+    assert not np.array_equal(Tiled(Layer(), (150, 150)).run(x), Layer().run(x))
+
+
+@pytest.mark.parametrize("windows", [((16, 24),), ((8, 16), (24, 8)), ((16, 16), (24, 24))])
+def test_windows_that_are_not_square_or_do_not_divide_each_other(windows: tuple[tuple[int, int], ...]) -> None:
+    x = picture(530, 410, batch=2)
+    np.testing.assert_array_equal(Tiled(Layer(windows), (256, 224)).run(x), Layer(windows).run(x))
+
+
+@pytest.mark.parametrize("size", [(100, 120), (160, 200), (161, 120), (100, 201), (700, 90), (99, 500), (1, 1)])
+def test_an_engine_gets_no_other_sizes_than_it_takes(size: tuple[int, int]) -> None:
+    x, tiled = picture(*size), Tiled(Layer(sizes=((100, 120), (160, 200))))
+    y = tiled.run(x)
+    assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
+    continued = any(cuts[-1].stop > length for cuts, length in zip(tiled.spans(*size), size, strict=True))
+    if not continued:
+        np.testing.assert_array_equal(y, Layer().run(x))
+
+
+@pytest.mark.parametrize("size", [(150, 170), (151, 171), (400, 170), (37, 600), (1, 1)])
+def test_an_engine_of_one_size_gets_the_picture_continued_by_reflection(size: tuple[int, int]) -> None:
+    """Away from the end of the picture, it gives what another would of a picture that goes on."""
+    x = picture(*size)
+    y = Tiled(Layer(shape=(None, 3, 150, 170))).run(x)
+    assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
+    continued = x
+    for axis in (2, 3):
+        continued = np.pad(continued, [(0, 150 if i == axis else 0) for i in range(4)], "reflect")
+    height, width = (max(2 * (length - 20), 1) for length in size)
+    np.testing.assert_array_equal(y[..., :height, :width], Layer().run(continued)[..., :height, :width])
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(1, 5000), step=st.sampled_from([8, 16, 24, 64, 96, 120]), low=st.integers(1, 500),
+    spare=st.integers(0, 900),
+)  # fmt: skip
+def test_cuts(length: int, step: int, low: int, spare: int) -> None:
+    shared = tiles.overlap(step)
+    assert shared >= tiles.LEAST_OVERLAP
+    assert shared % step == 0
+    high = max(low, shared + step) + spare
+    spans = tiles.cut(length, step, low, high)
+    assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
+    assert spans[-1].last == length
+    for span in spans:
+        assert span.start % step == 0
+        assert low <= span.size <= high
+        assert span.start <= span.first < span.last <= span.stop
+        assert span.first - span.start >= shared // 2 or span.start == 0
+        assert span.stop - span.last >= shared // 2 or span.last == length
+    assert max(span.size for span in spans) == spans[0].size
+    if len(spans) > 1:  # one less would not do
+        assert length > (len(spans) - 1) * (high // step * step - shared) + shared
+
+
+def test_what_cannot_be_tiled_is_said() -> None:
+    x = picture(200, 300)
+    with pytest.raises(
+        EngineError, match="300x200 cannot be cut into tiles of 79x400: .* must be 80x80 at least, "
+    ) as e:
+        Tiled(Layer(), (400, 79)).run(x)
+    assert "\n" not in str(e.value)
+    assert Tiled(Layer(), (400, 79)).run(picture(200, 79)).shape == (1, 3, 400, 158)
+    with pytest.raises(EngineError, match="takes pictures from 120x100 on; give tiles as large or larger"):
+        Tiled(Layer(sizes=((100, 120), (160, 200))), (100, 119)).run(x)
+    with pytest.raises(EngineError, match="must be float32"):
+        Tiled(Layer()).run(x.astype(np.float64))
+    with pytest.raises(EngineError, match=r"shape \[2, 3, any, any\] only"):
+        Tiled(Layer(shape=(2, 3, 64, 64))).run(x)
+
+
+def test_smaller_tiles_until_the_memory_suffices() -> None:
+    engine, x, tile = Layer(memory=100 * 130), picture(190, 640), None
+    tried = []
+    while True:
+        tiled = Tiled(engine, tile)
+        try:
+            y = tiled.run(x)
+            break
+        except OutOfMemory:
+            tile = tiled.smaller(190, 640)
+            assert tile is not None
+            tried.append(engine.seen[-1][2] * engine.seen[-1][3])
+    assert tried == sorted(set(tried), reverse=True)
+    np.testing.assert_array_equal(y, Layer().run(x))
+
+
+def test_tiles_that_cannot_be_smaller() -> None:
+    assert Tiled(Layer(), (80, 80)).smaller(500, 500) is None
+    assert Tiled(Layer(), (80, 160)).smaller(500, 500) == (80, 80)
+    assert Tiled(Layer()).smaller(80, 20) is None
+    assert Tiled(Layer(shape=(1, 3, 200, 200))).smaller(500, 500) is None
+
+
+def test_threads_share_an_engine_and_no_results_are_mixed() -> None:
+    tiled = Tiled(Layer(), (96, 96))
+    pictures = [picture(100 + 17 * i, 300 - 23 * i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for x, y in zip(pictures, pool.map(tiled.run, pictures), strict=True):
+            np.testing.assert_array_equal(y, Layer().run(x))
+
+
+def test_progress_and_closing() -> None:
+    engine, steps = Layer(), []
+    with Tiled(engine, (96, 96)) as tiled:
+        tiled.run(picture(100, 200), steps.append)
+        rows, columns = tiled.spans(100, 200)
+        assert steps == [1] * (len(rows) * len(columns)) == [1] * len(engine.seen)
+        assert len(steps) > 1
+    assert engine.closed
+
+
+def test_it_describes_the_other_engine_without_its_limits() -> None:
+    engine = Layer(sizes=((100, 120), (160, 200)), shape=(1, 3, None, 120))
+    described = Tiled(engine).describe()
+    assert described.shape == (1, 3, None, None)
+    assert described.sizes is None
+    assert described.windows == engine.windows
