@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import Description, Engine, EngineError, Tiled, tiles
+from engines import Description, Engine, EngineError, Tiled, open_engine, samples, tiles
 from engines.base import Shape, check_input
 from engines.errors import OutOfMemory
 
@@ -105,6 +105,20 @@ def test_tiles_off_the_window_grid_would_not(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tiles, "grid", lambda windows: (11, 11))
     x = picture(200, 200)
     assert not np.array_equal(Tiled(Layer(), (150, 150)).run(x), Layer().run(x))
+
+
+def test_no_seams_in_what_trained_weights_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the grid no value is off by half a step of 8 bits. Off the grid, tiles that overlap as much lose 20 dB."""
+    pytest.importorskip("torch")
+    x = samples.sample("chelsea", 64, 150)
+    with open_engine("sst-light-x2", device="cpu") as engine:
+        whole, tiled = engine.run(x), Tiled(engine, (64, 128))
+        assert len(tiled.spans(64, 150)[1]) == 2
+        on_grid = tiled.run(x) - whole
+        monkeypatch.setattr(tiles, "grid", lambda windows: (27, 27))
+        off_grid = Tiled(engine, (64, 128)).run(x) - whole
+    assert np.abs(on_grid).max() < 0.5 / 255
+    assert np.square(off_grid).mean() > 100 * np.square(on_grid).mean()
 
 
 @pytest.mark.parametrize("windows", [((16, 24),), ((8, 16), (24, 8)), ((16, 16), (24, 24))])
