@@ -137,7 +137,7 @@ def check_input(x: Any, path: str, shape: Shape) -> None:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise EngineError(
             f"{path}: takes inputs of shape [{wanted}] only, got {list(x.shape)}; "
-            "give that size, or export without --static"
+            "give that size, or --tile, or export without --static"
         )
 
 
@@ -145,7 +145,9 @@ def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:
     """The error for an input too large for the memory there is."""
     b, _, h, w = x.shape
     pictures = f"{b} pictures" if b > 1 else "a picture"
-    return OutOfMemory(f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into tiles")
+    return OutOfMemory(
+        f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into tiles (--tile)"
+    )
 
 
 def closed(path: str) -> EngineError:

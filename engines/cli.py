@@ -66,7 +66,7 @@ class Size(click.ParamType):
 
 
 def engine_options(command: F) -> F:
-    """Adds the options that `engines.open_engine` takes, under its names, and `tile`, (W, H) for `engines.Tiled`."""
+    """Adds the options that `engines.open_engine` takes, under its names."""
     options = [
         click.option(
             "--device",
@@ -83,13 +83,14 @@ def engine_options(command: F) -> F:
             type=click.Path(exists=True, dir_okay=False),
             help="Instead of --model: own JSON, or the authors' option YAML.",
         ),
-        click.option(
-            "--tile",
-            type=Size(),
-            help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
-        ),
         click.option("--cuda-graphs", is_flag=True, help="TensorRT plans: launch repeated sizes as CUDA graphs."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def tile_option(command: F) -> F:
+    """Adds `tile`, the (W, H) that `engines.Tiled` cuts pictures into."""
+    text = "Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks."
+    return click.option("--tile", type=Size(), help=text)(command)

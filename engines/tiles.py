@@ -1,9 +1,12 @@
 """Pictures of any size for engines that cannot take them whole: cut into tiles on the picture's window grid.
 
 Every layer cuts its map into windows from the top left corner on. A tile that starts and ends at multiples of all
-windows' sides (the grid: 64 pixels for sst, 96 for the + models) has the same windows as the whole picture, so that
-attention sees the same pixels; only the convolutions miss what lies beyond a cut inside the picture. Tiles therefore
+windows' sides (the grid: 64 pixels for sst, 96 for the + models) has the same windows as the whole picture. Only
+convolutions miss what lies beyond a cut inside the picture, and pass it on to the windows at the cut. Tiles therefore
 overlap, and each gives up half of the overlap, where it is wrong most.
+
+What follows the whole picture follows the tile instead: the filters of esc-rib, and the windows that wrap around the
+edges in models that shift them (those with windows of one size; none is published).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEAST_OVERLAP = 64
-"""Pixels that two tiles share at least, in whole grids."""
+"""Pixels that neighbouring tiles share at least, in whole grids."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +49,34 @@ def grid(windows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     return math.lcm(*(rows for rows, _ in windows)), math.lcm(*(columns for _, columns in windows))
 
 
-def overlap(step: int) -> int:
-    """Pixels that neighbouring tiles share on a grid of `step` pixels."""
+def least_overlap(step: int) -> int:
+    """Pixels that neighbouring tiles share at least on a grid of `step` pixels."""
     return math.ceil(LEAST_OVERLAP / step) * step
 
 
 def cut(length: int, step: int, low: int, high: float) -> tuple[Span, ...]:
     """Cuts an axis of `length` pixels into tiles of `low` to `high` pixels that start at multiples of `step`.
 
-    No more tiles than needed, the last one not larger than the others, which are of one size. Where there are two or
-    more, `high` must be at least `overlap(step) + step`.
+    They share `least_overlap(step)` pixels, or twice that if they may be four times as large: then the windows at a cut
+    are given up whole. No more tiles than this needs; all but the last are of one size. Where there are two or more,
+    `high` must be at least `least_overlap(step) + step`.
     """
     if length <= high:
         return (Span(0, max(length, low), 0, length),)
-    shared = overlap(step)
-    furthest = int(high) // step * step - shared  # from one start to the next
-    count = math.ceil((length - shared) / furthest)
-    stride = math.ceil((length - shared) / count / step) * step
+    high = int(high)
+    longest = high // step * step
+    shared = least_overlap(step)
+    if longest >= 4 * shared:
+        shared *= 2
+    furthest = longest - shared  # from one start to the next
+    count = 1 + math.ceil((length - high) / furthest)  # the last tile ends with the picture, on the grid or not
+    stride = min(furthest, math.ceil((length - shared) / count / step) * step)
+    starts = range(0, length - shared, stride)[:count]
     spans = []
-    for start in range(0, length - shared, stride):
-        stop = min(start + stride + shared, length)
+    for start in starts:
+        stop = start + stride + shared if start != starts[-1] else length
         first = start + shared // 2 if start > 0 else 0
-        last = stop - shared // 2 if stop < length else length
+        last = stop - (shared - shared // 2) if stop < length else length
         spans.append(Span(start, max(stop, start + low), first, last))
     return tuple(spans)
 
@@ -89,33 +98,39 @@ class Tiled(Engine):
     def __init__(self, engine: Engine, tile: tuple[int, int] | None = None):
         self._engine, self._inner = engine, engine.describe()
         self._grid = grid(self._inner.windows)
-        self._low, high = _limits(self._inner)
-        self._high = (min(tile[0], high[0]), min(tile[1], high[1])) if tile else high
+        self._least = tuple(least_overlap(step) + step for step in self._grid)
+        self._low, self._most = _limits(self._inner)
+        self._high = (min(tile[0], self._most[0]), min(tile[1], self._most[1])) if tile else self._most
 
     def describe(self) -> Description:
-        return replace(self._inner, shape=(self._inner.shape[0], 3, None, None), sizes=None)
+        """The other engine's, without limits to the size, and with a note of where pictures are cut."""
+        notes = self._inner.notes
+        if min(self._high) < math.inf:
+            notes = (*notes, f"pictures larger than {_wxh(self._high)} are cut into tiles")
+        return replace(self._inner, shape=(self._inner.shape[0], 3, None, None), sizes=None, notes=notes)
 
     def spans(self, height: int, width: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
         """How a picture is cut: rows of tiles, and columns.
 
         Raises EngineError if tiles are to be smaller than the engine takes, or too small to overlap on the grid.
         """
+        path = self._inner.path
         if any(high < low for low, high in zip(self._low, self._high, strict=True)):
-            raise EngineError(
-                f"{self._inner.path}: takes pictures from {_wxh(self._low)} on; give tiles as large or larger"
-            )
-        least = self._least
-        if any(size > high < small for size, high, small in zip((height, width), self._high, least, strict=True)):
-            raise EngineError(
-                f"{self._inner.path}: {width}x{height} cannot be cut into tiles of {_wxh(self._high)}: this model's "
-                f"must be {_wxh(least)} at least, to overlap on its window grid; give larger ones"
-            )
+            takes = f"{_wxh(self._low)} only" if self._low == self._most else f"{_wxh(self._low)} and larger"
+            raise EngineError(f"{path}: takes pictures of {takes}; give no smaller tiles")
+        for size, high, most, least in zip((height, width), self._high, self._most, self._least, strict=True):
+            if size > high < least:
+                advice = "export or build it for larger pictures" if most < least else "give larger ones"
+                raise EngineError(
+                    f"{path}: {width}x{height} cannot be cut into tiles of {_wxh(self._high)}: this model's must be "
+                    f"{_wxh(self._least)} at least, to overlap on its window grid; {advice}"
+                )
         (rows, columns), (h0, w0), (h1, w1) = self._grid, self._low, self._high
         return cut(height, rows, h0, h1), cut(width, columns, w0, w1)
 
     def smaller(self, height: int, width: int) -> tuple[int, int] | None:
         """About half the tile (H, W) that a picture of this size is cut into; None if it cannot be smaller."""
-        sizes = [spans[0].size for spans in self.spans(height, width)]
+        sizes = [max(span.size for span in spans) for spans in self.spans(height, width)]
         floors = [max(low, least) for low, least in zip(self._low, self._least, strict=True)]
         for axis in sorted((0, 1), key=lambda axis: -sizes[axis]):
             if sizes[axis] > floors[axis]:
@@ -124,33 +139,30 @@ class Tiled(Engine):
         return None
 
     def run(self, x: np.ndarray, advance: Callable[[int], object] | None = None) -> np.ndarray:
-        """As `Engine.run`. advance: called with 1 after every tile."""
+        """As `Engine.run`. advance: called with 1 after every tile of a picture that is cut."""
         import numpy as np
 
-        check_input(x, self._inner.path, self.describe().shape)
+        check_input(x, self._inner.path, (self._inner.shape[0], 3, None, None))
         b, _, height, width = x.shape
+        rows, columns = self.spans(height, width)
+        if (rows[0].size, columns[0].size) == (height, width):
+            return self._engine.run(x)
         scale = self._inner.scale
         y = np.empty((b, 3, scale * height, scale * width), np.float32)
-        rows, columns = self.spans(height, width)
         for row in rows:
+            strip = _taken(x, 2, row)
             for column in columns:
-                part = self._engine.run(_taken(_taken(x, 2, row), 3, column))
-                kept_rows, kept_columns = (
-                    slice(scale * (span.first - span.start), scale * (span.last - span.start)) for span in (row, column)
-                )
-                there = (slice(scale * span.first, scale * span.last) for span in (row, column))
-                y[(..., *there)] = part[..., kept_rows, kept_columns]
+                part = self._engine.run(_taken(strip, 3, column))
+                tile = (row, column)
+                here = tuple(slice(scale * (one.first - one.start), scale * (one.last - one.start)) for one in tile)
+                there = tuple(slice(scale * one.first, scale * one.last) for one in tile)
+                y[(..., *there)] = part[(..., *here)]
                 if advance is not None:
                     advance(1)
         return y
 
     def close(self) -> None:
         self._engine.close()
-
-    @property
-    def _least(self) -> tuple[int, int]:
-        rows, columns = self._grid
-        return overlap(rows) + rows, overlap(columns) + columns
 
 
 def _taken(x: np.ndarray, axis: int, span: Span) -> np.ndarray:
@@ -168,5 +180,6 @@ def _limits(description: Description) -> tuple[tuple[int, int], tuple[float, flo
     return (height or 1, width or 1), (height or math.inf, width or math.inf)
 
 
-def _wxh(size: tuple[float, float]) -> str:
-    return f"{size[1]:g}x{size[0]:g}"
+def _wxh(size: tuple[float, ...]) -> str:
+    height, width = ("any" if side == math.inf else str(side) for side in size)
+    return f"{width}x{height}"

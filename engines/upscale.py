@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli import Command, engine_options
+from engines.cli import Command, engine_options, tile_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @engine_options
+@tile_option
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
 )
@@ -54,24 +55,29 @@ def main(model_file: str, source: str, target: str, tile: tuple[int, int] | None
 
 def _enlarge(engine: Engine, x: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
     """engine.run(x), in tiles (H, W) if asked for or needed; smaller ones as long as the memory does not suffice."""
-    from engines.errors import OutOfMemory
+    from engines.errors import EngineError, OutOfMemory
     from engines.tiles import Tiled
 
     height, width = x.shape[2:]
     while True:
         tiled = Tiled(engine, tile)
         rows, columns = tiled.spans(height, width)
-        count, size = len(rows) * len(columns), f"{columns[0].size}x{rows[0].size}"
+        count = len(rows) * len(columns)
+        size = "x".join(str(max(span.size for span in spans)) for spans in (columns, rows))
         if count > 1:
             click.echo(f"Note: in {count} tiles of {size} at most", err=True)
         try:
-            hidden = count == 1 or not sys.stderr.isatty()
-            with click.progressbar(length=count, file=sys.stderr, hidden=hidden) as bar:
+            if count == 1 or not sys.stderr.isatty():
+                return tiled.run(x)
+            with click.progressbar(length=count, file=sys.stderr) as bar:
                 return tiled.run(x, bar.update)
         except OutOfMemory:
             tile = tiled.smaller(height, width)
             if tile is None:
-                raise
+                path = engine.describe().path
+                raise EngineError(
+                    f"{path}: out of memory on {size}, and tiles cannot be smaller; free memory"
+                ) from None
             click.echo(f"Note: out of memory on {size}; trying smaller tiles", err=True)
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, engine_options
+from engines.cli import Command, engine_options, tile_option
 from engines.errors import EngineError
 from tools._common import (
     console,
@@ -112,6 +112,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 @click.option("--gray-as-rgb", is_flag=True, help="Studio-range luma for gray pictures (see ribsr/benchmark.py).")
 @click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
 @engine_options
+@tile_option
 def main(
     names: tuple[str, ...],
     folders: tuple[Path, ...],

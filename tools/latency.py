@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, Size, engine_options
+from engines.cli import Command, Size, engine_options, tile_option
 from engines.errors import EngineError
 from tools._common import (
     ModelName,
@@ -361,6 +361,7 @@ def _machines(environments: list[dict[str, Any]]) -> int:
 @click.option("--merge", "merging", is_flag=True, help="MODELs are result files of --json: show them as one table.")
 @click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
 @engine_options
+@tile_option
 @click.pass_context
 def main(
     context: click.Context,
@@ -392,7 +393,7 @@ def main(
         for size in sizes or ((128, 128),):
             models = [model_name(name) for name in names]
             results += [result.to_json() for result in measure(models, size, options, rounds, warmup)]
-        settings = {"rounds": rounds, "warmup": warmup, **{key: options[key] for key in ("device", "threads", "tile")}}
+        settings = {"rounds": rounds, "warmup": warmup, "device": options["device"], "threads": options["threads"]}
         built = report(with_ratios(results), [environment()], [settings])
     show(out, built["results"])
     for seen in built["environments"]:

@@ -24,7 +24,7 @@ import click
 
 from engines import SUFFIXES, is_checkpoint
 from engines.base import Shape
-from engines.cli import Command, Size, engine_options
+from engines.cli import Command, Size, engine_options, tile_option
 from engines.errors import EngineError, first_line
 from engines.files import atomic
 from tools._common import (
@@ -556,6 +556,7 @@ def _open_reference(
 )
 @click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
 @engine_options
+@tile_option
 @click.pass_context
 def main(
     context: click.Context,
@@ -577,7 +578,7 @@ def main(
     A float32 model passes if no value is off by more than 1e-4; a half-precision one if its root mean square error is
     at most twice that of PyTorch in the same precision. NaN never passes.
 
-    With --tile MODELs run in tiles, and REF as a whole.
+    With --tile MODELs run in tiles, and REF as a whole; --max-error then says how far off seams may be.
     """
     if record is not None and not record.endswith(".npz"):
         raise click.UsageError(f"--record writes .npz files, got {record}")

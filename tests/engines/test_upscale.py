@@ -179,7 +179,7 @@ def test_out_of_memory_means_smaller_tiles(
     enough = 50 * 50
     result = run(onnx_file, large_picture, tmp_path / "none.png")
     assert result.exit_code == 1
-    assert "out of memory on a picture of 72x72; give a smaller one" in result.stderr
+    assert "out of memory on 72x72, and tiles cannot be smaller; free memory" in result.stderr
     assert not (tmp_path / "none.png").exists()
 
 
