@@ -88,7 +88,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     if not path.is_file():
         names = f"; bundled are {', '.join(bundled.names())}" if bundled.names() and not path.suffix else ""
         raise CheckpointError(f"{path}: no such file{names}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    is_safetensors = path.suffix == ".safetensors" or head[8:] == b"{"  # JSON behind 8 bytes, whatever its name
+    return _read_safetensors(path) if is_safetensors else _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config | None]:

@@ -126,6 +126,14 @@ def test_wrong_weights_name_the_key(tmp_path, light):
     fails(path, "not both", model="sst", config=ribsr.config("sst"))
 
 
+def test_safetensors_are_read_under_any_name(tmp_path, light):
+    ribsr.save(light, tmp_path / "net.safetensors")
+    (tmp_path / "net.safetensors").rename(tmp_path / "net.pt")
+    state = ribsr.load(tmp_path / "net.pt").state_dict()
+    assert state.keys() == light.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in light.state_dict().items())
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     fails(path, "no such file")
