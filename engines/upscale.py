@@ -66,6 +66,8 @@ def _enlarge(engine: Engine, x: np.ndarray, tile: tuple[int, int] | None) -> np.
         size = "x".join(str(max(span.size for span in spans)) for spans in (columns, rows))
         if count > 1:
             click.echo(f"Note: in {count} tiles of {size} at most", err=True)
+        elif size != f"{width}x{height}":
+            click.echo(f"Note: continued by mirroring to {size}, the smallest that the model takes", err=True)
         try:
             if count == 1 or not sys.stderr.isatty():
                 return tiled.run(x)
