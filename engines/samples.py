@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.tiles import mirrored
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -40,7 +38,8 @@ def sample(name: str, height: int, width: int) -> np.ndarray:
 def _indices(have: int, want: int) -> np.ndarray:
     import numpy as np
 
-    return mirrored(np.arange(want) + max(0, (have - want) // 2), have)
+    i = np.arange(want) + max(0, (have - want) // 2)
+    return have - 1 - np.abs(have - 1 - i % (2 * have - 2))
 
 
 @cache

@@ -82,10 +82,15 @@ def cut(length: int, step: int, low: int, high: float) -> tuple[Span, ...]:
 
 
 def mirrored(indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices ≥ 0 of an axis of `size` pixels that goes on by reflection, its last pixel not repeated."""
+    """Indices ≥ 0 of an axis of `size` pixels that goes on as its mirror image, the last pixel twice.
+
+    The mirror stands at the picture's edge. In the last pixel's middle it would make that pixel's s enlarged ones
+    symmetric, whatever they show: 0.4 to 1.6 dB less in the last four rows of four Set14 pictures, here 0.4 at most.
+    """
     import numpy as np
 
-    return size - 1 - np.abs(size - 1 - indices % max(2 * (size - 1), 1))
+    indices = indices % (2 * size)
+    return np.minimum(indices, 2 * size - 1 - indices)
 
 
 class Tiled(Engine):

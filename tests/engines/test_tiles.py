@@ -137,24 +137,24 @@ def test_an_engine_gets_no_other_sizes_than_it_takes(size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("size", [(150, 170), (151, 171), (400, 170), (37, 600), (1, 1)])
-def test_an_engine_of_one_size_gets_the_picture_continued_by_reflection(size: tuple[int, int]) -> None:
+def test_an_engine_of_one_size_gives_what_another_gives_of_the_continued_picture(size: tuple[int, int]) -> None:
     """Away from the end of the picture, it gives what another would of a picture that goes on."""
     x = picture(*size)
     y = Tiled(Layer(shape=(None, 3, 150, 170))).run(x)
     assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
     continued = x
     for axis in (2, 3):
-        continued = np.pad(continued, [(0, 150 if i == axis else 0) for i in range(4)], "reflect")
+        continued = np.pad(continued, [(0, 150 if i == axis else 0) for i in range(4)], "symmetric")
     height, width = (max(2 * (length - 20), 1) for length in size)
     np.testing.assert_array_equal(y[..., :height, :width], Layer().run(continued)[..., :height, :width])
 
 
 @pytest.mark.parametrize("size", [(37, 41), (1, 1), (2, 3), (149, 170), (290, 340)])
-def test_a_picture_is_continued_by_reflection(size: tuple[int, int]) -> None:
+def test_a_picture_is_continued_by_its_mirror_image(size: tuple[int, int]) -> None:
     engine, x = Layer(shape=(None, 3, 150, 170)), picture(*size)
     Tiled(engine).run(x)
     row, column = (spans[-1] for spans in Tiled(engine).spans(*size))
-    continued = np.pad(x, ((0, 0), (0, 0), (0, row.stop - size[0]), (0, column.stop - size[1])), "reflect")
+    continued = np.pad(x, ((0, 0), (0, 0), (0, row.stop - size[0]), (0, column.stop - size[1])), "symmetric")
     np.testing.assert_array_equal(engine.seen[-1], continued[:, :, row.start :, column.start :])
 
 
