@@ -91,6 +91,10 @@ def engine_options(command: F) -> F:
 
 
 def tile_option(command: F) -> F:
-    """Adds `tile`, the (W, H) that `engines.Tiled` cuts pictures into."""
-    text = "Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks."
-    return click.option("--tile", type=Size(), help=text)(command)
+    """Adds `tile`, given as WxH and handed on as (H, W), as `engines.Tiled` takes it."""
+    return click.option(
+        "--tile",
+        type=Size(),
+        callback=lambda context, option, size: size and size[::-1],
+        help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
+    )(command)

@@ -133,9 +133,14 @@ class Tiled(Engine):
         (rows, columns), (h0, w0), (h1, w1) = self._grid, self._low, self._high
         return cut(height, rows, h0, h1), cut(width, columns, w0, w1)
 
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """The sides (H, W) of the largest tile that a picture is cut into. Raises EngineError as `spans` does."""
+        rows, columns = self.spans(height, width)
+        return max(span.size for span in rows), max(span.size for span in columns)
+
     def smaller(self, height: int, width: int) -> tuple[int, int] | None:
-        """About half the tile (H, W) that a picture of this size is cut into; None if it cannot be smaller."""
-        sizes = [max(span.size for span in spans) for spans in self.spans(height, width)]
+        """About half the largest tile (H, W) that a picture is cut into; None if it cannot be smaller."""
+        sizes = list(self.largest(height, width))
         floors = [max(low, least) for low, least in zip(self._low, self._least, strict=True)]
         for axis in sorted((0, 1), key=lambda axis: -sizes[axis]):
             if sizes[axis] > floors[axis]:

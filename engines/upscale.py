@@ -43,7 +43,7 @@ def main(model_file: str, source: str, target: str, tile: tuple[int, int] | None
         for note in description.notes:
             click.echo(f"Note: {note}", err=True)
         start = time.perf_counter()
-        enlarged = Picture(_enlarge(engine, picture.pixels, tile and (tile[1], tile[0])), picture.icc_profile)
+        enlarged = Picture(_enlarge(engine, picture.pixels, tile), picture.icc_profile)
         seconds = time.perf_counter() - start
     write_picture(target, enlarged)
     click.echo(f"{source} {picture.size} → {target} {enlarged.size}")
@@ -63,7 +63,7 @@ def _enlarge(engine: Engine, x: np.ndarray, tile: tuple[int, int] | None) -> np.
         tiled = Tiled(engine, tile)
         rows, columns = tiled.spans(height, width)
         count = len(rows) * len(columns)
-        size = "x".join(str(max(span.size for span in spans)) for spans in (columns, rows))
+        size = "{1}x{0}".format(*tiled.largest(height, width))
         if count > 1:
             click.echo(f"Note: in {count} tiles of {size} at most", err=True)
         elif size != f"{width}x{height}":

@@ -48,17 +48,16 @@ def model_name(text: str) -> ModelName:
 
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
-    """Opens a model with the options of `engines.cli.engine_options`, each where it belongs."""
-    options = dict(options)
-    if tile := options.pop("tile", None):
-        return Tiled(open_model(name, options), (tile[1], tile[0]))
+    """Opens a model with the options of `engines.cli` (engine_options, tile_option), each where it belongs."""
+    tile = options.get("tile")
     everywhere, plans = ("device", "threads"), ("cuda_graphs",)
     if not is_checkpoint(name.path):
         keys = everywhere + (plans if Path(name.path).suffix == ".plan" else ())
         options = {key: options[key] for key in keys if key in options}
     else:
-        options = {key: value for key, value in options.items() if key not in plans}
-    return open_engine(name.path, precision=name.precision, **options)
+        options = {key: value for key, value in options.items() if key not in (*plans, "tile")}
+    engine = open_engine(name.path, precision=name.precision, **options)
+    return Tiled(engine, tile) if tile else engine
 
 
 def where(description: Description | dict[str, Any]) -> str:

@@ -21,12 +21,20 @@ from engines.upscale import main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    values = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+def noise(path: Path, height: int, width: int) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(values).save(path)
     return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return noise(tmp_path / "in.png", 9, 13)
+
+
+@pytest.fixture
+def large_picture(tmp_path: Path) -> Path:
+    return noise(tmp_path / "large.png", 150, 210)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -121,14 +129,6 @@ def test_nan_is_never_written(picture: Path, tmp_path: Path) -> None:
         assert out.exists() is (code == 0)
     assert "not written, since the engine produced" in result.stderr
     assert "use bf16 or fp32" in result.stderr
-
-
-@pytest.fixture
-def large_picture(tmp_path: Path) -> Path:
-    path = tmp_path / "large.png"
-    values = np.random.default_rng(0).integers(0, 256, (150, 210, 3), dtype=np.uint8)
-    Image.fromarray(values).save(path)
-    return path
 
 
 def pixels(path: Path) -> np.ndarray:
