@@ -271,8 +271,7 @@ struct Normalise {
       for (int turn = 0; turn < kTurns; ++turn) {
         step(tile, turn, phase);
         if (!completes(turn, group)) continue;
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared + kNFull + 8 * group);
+        barrier_arrive(shared + kNFull + 8 * group);
         ++group;
       }
       copy_wait<0>();  // nothing, but the count begins again
@@ -460,8 +459,7 @@ struct Compute {
       convolve(a);
       make_map<kGateChunks>(a, biases, pixels_of(problem.gate, tile));
       load_row(a);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(empty);
+      barrier_arrive(empty);
       phase ^= 1;
       make_map<kQkvChunks>(a, biases + 4 * kChannels, pixels_of(problem.qkv, tile));
     }
@@ -475,8 +473,8 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
       barrier_init(shared + kWeightsEmpty + 8 * i, kHeight);
     }
     for (int i = 0; i < kGroups; ++i) {
-      barrier_init(shared + kNFull + 8 * i, kNormalisers);
-      barrier_init(shared + kNEmpty + 8 * i, kHeight / kGroups);
+      barrier_init(shared + kNFull + 8 * i, 32 * kNormalisers);  // every thread of its own, as racecheck wants it
+      barrier_init(shared + kNEmpty + 8 * i, 32 * (kHeight / kGroups));
     }
   }
   const auto *tables = reinterpret_cast<const int *>(problem.workspace + kMatrices);

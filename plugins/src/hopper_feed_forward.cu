@@ -245,8 +245,7 @@ __device__ __forceinline__ void fetch_statistics(const Problem &problem, uint32_
     barrier_wait(shared + kStatisticsEmpty + 8 * stage.slot, stage.phase ^ 1);
     make_statistics<BF16>(problem, tile_of(problem, index, kHeight),
                           shared + kStatistics + stage.slot * kStatisticsBytes, warp, lane);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared + kStatisticsFull + 8 * stage.slot);
+    if (lane % 8 == 0) barrier_arrive(shared + kStatisticsFull + 8 * stage.slot);  // those that have stored
     stage.advance<kStages>();
   }
 }
@@ -370,8 +369,7 @@ struct Expand {
 #pragma unroll 1
       for (int i = 0; i < kChunks - 1; ++i) chunk<false>(i);
       chunk<true>(kChunks - 1);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(shared + kStatisticsEmpty + 8 * statistics.slot);
+      barrier_arrive(shared + kStatisticsEmpty + 8 * statistics.slot);
       statistics.advance<kStages>();
     }
   }
@@ -528,8 +526,8 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
     init(kExpandEmpty, kStages, kExpandWarps);
     init(kContractFull, kStages, 1);
     init(kContractEmpty, kStages, kContractWarps);
-    init(kStatisticsFull, kStages, kStatisticsWarps);
-    init(kStatisticsEmpty, kStages, kExpandWarps);
+    init(kStatisticsFull, kStages, 4 * kStatisticsWarps);  // every thread of its own, as racecheck wants it
+    init(kStatisticsEmpty, kStages, 32 * kExpandWarps);
     init(kUFull, kUStages, kExpandWarps);
     init(kUEmpty, kUStages, kContractWarps);
   }
