@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Shape = tuple[int | None, int | None, int | None, int | None]
 """An input's [B, 3, H, W]; None where any size is allowed."""
 
+WHOLE = (slice(None), slice(None))
+"""All rows and columns of a picture."""
+
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -83,8 +86,17 @@ class Engine(ABC):
     def run(self, x: np.ndarray) -> np.ndarray:
         """RGB in [0, 1]: float32 [B, 3, H, W] → float32 [B, 3, sH, sW], neither clipped nor rounded.
 
-        Raises EngineError for a wrong dtype or shape, when memory runs out, and when the engine is closed.
+        x may be a view with any strides. Raises EngineError for a wrong dtype or shape, when memory runs out, and when
+        the engine is closed.
         """
+
+    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = WHOLE) -> None:
+        """`run(x)[:, :, *part]` to `out`, an array or view of just that shape; part: rows and columns of the result.
+
+        What the runtime leaves in memory of its own is copied once, and memory for 4K pictures, which costs as much as
+        such a copy, is not asked for again and again. Raises EngineError as `run` does, and for another shape of `out`.
+        """
+        put(self.run(x)[(..., *part)], out, self.describe().path)
 
     @abstractmethod
     def close(self) -> None:
@@ -139,6 +151,13 @@ def check_input(x: Any, path: str, shape: Shape) -> None:
             f"{path}: takes inputs of shape [{wanted}] only, got {list(x.shape)}; "
             "give that size, or --tile, or export without --static"
         )
+
+
+def put(y: np.ndarray, out: np.ndarray, path: str) -> None:
+    """Copies a result to where it is wanted. Raises EngineError if that is of another shape: NumPy would repeat it."""
+    if y.shape != out.shape:
+        raise EngineError(f"{path}: the result is {list(y.shape)}, the array to put it in {list(out.shape)}")
+    out[...] = y
 
 
 def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:

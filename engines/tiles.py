@@ -43,6 +43,14 @@ class Span:
         """Pixels that the engine gets."""
         return self.stop - self.start
 
+    def kept(self, scale: int) -> slice:
+        """What is kept, of the engine's result."""
+        return slice(scale * (self.first - self.start), scale * (self.last - self.start))
+
+    def place(self, scale: int) -> slice:
+        """What is kept, of the whole result."""
+        return slice(scale * self.first, scale * self.last)
+
 
 def grid(windows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """The least sides (rows, columns) that are multiples of all windows' sides."""
@@ -162,11 +170,8 @@ class Tiled(Engine):
         for row in rows:
             strip = _taken(x, 2, row)
             for column in columns:
-                part = self._engine.run(_taken(strip, 3, column))
-                tile = (row, column)
-                here = tuple(slice(scale * (one.first - one.start), scale * (one.last - one.start)) for one in tile)
-                there = tuple(slice(scale * one.first, scale * one.last) for one in tile)
-                y[(..., *there)] = part[(..., *here)]
+                place = y[..., row.place(scale), column.place(scale)]
+                self._engine.run_into(_taken(strip, 3, column), place, (row.kept(scale), column.kept(scale)))
                 if advance is not None:
                     advance(1)
         return y
@@ -176,9 +181,11 @@ class Tiled(Engine):
 
 
 def _taken(x: np.ndarray, axis: int, span: Span) -> np.ndarray:
-    """What an engine gets of x [B, 3, H, W] along one axis."""
+    """What an engine gets of x [B, 3, H, W] along one axis: a view, unless it has to be continued."""
     import numpy as np
 
+    if span.stop <= x.shape[axis]:
+        return x[(slice(None),) * axis + (slice(span.start, span.stop),)]
     return np.take(x, mirrored(np.arange(span.start, span.stop), x.shape[axis]), axis)
 
 

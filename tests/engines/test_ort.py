@@ -46,6 +46,17 @@ def test_arrays_that_are_not_contiguous_run_too(onnx_file: Path) -> None:
         np.testing.assert_array_equal(engine.run(x[:, :, ::-1, ::2]), engine.run(x[:, :, ::-1, ::2].copy()))
 
 
+def test_a_part_of_a_result_goes_where_it_is_wanted(onnx_file: Path) -> None:
+    x, canvas = fakes.picture(8, 10), np.zeros((1, 3, 20, 30), np.float32)
+    with open_engine(onnx_file) as engine:
+        engine.run_into(x, canvas[..., 2:12, 5:17], (slice(3, 13), slice(0, 12)))
+        expected = np.zeros_like(canvas)
+        expected[..., 2:12, 5:17] = engine.run(x)[..., 3:13, :12]
+        np.testing.assert_array_equal(canvas, expected)
+        with pytest.raises(EngineError, match=r"tiny\.onnx: the result is \[1, 3, 16, 20\], the array to put it in"):
+            engine.run_into(x, np.zeros((3, 16, 20), np.float32))
+
+
 @on_cpu_wheel
 def test_the_description_says_what_runs_where(onnx_file: Path) -> None:
     with open_engine(onnx_file) as engine:

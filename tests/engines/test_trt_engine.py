@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -303,6 +304,27 @@ def test_it_computes_and_describes_itself(trt: TensorRT, plan: Path) -> None:
     assert (described.precision, described.attention, described.scale) == ("fp16", "plugin", 2)
     assert described.shape == (1, 3, None, None)
     assert described.sizes == ((4, 4), (32, 48))
+
+
+def test_the_next_run_changes_no_result(trt: TensorRT, plan: Path) -> None:
+    x = fakes.picture(8, 10)
+    with open_engine(plan) as engine:
+        y = engine.run(x)
+        engine.run(1 - x)
+    np.testing.assert_array_equal(y, network(x))
+
+
+def test_a_part_of_a_result_goes_where_it_is_wanted(trt: TensorRT, plan: Path) -> None:
+    x, canvas = fakes.picture(8, 10), np.zeros((1, 3, 20, 30), np.float32)
+    part = slice(3, 13), slice(0, 12)
+    with open_engine(plan) as engine:
+        engine.run_into(x, canvas[..., 2:12, 5:17], part)
+        with pytest.raises(EngineError, match=re.escape("is [1, 3, 10, 12], the array to put it in [2, 3, 10, 12]")):
+            engine.run_into(x, np.zeros((2, 3, 10, 12), np.float32), part)
+        np.testing.assert_array_equal(engine.run(x), network(x))
+    expected = np.zeros_like(canvas)
+    expected[..., 2:12, 5:17] = network(x)[..., 3:13, :12]
+    np.testing.assert_array_equal(canvas, expected)
 
 
 def test_everything_is_given_back(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
