@@ -1,97 +1,227 @@
-"""`python -m engines.upscale MODEL IN.png OUT.png`: one picture, enlarged."""
+"""`python -m engines.upscale MODEL IN OUT`: a picture, or a folder of them, enlarged."""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.cli import Command, engine_options, tile_option
+from engines.cli import Command, engine_options, message, tile_option
+from engines.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import Engine
+    from engines.pictures import Picture
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+READERS = 2
+"""Pictures of a folder that are read before their turn."""
+
+WRITERS = min(8, os.cpu_count() or 1)
+"""Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
+
+Job = tuple[Path, Path]
+"""A picture, and where what is made of it goes."""
 
 
 @click.command(cls=Command)
 @click.argument("model_file", metavar="MODEL")
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @engine_options
 @tile_option
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
 )
-def main(model_file: str, source: str, target: str, tile: tuple[int, int] | None, **options: Any) -> None:
+@click.option("--skip-existing", is_flag=True, help="Leave out what is there already, to go on with a folder.")
+def main(
+    model_file: str,
+    source: Path,
+    target: Path,
+    tile: tuple[int, int] | None,
+    skip_existing: bool,
+    **options: Any,
+) -> None:
     """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
 
     The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL. A picture that MODEL
     does not take whole, for its size or for want of memory, is cut into tiles, and a note says so.
+
+    If IN is a folder, so is OUT, which is made if need be: every picture of IN goes there under its name. Those that
+    fail are reported, and the others go on.
     """
-    import time
-
     from engines import open_engine
-    from engines.pictures import Picture, check_output, read_picture, write_picture
 
-    check_output(target)
-    _check_not_overwritten(target, model_file, source)
-    picture = read_picture(source)
+    whole_folder = source.is_dir()
+    jobs = _folder_jobs(source, target) if whole_folder else [_job(source, target)]
+    for job in jobs:
+        _check_not_overwritten(*job, Path(model_file))
+    if skip_existing:
+        count, jobs = len(jobs), [job for job in jobs if not job[1].exists()]
+        click.echo(f"Note: {count - len(jobs)} of {count} are there already", err=True)
+        if not jobs:
+            return
+    failed = 0
     with open_engine(model_file, **options) as engine:
         description = engine.describe()
         for note in description.notes:
             click.echo(f"Note: {note}", err=True)
-        start = time.perf_counter()
-        enlarged = Picture(_enlarge(engine, picture.pixels, tile), picture.icc_profile)
-        seconds = time.perf_counter() - start
-    write_picture(target, enlarged)
-    click.echo(f"{source} {picture.size} → {target} {enlarged.size}")
+        if whole_folder:
+            target.mkdir(exist_ok=True)
+        enlarger = Enlarger(engine, tile, bar=not whole_folder and sys.stderr.isatty())
+        for (picture, enlarged), outcome in _enlarge_all(jobs, enlarger):
+            try:
+                before, after = outcome.result()
+                click.echo(f"{picture} {before} → {enlarged} {after}")
+            except EngineError as error:
+                if not whole_folder:
+                    raise
+                failed += 1
+                click.echo(f"Error: {message(error)}", err=True)
+    of_all = f" for {len(jobs)} pictures" if whole_folder else ""
     click.echo(
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
-        f"{description.runtime_version} on {description.device}, {seconds:.2f} s"
+        f"{description.runtime_version} on {description.device}, {enlarger.seconds:.2f} s{of_all}"
     )
+    if failed:
+        raise EngineError(f"{source}: {failed} of {len(jobs)} pictures failed, as said above")
 
 
-def _enlarge(engine: Engine, x: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
-    """engine.run(x), in tiles (H, W) if asked for or needed; smaller ones as long as the memory does not suffice."""
-    from engines.errors import EngineError, OutOfMemory
-    from engines.tiles import Tiled
+def _job(source: Path, target: Path) -> Job:
+    from engines.pictures import check_output
 
-    height, width = x.shape[2:]
-    while True:
-        tiled = Tiled(engine, tile)
-        rows, columns = tiled.spans(height, width)
-        count = len(rows) * len(columns)
-        size = "{1}x{0}".format(*tiled.largest(height, width))
-        if count > 1:
-            click.echo(f"Note: in {count} tiles of {size} at most", err=True)
-        elif size != f"{width}x{height}":
-            click.echo(f"Note: continued by mirroring to {size}, the smallest that the model takes", err=True)
-        try:
-            if count == 1 or not sys.stderr.isatty():
-                return tiled.run(x)
-            with click.progressbar(length=count, file=sys.stderr) as bar:
-                return tiled.run(x, bar.update)
-        except OutOfMemory:
-            tile = tiled.smaller(height, width)
-            if tile is None:
-                path = engine.describe().path
-                raise EngineError(
-                    f"{path}: out of memory on {size}, and tiles cannot be smaller; free memory"
-                ) from None
-            click.echo(f"Note: out of memory on {size}; trying smaller tiles", err=True)
+    check_output(target)
+    return source, target
 
 
-def _check_not_overwritten(target: str, model_file: str, source: str) -> None:
+def _folder_jobs(source: Path, target: Path) -> list[Job]:
+    """Of the pictures of a folder, by name. Raises EngineError if there are none, or OUT cannot be a folder."""
+    from engines.pictures import WRITABLE
+
+    if target.exists() and not target.is_dir():
+        raise EngineError(f"{target}: IN is a folder, so OUT has to be one, too; give another name")
+    if not target.parent.is_dir():
+        raise EngineError(f"{target}: there is no folder {target.parent}")
+    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in WRITABLE and path.is_file())
+    if not pictures:
+        raise EngineError(f"{source}: has no pictures ({', '.join(WRITABLE)}); subfolders are not searched")
+    return [(path, target / path.name) for path in pictures]
+
+
+def _check_not_overwritten(source: Path, target: Path, model_file: Path) -> None:
     """Raises EngineError when OUT would replace what it is made from, under whatever name."""
-    from pathlib import Path
-
-    from engines.errors import EngineError
-
     for name, path in (("IN", source), ("MODEL", model_file)):
-        if Path(target).exists() and Path(path).exists() and Path(target).samefile(path):
+        if target.exists() and path.exists() and target.samefile(path):
             raise EngineError(f"{target}: OUT is the same file as {name}; give another name")
+
+
+class Enlarger:
+    """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
+
+    tile: (H, W) of the largest tiles; smaller ones from the picture on for which memory does not suffice. bar: show a
+    picture's tiles as a progress bar. seconds: that all runs took.
+    """
+
+    def __init__(self, engine: Engine, tile: tuple[int, int] | None, *, bar: bool = False):
+        self._engine, self._tile, self._bar = engine, tile, bar
+        self._said: set[str] = set()
+        self.seconds = 0.0
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """As `Engine.run`, for any size. Raises EngineError where the smallest tiles need too much memory, too."""
+        start = time.perf_counter()
+        try:
+            while True:
+                try:
+                    return self._attempt(x)
+                except OutOfMemory:
+                    self._take_smaller_tiles(*x.shape[2:])
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _attempt(self, x: np.ndarray) -> np.ndarray:
+        from engines.tiles import Tiled
+
+        height, width = x.shape[2:]
+        tiled = Tiled(self._engine, self._tile)
+        rows, columns = tiled.spans(height, width)
+        count, size = len(rows) * len(columns), _wxh(*tiled.largest(height, width))
+        if count > 1:
+            self._say(f"in {count} tiles of {size} at most")
+        elif size != _wxh(height, width):
+            self._say(f"continued by mirroring to {size}, the smallest that the model takes")
+        if count == 1 or not self._bar:
+            return tiled.run(x)
+        with click.progressbar(length=count, file=sys.stderr) as bar:
+            return tiled.run(x, bar.update)
+
+    def _take_smaller_tiles(self, height: int, width: int) -> None:
+        from engines.tiles import Tiled
+
+        tiled = Tiled(self._engine, self._tile)
+        size = _wxh(*tiled.largest(height, width))
+        self._tile = tiled.smaller(height, width)
+        if self._tile is None:
+            path = self._engine.describe().path
+            raise EngineError(f"{path}: out of memory on {size}, and tiles cannot be smaller; free memory")
+        self._say(f"out of memory on {size}; trying smaller tiles")
+
+    def _say(self, note: str) -> None:
+        if note not in self._said:
+            self._said.add(note)
+            click.echo(f"Note: {note}", err=True)
+
+
+def _wxh(height: int, width: int) -> str:
+    return f"{width}x{height}"
+
+
+def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Future[tuple[str, str]]]]:
+    """Every job with the sizes before and after, or the EngineError that ended it, in order, once it is over.
+
+    Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
+    """
+    from engines.pictures import Picture, read_picture, write_picture
+
+    def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[tuple[Path, str, Picture] | EngineError]:
+        for (_, target), read in zip(jobs, reads, strict=True):
+            try:
+                picture = read.result()
+                yield target, picture.size, Picture(enlarger.run(picture.pixels), picture.icc_profile)
+            except EngineError as error:
+                yield error
+
+    def finish(made: tuple[Path, str, Picture] | EngineError) -> tuple[str, str]:
+        if isinstance(made, EngineError):
+            raise made
+        target, size, picture = made
+        write_picture(target, picture)
+        return size, picture.size
+
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+        reads = _ahead(readers, read_picture, (source for source, _ in jobs), READERS)
+        yield from zip(jobs, _ahead(writers, finish, enlarged(reads), WRITERS), strict=True)
+
+
+def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[Future[R]]:
+    """work(item) of all items, in order: one when it is done, or `count` later ones are under way, too."""
+    under_way: deque[Future[R]] = deque()
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > count or under_way[0].done():
+            yield under_way.popleft()
+    yield from under_way
 
 
 if __name__ == "__main__":

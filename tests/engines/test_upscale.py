@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import fakes
@@ -12,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import open_engine
+from engines import open_engine, pictures, upscale
 from engines.base import out_of_memory
 from engines.ort import ORTEngine
 from engines.pictures import read_picture, to_bytes
@@ -129,6 +133,141 @@ def test_nan_is_never_written(picture: Path, tmp_path: Path) -> None:
         assert out.exists() is (code == 0)
     assert "not written, since the engine produced" in result.stderr
     assert "use bf16 or fp32" in result.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures of two sizes, and what is none."""
+    made = tmp_path / "in"
+    (made / "inner").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a.webp", "d.PNG", "c.bmp", "e.png")):
+        noise(made / name, 9 + number % 2, 13)
+    noise(made / "inner" / "f.png", 9, 13)
+    (made / "notes.txt").write_text("not a picture")
+    return made
+
+
+def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(onnx_file, folder, out)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()[:-1]] == [
+        str(folder / name) for name in ("a.webp", "b.png", "c.bmp", "d.PNG", "e.png")
+    ]
+    assert result.stdout.splitlines()[-1].endswith(" s for 5 pictures")
+    assert {path.name for path in out.iterdir()} == {"a.webp", "b.png", "c.bmp", "d.PNG", "e.png"}
+    with open_engine(onnx_file) as engine:
+        for path in out.iterdir():
+            expected = to_bytes(engine.run(read_picture(folder / path.name).pixels))[0].transpose(1, 2, 0)
+            np.testing.assert_array_equal(pixels(path), expected)
+
+
+def test_damaged_pictures_of_a_folder_do_not_stop_the_others(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:60])
+    Image.open(folder / "e.png").convert("L").save(folder / "e.png")
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert result.exit_code == 1
+    errors = result.stderr.splitlines()
+    assert len(errors) == 3
+    assert errors[0].startswith(f"Error: {folder / 'b.png'}: damaged or unreadable")
+    assert errors[1].startswith(f"Error: {folder / 'e.png'}: is gray")
+    assert errors[2] == f"Error: {folder}: 2 of 5 pictures failed, as said above"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp", "d.PNG"}
+
+
+def test_a_folder_goes_on_with_what_is_missing(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "c.bmp").write_bytes(b"made before")
+    result = run(onnx_file, folder, out, "--skip-existing")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "Note: 1 of 5 are there already\n"
+    assert len(result.stdout.splitlines()) == 4 + 1
+    assert (out / "c.bmp").read_bytes() == b"made before"
+    result = run("missing.onnx", folder, out, "--skip-existing")
+    assert (result.exit_code, result.output) == (0, "Note: 5 of 5 are there already\n")
+
+
+def test_folders_that_cannot_be_used(onnx_file: Path, folder: Path, picture: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    for source, target, message in (
+        (folder, folder, "OUT is the same file as IN"),
+        (folder, picture, "IN is a folder, so OUT has to be one, too"),
+        (folder, tmp_path / "no" / "out", f"there is no folder {tmp_path / 'no'}"),
+        (folder / "none", tmp_path / "out", "has no pictures (.png, "),
+        (picture, folder, "cannot write pictures of this kind"),
+    ):
+        (folder / "none").mkdir(exist_ok=True)
+        result = run(onnx_file, source, target)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_notes_are_said_once_for_alike_pictures(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, height in (("a.png", 150), ("b.png", 150), ("c.png", 200)):
+        noise(tmp_path / "in" / name, height, 210)
+    result = run(onnx_file, tmp_path / "in", tmp_path / "out", "--tile", "100x140")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "Note: in 10 tiles of 96x112 at most\nNote: in 10 tiles of 96x136 at most\n"
+
+
+def test_few_pictures_of_a_folder_are_in_memory(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        noise(tmp_path / "in" / f"{number:02}.png", 4, 5)
+    held, most, lock = 0, 0, threading.Lock()
+
+    def counted(change: int) -> None:
+        nonlocal held, most
+        with lock:
+            held += change
+            most = max(most, held)
+
+    read, write = pictures.read_picture, pictures.write_picture
+
+    def slow_write(path: Path, picture: pictures.Picture) -> None:
+        time.sleep(0.01)
+        write(path, picture)
+        counted(-1)
+
+    monkeypatch.setattr(upscale, "WRITERS", 3)
+    monkeypatch.setattr(pictures, "read_picture", lambda path: (counted(1), read(path))[1])
+    monkeypatch.setattr(pictures, "write_picture", slow_write)
+    assert run(onnx_file, tmp_path / "in", tmp_path / "out").exit_code == 0
+    assert held == 0
+    assert most <= upscale.READERS + 1 + 1 + upscale.WRITERS + 1  # read, being enlarged, being written
+
+
+def test_ctrl_c_in_a_folder_leaves_whole_pictures(onnx_file: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    noise(source / "000.png", 150, 210)
+    for number in range(1, 300):
+        shutil.copy(source / "000.png", source / f"{number:03}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engines.upscale", onnx_file, source, out],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.split() == ["Aborted!"]
+    made = list(out.iterdir())
+    assert 0 < len(made) < 300
+    for path in made:
+        assert pixels(path).shape == (300, 420, 3)
 
 
 def pixels(path: Path) -> np.ndarray:
