@@ -64,7 +64,10 @@ def open_engine(
     """
     path = find_model(path)
     if path.suffix not in SUFFIXES:
-        raise EngineError(f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}")
+        raise EngineError(
+            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by name "
+            "(ribsr.bundled.names())"
+        )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise EngineError(f"{path}: {what}")

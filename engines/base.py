@@ -94,9 +94,13 @@ class Engine(ABC):
         """`run(x)[:, :, *part]` to `out`, an array or view of just that shape; part: rows and columns of the result.
 
         What the runtime leaves in memory of its own is copied once, and memory for 4K pictures, which costs as much as
-        such a copy, is not asked for again and again. Raises EngineError as `run` does, and for another shape of `out`.
+        such a copy, is not asked for again and again. Raises EngineError as `run` does, and for an `out` that is not
+        float32, not of that shape or read-only.
         """
-        put(self.run(x)[(..., *part)], out, self.describe().path)
+        told = self.describe()
+        check_input(x, told.path, told.shape)
+        check_out(out, x, told.scale, part, told.path)
+        out[...] = self.run(x)[(..., *part)]
 
     @abstractmethod
     def close(self) -> None:
@@ -153,11 +157,16 @@ def check_input(x: Any, path: str, shape: Shape) -> None:
         )
 
 
-def put(y: np.ndarray, out: np.ndarray, path: str) -> None:
-    """Copies a result to where it is wanted. Raises EngineError if that is of another shape: NumPy would repeat it."""
-    if y.shape != out.shape:
-        raise EngineError(f"{path}: the result is {list(y.shape)}, the array to put it in {list(out.shape)}")
-    out[...] = y
+def check_out(out: Any, x: np.ndarray, scale: int, part: tuple[slice, slice], path: str) -> None:
+    """Raises EngineError unless `out` takes this part of x's result as it is: NumPy would repeat or round it."""
+    import numpy as np
+
+    sides = (len(range(scale * side)[kept]) for side, kept in zip(x.shape[2:], part, strict=True))
+    shape = [*x.shape[:2], *sides]
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or not out.flags.writeable:
+        raise EngineError(f"{path}: the result needs a float32 array that can be written to")
+    if list(out.shape) != shape:
+        raise EngineError(f"{path}: the result is {shape}, the array to put it in {list(out.shape)}")
 
 
 def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -47,6 +48,16 @@ def message(error: Exception) -> str:
         return text
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{named} (run again with -v for a traceback)"
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; neither infinity nor NaN, which Python reads as numbers, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Size(click.ParamType):

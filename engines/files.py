@@ -10,15 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_target(path: str | Path) -> None:
+    """Raises OSError unless a file can get this name: its folder is there, and it is no folder itself."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file")
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary name in `path`'s folder; it becomes `path` when the block ends without an exception.
 
-    Raises FileNotFoundError (naming the folder) when there is no such folder, OSError when it cannot be written to.
+    Raises OSError when it cannot be written to, as `check_target` does or the system.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_target(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
     try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,15 @@ class Manifest:
     build_seconds: float
     layers: dict[str, int]
 
-    @property
-    def rebuild(self) -> str:
-        """The command that makes such a plan again."""
+    def rebuild(self, plan: str | Path) -> str:
+        """The command that makes this plan again."""
         smallest, preferred, largest = (f"{w}x{h}" for _, _, h, w in (self.profile[k] for k in ("min", "opt", "max")))
         sizes = f"--size {preferred}" if smallest == largest else f"--shapes {smallest} {preferred} {largest}"
-        precision = "" if self.precision == "fp32" else f" --{self.precision}"
-        return f"python -m export.trt --onnx {self.onnx}{precision} {sizes}"
+        options = [] if self.precision == "fp32" else [f"--{self.precision}"]
+        if options and self.plugin is None and self.stamp.attention == "canonical":
+            options.append("--no-plugin")
+        words = [*options, *sizes.split(), "-o", str(plan)]
+        return shlex.join(["python", "-m", "export.trt", "--onnx", self.onnx, *words])
 
 
 def manifest_path(plan: str | Path) -> Path:
@@ -90,7 +93,7 @@ def read_manifest(plan: str | Path) -> Manifest:
     if sha256(plan) != manifest.plan_sha256:
         raise EngineError(
             f"{plan}: is not the plan that {path.name} was written for: it is cut short, damaged or another one; copy "
-            f"both files again, or rebuild: {manifest.rebuild}"
+            f"both files again, or rebuild: {manifest.rebuild(plan)}"
         )
     return manifest
 
@@ -100,6 +103,12 @@ def _from_json(values: dict[str, Any]) -> Manifest:
     stamp = known["stamp"]
     windows = tuple((int(wh), int(ww)) for wh, ww in stamp["windows"])
     known["stamp"] = Stamp(**{**{field.name: stamp[field.name] for field in fields(Stamp)}, "windows": windows})
-    if any(len(known["profile"][name]) != 4 for name in ("min", "opt", "max")):
-        raise ValueError("a profile's shapes are [B, 3, H, W]")
+    shapes = [known["profile"][name] for name in ("min", "opt", "max")]
+    if any(len(shape) != 4 for shape in shapes) or not windows:
+        raise ValueError("a profile's shapes are [B, 3, H, W], and a model has windows")
+    numbers = [stamp["scale"], *(side for sides in (*shapes, *windows) for side in sides)]
+    if any(not isinstance(number, int) or number < 1 for number in numbers):
+        raise ValueError("sizes are whole numbers from 1 on")
+    if known["plugin"] is not None and Path(known["plugin"]["file"]).name != known["plugin"]["file"]:
+        raise ValueError("the plugin library is named without a folder")
     return Manifest(**known)

@@ -80,8 +80,9 @@ class TensorRTEngine(Engine):
 
     def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
         self._check(x)
+        base.check_out(out, x, self._manifest.stamp.scale, part, self._path)
         with self._lane(x) as lane:
-            base.put(lane.run(x, self._cuda_graphs)[(..., *part)], out, self._path)
+            out[...] = lane.run(x, self._cuda_graphs)[(..., *part)]
 
     def timer(self, x: np.ndarray) -> Timer:
         """Times the network alone, between CUDA events. The memory is all that this engine took of the GPU from its
@@ -120,7 +121,7 @@ class TensorRTEngine(Engine):
                 raise EngineError(
                     f"{self._path}: was built for pictures of {took}{batch}, got {x.shape[0]} of "
                     f"{x.shape[3]}x{x.shape[2]}; give --tile, or build one for that size with other --shapes: "
-                    f"{self._manifest.rebuild}"
+                    f"{self._manifest.rebuild(self._path)}"
                 )
 
     @contextmanager
@@ -257,7 +258,8 @@ def _check_fits(path: str, manifest: Manifest, version: str, gpu: GPU) -> None:
         if theirs != ours
     ]
     if differences:
-        raise EngineError(f"{path}: was built for {' and for '.join(differences)}; build it here: {manifest.rebuild}")
+        what = " and for ".join(differences)
+        raise EngineError(f"{path}: was built for {what}; build it here: {manifest.rebuild(path)}")
 
 
 def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
@@ -279,7 +281,7 @@ def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
     if found != manifest.plugin["sha256"]:
         raise EngineError(
             f"{plan}: was built with another build of {path} (SHA-256 {manifest.plugin['sha256'][:12]}…, this is "
-            f"{found[:12]}…); put that one beside the plan, or build the plan again: {manifest.rebuild}"
+            f"{found[:12]}…); put that one beside the plan, or build the plan again: {manifest.rebuild(plan)}"
         )
     try:
         library.load_tensorrt(trt, path)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli import Command, Size
-from engines.files import atomic, sha256
+from engines.cli import Command, FiniteRange, Size
+from engines.files import atomic, check_target, sha256
 from engines.metadata import PREFIX, Stamp
 
 if TYPE_CHECKING:
@@ -78,22 +78,24 @@ def export_onnx(
     """
     import onnx
 
+    if output.suffix != ".onnx":
+        raise ExportError(f"{output}: an ONNX file's name ends in .onnx, by which the engines know what it is")
+    check_target(output)
     if options.form == "plugin" and not options.half:
         raise ExportError("--attention plugin needs --fp16: TensorRT's plugin computes in half precision")
     import ribsr
     from export import lower, precision
-    from export.canonical import trace
+    from export.canonical import OPSETS, trace
     from export.fold import fold
 
-    if not output.parent.is_dir():
-        raise ExportError(f"{output}: there is no folder {output.parent}")
+    opset = check_opset(options, OPSETS)
     checkpoint = ribsr.bundled.find(checkpoint)
     network = ribsr.load(checkpoint, model=model, config=config)
     say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
     folded, layers = fold(network, options.rib_tolerance)
     for line in describe_folding(layers):
         say(line)
-    bare = trace(folded, options.opset or (23 if options.form == "attention" else 17))
+    bare = trace(folded, opset)
     if options.static:
         lower.fix_shape(bare, *options.static, network.config.scale)
     if options.half:
@@ -114,6 +116,16 @@ def export_onnx(
     nodes = len(lowered.graph.node)
     size = output.stat().st_size / 2**20
     say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+
+
+def check_opset(options: Options, opsets: range) -> int:
+    """The opset to write, one of `opsets`. Raises ExportError if the form cannot have the one that is asked for."""
+    possible = range(23 if options.form == "attention" else opsets.start, opsets.stop)
+    opset = possible.start if options.opset is None else options.opset
+    if opset not in possible:
+        advice = " to ".join(str(number) for number in sorted({possible[0], possible[-1]}))
+        raise ExportError(f"--opset {opset} cannot be had with --attention {options.form}; choose {advice}")
+    return opset
 
 
 def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoint_sha256: str) -> None:
@@ -225,14 +237,14 @@ def describe_precision(report: Report) -> list[str]:
 @click.option("--static", type=Size("HxW"), help="Fix batch 1 and this input size (height first).")
 @click.option(
     "--rib-tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     show_default=True,
     help="Allow lower RIB ranks that change no attention logit by more than this.",
 )
 @click.option(
     "--score-limit",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=4.0,
     show_default=True,
     metavar="GIB",

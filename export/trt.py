@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.cli import Command, Size
-from engines.files import sha256
+from engines.cli import Command, FiniteRange, Size
+from engines.files import check_target, sha256
 from engines.metadata import read_stamp
 from export.onnx import ExportError
 from export.trt_build import Built, StillBuilding, build, in_background, inspect_plan
@@ -26,6 +26,7 @@ from export.trt_graph import Graph, Options, Shapes, Source, choose_shapes, prep
 if TYPE_CHECKING:
     import numpy as np
 
+    from engines.cuda import GPU
     from export.inspection import Inspection
 
 T = TypeVar("T")
@@ -50,20 +51,14 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     KeyboardInterrupt, StillBuilding if the build goes on nevertheless.
     """
     from engines import tensorrt_api as api
-    from engines.cuda import current_gpu
     from engines.plan import manifest_path
     from export.progress import Progress
     from plugins.library import HOPPER
 
-    if output.suffix != ".plan":
-        raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
-    for path in filter(None, (output, options.timing_cache)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_targets(output, options)
     source = read(onnx_file)
     shapes = choose_shapes(source, options)
-    trt = api.import_tensorrt()
-    gpu = current_gpu()
+    trt, gpu = find_machine()
     say(f"{onnx_file}: {source.stamp.model} x{source.stamp.scale}; TensorRT {trt.__version__} on {gpu.name}")
     graph = prepare(trt, source, shapes, options, gpu.compute_capability == HOPPER, say)
     with TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as folder:
@@ -89,6 +84,25 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
         f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {len(built.plan) / 2**20:.1f} MiB, "
         f"built in {built.seconds:.0f} s"
     )
+
+
+# What can be known before anything takes long
+
+
+def check_targets(output: Path, options: Options) -> None:
+    """Raises ExportError for a name by which no engine would open the plan, OSError for what cannot be written."""
+    if output.suffix != ".plan":
+        raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
+    for path in filter(None, (output, options.timing_cache)):
+        check_target(path)
+
+
+def find_machine() -> tuple[Any, GPU]:
+    """TensorRT and the GPU that it will build for. Raises EngineError where one of them is missing."""
+    from engines import tensorrt_api as api
+    from engines.cuda import current_gpu
+
+    return api.import_tensorrt(), current_gpu()
 
 
 # Which file
@@ -247,12 +261,12 @@ def _scores(source: Source, size: tuple[int, int]) -> int:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File with what earlier builds measured; default: one for this TensorRT and GPU in ~/.cache/ribsr.",
 )
-@click.option("--workspace", type=click.FloatRange(min=0, min_open=True), metavar="GIB", help="Scratch memory a layer.")
+@click.option("--workspace", type=FiniteRange(min=0, min_open=True), metavar="GIB", help="Scratch memory a layer.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="More is slower to build; default: TensorRT's.")
 @click.option("--no-plugin", is_flag=True, help="Without our plugin: standard operators only.")
 @click.option(
     "--score-limit",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=Options.score_limit,
     show_default=True,
     metavar="GIB",
@@ -294,6 +308,9 @@ def main(
     try:
         if ckpt is not None:
             onnx_file = Path(f"{ckpt.stem}.onnx")
+            if output is not None:
+                check_targets(output, chosen)
+            find_machine()
             _export_checkpoint(ckpt, onnx_file, model, config)
         onnx_file = onnx_file or find_onnx(Path())
         precision = chosen.precision or read_stamp(onnx_file).precision

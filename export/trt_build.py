@@ -69,6 +69,8 @@ def build(trt: Any, log: Any, graph: Graph, shapes: Shapes, options: Options, gp
     notes = []
     data = cache.read_bytes() if cache.is_file() else b""
     if not api.use_timing_cache(config, data):
+        if options.timing_cache is not None:  # who knows what it is
+            raise ExportError(f"{cache}: is no timing cache of this TensorRT and GPU; name another file, or remove it")
         notes.append(f"{cache}: is no timing cache of this TensorRT and GPU; it is not used, and replaced")
     progress.phase("building")
     start = time.monotonic()

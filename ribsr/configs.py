@@ -233,7 +233,10 @@ def read(path: str | Path) -> Config:
 
     Raises ConfigError for a file that is neither, OSError for one that cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file; give the authors' option file or own JSON (.json)") from None
     if Path(path).suffix == ".json":
         try:
             values = json.loads(text)

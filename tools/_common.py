@@ -18,8 +18,9 @@ import click
 
 from engines import Tiled, find_model, is_checkpoint, open_engine
 from engines.base import PRECISIONS, Description
+from engines.cli import F
 from engines.errors import EngineError
-from engines.files import atomic
+from engines.files import atomic, check_target
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +155,22 @@ def table(*columns: str) -> Table:
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     return made
+
+
+def json_option(command: F) -> F:
+    """Adds `--json FILE` as `json_target`, for `write_json`; a file that cannot be written is refused at the start."""
+
+    def check(context: click.Context, option: click.Parameter, target: str | None) -> str | None:
+        if target is not None and target != "-":
+            try:
+                check_target(target)
+            except OSError as error:
+                raise click.BadParameter(str(error)) from None
+        return target
+
+    return click.option(
+        "--json", "json_target", metavar="FILE", callback=check, help="Also write the results as JSON; - for stdout."
+    )(command)
 
 
 def write_json(target: str, values: Any) -> None:

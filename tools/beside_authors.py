@@ -26,7 +26,16 @@ import click
 from engines import Engine, EngineError
 from engines.base import Description, Timer
 from engines.cli import Command, Size, engine_options
-from tools._common import ModelName, console, environment, environment_line, model_name, open_model, write_json
+from tools._common import (
+    ModelName,
+    console,
+    environment,
+    environment_line,
+    json_option,
+    model_name,
+    open_model,
+    write_json,
+)
 from tools.latency import measure, report, show, with_ratios
 
 if TYPE_CHECKING:
@@ -168,7 +177,7 @@ class Opener:
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Of the authors' model.")
 @click.option("--size", "sizes", multiple=True, type=Size(), help="Of the input; may be repeated.  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each model.")
-@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@json_option
 @engine_options
 @click.pass_context
 def main(

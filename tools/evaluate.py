@@ -26,6 +26,7 @@ from tools._common import (
     console,
     environment,
     environment_line,
+    json_option,
     model_name,
     open_model,
     progress,
@@ -110,7 +111,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Upscaling factor.")
 @click.option("--bicubic", is_flag=True, help="Score bicubic interpolation, too.")
 @click.option("--gray-as-rgb", is_flag=True, help="Studio-range luma for gray pictures (see ribsr/benchmark.py).")
-@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@json_option
 @engine_options
 @tile_option
 def main(

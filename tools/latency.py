@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, Size, engine_options, tile_option
+from engines.cli import Command, Size, engine_options, message, tile_option
 from engines.errors import EngineError
 from tools._common import (
     ModelName,
@@ -34,6 +34,7 @@ from tools._common import (
     environment,
     environment_line,
     gpu_query,
+    json_option,
     model_name,
     open_model,
     progress,
@@ -70,8 +71,8 @@ def worker(
             while pipe.recv():
                 pipe.send(timer.once())
             pipe.send((_peak_memory(), timer.peak_memory()))
-    except EngineError as error:
-        pipe.send(EngineError(str(error)))  # subclasses with more arguments do not survive the way
+    except (EngineError, MemoryError, OSError, ValueError) as error:
+        pipe.send(EngineError(message(error)))  # subclasses with more arguments do not survive the way
 
 
 def _input(engine: Engine, size: tuple[int, int]) -> np.ndarray:
@@ -359,7 +360,7 @@ def _machines(environments: list[dict[str, Any]]) -> int:
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Runs before, not counted.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each .plan.")
 @click.option("--merge", "merging", is_flag=True, help="MODELs are result files of --json: show them as one table.")
-@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@json_option
 @engine_options
 @tile_option
 @click.pass_context

@@ -24,14 +24,15 @@ import click
 
 from engines import SUFFIXES, is_checkpoint
 from engines.base import Shape
-from engines.cli import Command, Size, engine_options, tile_option
+from engines.cli import Command, FiniteRange, Size, engine_options, tile_option
 from engines.errors import EngineError, first_line
-from engines.files import atomic
+from engines.files import atomic, check_target
 from tools._common import (
     ModelName,
     console,
     environment,
     environment_line,
+    json_option,
     model_name,
     open_model,
     progress,
@@ -545,16 +546,16 @@ def _open_reference(
 @click.option("--record", metavar="FILE.npz", help="Write the inputs and outputs of REF, to stand as REF elsewhere.")
 @click.option("--no-half", is_flag=True, help="Leave PyTorch's half-precision outputs out of the recording.")
 @click.option(
-    "--max-error", type=click.FloatRange(min=0), help=f"Largest error of any model; {MAX_ERROR:g} for float32 ones."
+    "--max-error", type=FiniteRange(min=0), help=f"Largest error of any model; {MAX_ERROR:g} for float32 ones."
 )
 @click.option(
     "--half-factor",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=HALF_FACTOR,
     show_default=True,
     help="Half precision: how many times PyTorch's error.",
 )
-@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@json_option
 @engine_options
 @tile_option
 @click.pass_context
@@ -582,6 +583,8 @@ def main(
     """
     if record is not None and not record.endswith(".npz"):
         raise click.UsageError(f"--record writes .npz files, got {record}")
+    if record is not None:
+        check_target(record)
     if images and sizes:
         raise click.UsageError("--image and --size exclude each other")
     out = console(stderr=json_target == "-")

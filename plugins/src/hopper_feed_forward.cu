@@ -526,7 +526,7 @@ __device__ __forceinline__ void prepare(const Problem &problem, uint32_t shared)
     init(kExpandEmpty, kStages, kExpandWarps);
     init(kContractFull, kStages, 1);
     init(kContractEmpty, kStages, kContractWarps);
-    init(kStatisticsFull, kStages, 4 * kStatisticsWarps);  // every thread of its own, as racecheck wants it
+    init(kStatisticsFull, kStages, 4 * kStatisticsWarps);  // who has stored, as racecheck wants it
     init(kStatisticsEmpty, kStages, 32 * kExpandWarps);
     init(kUFull, kUStages, kExpandWarps);
     init(kUEmpty, kUStages, kContractWarps);

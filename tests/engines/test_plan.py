@@ -51,9 +51,12 @@ def test_what_is_written_is_read(plan: Path) -> None:
 
 def test_the_command_that_builds_it_again(plan: Path) -> None:
     made = manifest(plan)
-    assert made.rebuild == "python -m export.trt --onnx x2.onnx --fp16 --shapes 64x64 640x360 1280x720"
+    assert made.rebuild("x2.fp16.plan") == (
+        "python -m export.trt --onnx x2.onnx --fp16 --shapes 64x64 640x360 1280x720 -o x2.fp16.plan"
+    )
     static = replace(made, precision="fp32", profile=dict.fromkeys(("min", "opt", "max"), [1, 3, 360, 640]))
-    assert static.rebuild == "python -m export.trt --onnx x2.onnx --size 640x360"
+    assert static.rebuild("a b.plan") == "python -m export.trt --onnx x2.onnx --size 640x360 -o 'a b.plan'"
+    assert " --fp16 --no-plugin --shapes " in replace(made, plugin=None, lowering="matmul").rebuild(plan)
 
 
 def refusal(plan: Path) -> str:
@@ -74,7 +77,7 @@ def test_a_plan_that_the_manifest_was_not_written_for(plan: Path, content: bytes
     plan.write_bytes(content)
     message = refusal(plan)
     assert message.startswith(f"{plan}: is not the plan that x2.fp16.plan.json was written for")
-    assert manifest(plan).rebuild in message
+    assert manifest(plan).rebuild(plan) in message
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '"x"', b"\xff".decode("latin1")])
@@ -87,6 +90,29 @@ def test_damaged_manifests(plan: Path, text: str) -> None:
 def test_a_manifest_that_lacks_a_field(plan: Path, field: str) -> None:
     values = json.loads(manifest_path(plan).read_text())
     del values[field]
+    manifest_path(plan).write_text(json.dumps(values))
+    assert "is damaged" in refusal(plan)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["plugin"], "libribsr_tensorrt8.so"),
+        (["plugin"], {}),
+        (["plugin", "file"], "../libribsr_tensorrt8.so"),
+        (["profile", "max"], [1, 3, "720", 1280]),
+        (["profile", "min"], [1, 3, 0, 64]),
+        (["stamp", "scale"], "2"),
+        (["stamp", "windows"], []),
+        (["stamp", "windows"], [[0, 8]]),
+    ],
+)
+def test_a_manifest_whose_values_make_no_sense(plan: Path, keys: list[str], value: object) -> None:
+    values = json.loads(manifest_path(plan).read_text())
+    place = values
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
     manifest_path(plan).write_text(json.dumps(values))
     assert "is damaged" in refusal(plan)
 

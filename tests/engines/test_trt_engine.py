@@ -321,6 +321,9 @@ def test_a_part_of_a_result_goes_where_it_is_wanted(trt: TensorRT, plan: Path) -
         engine.run_into(x, canvas[..., 2:12, 5:17], part)
         with pytest.raises(EngineError, match=re.escape("is [1, 3, 10, 12], the array to put it in [2, 3, 10, 12]")):
             engine.run_into(x, np.zeros((2, 3, 10, 12), np.float32), part)
+        with pytest.raises(EngineError, match="needs a float32 array that can be written to"):
+            engine.run_into(x, np.zeros((1, 3, 10, 12), np.uint8), part)
+        assert len(trt.contexts) == 1, "nothing ran, and nothing was thrown away"
         np.testing.assert_array_equal(engine.run(x), network(x))
     expected = np.zeros_like(canvas)
     expected[..., 2:12, 5:17] = network(x)[..., 3:13, :12]
@@ -442,7 +445,7 @@ def test_a_plan_for_another_tensorrt_and_gpu(trt: TensorRT, plan: Path) -> None:
     message = refusal(plan)
     assert "TensorRT 10.3.0, here is 8.6.0" in message
     assert "compute capability 8.9, here is 9.0" in message
-    assert "python -m export.trt --onnx x2.onnx --fp16 --shapes" in message
+    assert "python -m export.trt --onnx x2.onnx --fp16 " in message
 
 
 def test_the_plugin_library_must_be_the_one_it_was_built_with(

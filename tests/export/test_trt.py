@@ -21,7 +21,8 @@ import torch
 from click.testing import CliRunner, Result
 
 import ribsr
-from engines import cuda
+from engines import EngineError, cuda
+from engines import tensorrt_api as api
 from engines.files import sha256
 from engines.metadata import read_stamp
 from engines.ort import ORTEngine
@@ -358,7 +359,27 @@ def test_from_the_checkpoint(gpu, here, files):
     assert sorted(path.name for path in here.glob("x2*")) == ["x2.fp16.plan", "x2.fp16.plan.json", "x2.onnx", "x2.pt"]
 
 
-def test_from_an_authors_checkpoint_that_does_not_say_which_model_it_is(here, monkeypatch):
+def test_a_folder_is_no_name_for_a_plan(gpu, here):
+    Path("x2.plan").mkdir()
+    result = invoke("--fp16", "-o", "x2.plan")
+    assert (result.exit_code, result.output) == (1, "Error: x2.plan: is a folder; name a file\n")
+
+
+def test_a_checkpoint_is_exported_only_where_a_plan_can_be_built(gpu, here, files, monkeypatch):
+    Path("x2.onnx").unlink()
+    Path("x2.pt").write_bytes((files / "x2.pt").read_bytes())
+    assert "ends in .plan" in invoke("--ckpt", "x2.pt", "--fp16", "-o", "x2.engine").output
+
+    def missing() -> None:
+        raise EngineError("TensorRT for Python is not installed")
+
+    monkeypatch.setattr(api, "import_tensorrt", missing)
+    result = invoke("--ckpt", "x2.pt", "--fp16")
+    assert (result.exit_code, result.output) == (1, "Error: TensorRT for Python is not installed\n")
+    assert [path.name for path in here.glob("x2*")] == ["x2.pt"]
+
+
+def test_from_an_authors_checkpoint_that_does_not_say_which_model_it_is(gpu, here, monkeypatch):
     """What the message advises can be done with this command, too."""
     Path("x2.onnx").unlink()
     torch.save({"params": ribsr.build(ribsr.config("sst-light")).state_dict()}, "theirs.pth")
@@ -484,17 +505,23 @@ def test_timing_cache_is_kept_for_this_tensorrt_and_gpu(gpu, here):
 
 
 @pytest.mark.parametrize("made", [None, b""])
-def test_damaged_timing_cache_is_said_and_replaced(gpu, here, made):
-    """10 and 11 refuse it; 8.6 makes an empty one of it."""
-    Path("cache").mkdir()
-    Path("cache/own").write_bytes(b"nonsense")
+def test_damaged_timing_cache(gpu, here, made):
+    """10 and 11 refuse it; 8.6 makes an empty one of it. The toolkit's own is replaced, a file of the user's is not."""
+    assert invoke("--fp16").exit_code == 0
+    (own,) = (here / "cache" / "ribsr").iterdir()
+    own.write_bytes(b"nonsense")
+    Path("mine").write_bytes(b"nonsense")
     gpu.trt.behaviour["IBuilderConfig.create_timing_cache"] = lambda self, data: (
         None if data and made is None else timing_cache(b"")
     )
-    result = invoke("--fp16", "--timing-cache", "cache/own")
+    result = invoke("--fp16")
     assert result.exit_code == 0, result.output
-    assert "cache/own: is no timing cache of this TensorRT and GPU" in result.output
-    assert Path("cache/own").read_bytes() == b"timings"
+    assert f"{own}: is no timing cache of this TensorRT and GPU; it is not used, and replaced" in result.output
+    assert own.read_bytes() == b"timings"
+    result = invoke("--fp16", "--timing-cache", "mine")
+    assert result.exit_code == 1
+    assert "Error: mine: is no timing cache of this TensorRT and GPU; name another file, or remove it" in result.output
+    assert Path("mine").read_bytes() == b"nonsense"
 
 
 def test_full_disk_leaves_nothing(gpu, here, monkeypatch):

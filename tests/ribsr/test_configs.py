@@ -73,6 +73,7 @@ def test_unknown_name_lists_the_choices():
         ("a.yml", "network_g: {type: SST, dim: 48}", "missing"),
         ("a.yml", "a: [", "not YAML"),
         ("a.json", "{", "not JSON"),
+        ("a.png", b"\x89PNG", "not a text file"),
         ("a.json", "[1]", "no configuration"),
         ("a.json", '{"architecture": "vit"}', "sst or esc-rib"),
         ("a.json", '{"architecture": "sst", "colour": 1}', "unknown field 'colour'"),
@@ -80,7 +81,7 @@ def test_unknown_name_lists_the_choices():
 )
 def test_bad_files_say_what_is_wrong_and_where(tmp_path, name, text, message):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(configs.ConfigError, match=message) as error:
         configs.read(path)
     assert str(path) in str(error.value)

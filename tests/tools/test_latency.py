@@ -151,6 +151,12 @@ def test_usage_errors_exit_with_2(models: Path, arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 
 
+def test_a_result_file_that_cannot_be_written_is_refused_at_the_start() -> None:
+    result = run("missing.onnx", "--json", "nowhere/a.json")
+    assert result.exit_code == 2
+    assert "there is no folder nowhere" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("device", "before", "after", "grown"),
     [
@@ -169,17 +175,24 @@ def test_gpu_memory_is_what_the_process_added(
     assert _grown(running) == grown
 
 
-def test_what_an_engine_says_arrives_in_the_other_process_whatever_its_type() -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CUDAError("cudaErrorNoDevice", "the NVIDIA driver finds no GPU"), "the NVIDIA driver finds no GPU"),
+        (MemoryError("Unable to allocate 1 TiB"), "out of memory; give smaller pictures"),
+    ],
+)
+def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, line: str) -> None:
     """CUDA's errors carry more than a line, which multiprocessing cannot rebuild."""
 
     def opener(name: ModelName, options: dict[str, Any]) -> Any:
-        raise CUDAError("cudaErrorNoDevice", "the NVIDIA driver finds no GPU")
+        raise error
 
     ours, theirs = multiprocessing.Pipe()
     latency.worker(theirs, ModelName("x2.plan"), (8, 8), {}, opener)
     received = ours.recv()
     assert isinstance(received, EngineError)
-    assert str(received) == "the NVIDIA driver finds no GPU"
+    assert str(received) == line
 
 
 def test_what_an_engine_holds_of_the_gpu_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
