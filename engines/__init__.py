@@ -65,8 +65,8 @@ def open_engine(
     path = find_model(path)
     if path.suffix not in SUFFIXES:
         raise EngineError(
-            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by name "
-            "(ribsr.bundled.names())"
+            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
+            "names, such as sst-light-x2"
         )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"

@@ -109,6 +109,7 @@ def _from_json(values: dict[str, Any]) -> Manifest:
     numbers = [stamp["scale"], *(side for sides in (*shapes, *windows) for side in sides)]
     if any(not isinstance(number, int) or number < 1 for number in numbers):
         raise ValueError("sizes are whole numbers from 1 on")
-    if known["plugin"] is not None and Path(known["plugin"]["file"]).name != known["plugin"]["file"]:
-        raise ValueError("the plugin library is named without a folder")
+    plugin = known["plugin"]
+    if plugin is not None and (Path(plugin["file"]).name != plugin["file"] or not isinstance(plugin["sha256"], str)):
+        raise ValueError("a plugin library has a name, without a folder, and a hash")
     return Manifest(**known)

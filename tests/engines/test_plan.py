@@ -98,7 +98,7 @@ def test_a_manifest_that_lacks_a_field(plan: Path, field: str) -> None:
     ("keys", "value"),
     [
         (["plugin"], "libribsr_tensorrt8.so"),
-        (["plugin"], {}),
+        (["plugin"], {"file": "libribsr_tensorrt8.so"}),
         (["plugin", "file"], "../libribsr_tensorrt8.so"),
         (["profile", "max"], [1, 3, "720", 1280]),
         (["profile", "min"], [1, 3, 0, 64]),
