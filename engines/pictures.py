@@ -73,8 +73,7 @@ def read_picture(path: str | Path) -> Picture:
     Raises EngineError: no such file, not a picture, damaged, or of a kind that is not supported yet (see the module).
     """
     path = Path(path)
-    if not path.is_file():
-        raise EngineError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+    check_source(path)
     try:
         with Image.open(path) as image:
             _check_kind(path, image)
@@ -91,6 +90,12 @@ def read_picture(path: str | Path) -> Picture:
         raise EngineError(f"{path}: damaged or unreadable ({first_line(error)})") from error
     pixels = values.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
     return Picture(np.ascontiguousarray(pixels), icc_profile)
+
+
+def check_source(path: Path) -> None:
+    """Raises EngineError unless there is a file to read."""
+    if not path.is_file():
+        raise EngineError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
 
 
 def _check_kind(path: Path, image: Image.Image) -> None:

@@ -119,7 +119,7 @@ class Tiled(Engine):
         """The other engine's, without limits to the size, and with a note of where pictures are cut."""
         notes = self._inner.notes
         if min(self._high) < math.inf:
-            notes = (*notes, f"pictures larger than {_wxh(self._high)} are cut into tiles")
+            notes = (*notes, f"pictures larger than {wxh(self._high)} are cut into tiles")
         return replace(self._inner, shape=(self._inner.shape[0], 3, None, None), sizes=None, notes=notes)
 
     def spans(self, height: int, width: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
@@ -129,14 +129,14 @@ class Tiled(Engine):
         """
         path = self._inner.path
         if any(high < low for low, high in zip(self._low, self._high, strict=True)):
-            takes = f"{_wxh(self._low)} only" if self._low == self._most else f"{_wxh(self._low)} and larger"
+            takes = f"{wxh(self._low)} only" if self._low == self._most else f"{wxh(self._low)} and larger"
             raise EngineError(f"{path}: takes pictures of {takes}; give no smaller tiles")
         for size, high, most, least in zip((height, width), self._high, self._most, self._least, strict=True):
             if size > high < least:
                 advice = "export or build it for larger pictures" if most < least else "give larger ones"
                 raise EngineError(
-                    f"{path}: {width}x{height} cannot be cut into tiles of {_wxh(self._high)}: this model's must be "
-                    f"{_wxh(self._least)} at least, to overlap on its window grid; {advice}"
+                    f"{path}: {width}x{height} cannot be cut into tiles of {wxh(self._high)}: this model's must be "
+                    f"{wxh(self._least)} at least, to overlap on its window grid; {advice}"
                 )
         (rows, columns), (h0, w0), (h1, w1) = self._grid, self._low, self._high
         return cut(height, rows, h0, h1), cut(width, columns, w0, w1)
@@ -197,6 +197,7 @@ def _limits(description: Description) -> tuple[tuple[int, int], tuple[float, flo
     return (height or 1, width or 1), (height or math.inf, width or math.inf)
 
 
-def _wxh(size: tuple[float, ...]) -> str:
+def wxh(size: tuple[float, ...]) -> str:
+    """(H, W) as users write it: `WxH`, a side without limit as `any`."""
     height, width = ("any" if side == math.inf else str(side) for side in size)
     return f"{width}x{height}"

@@ -15,6 +15,7 @@ import click
 
 from engines.cli import Command, engine_options, message, tile_option
 from engines.errors import EngineError, OutOfMemory
+from engines.tiles import Tiled, wxh
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,9 +100,10 @@ def main(
 
 
 def _job(source: Path, target: Path) -> Job:
-    from engines.pictures import check_output
+    from engines.pictures import check_output, check_source
 
     check_output(target)
+    check_source(source)  # before a model is opened, which takes long
     return source, target
 
 
@@ -143,34 +145,29 @@ class Enlarger:
         start = time.perf_counter()
         try:
             while True:
+                tiled = Tiled(self._engine, self._tile)
                 try:
-                    return self._attempt(x)
+                    return self._attempt(tiled, x)
                 except OutOfMemory:
-                    self._take_smaller_tiles(*x.shape[2:])
+                    self._take_smaller_tiles(tiled, *x.shape[2:])
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _attempt(self, x: np.ndarray) -> np.ndarray:
-        from engines.tiles import Tiled
-
+    def _attempt(self, tiled: Tiled, x: np.ndarray) -> np.ndarray:
         height, width = x.shape[2:]
-        tiled = Tiled(self._engine, self._tile)
         rows, columns = tiled.spans(height, width)
-        count, size = len(rows) * len(columns), _wxh(*tiled.largest(height, width))
+        count, size = len(rows) * len(columns), wxh(tiled.largest(height, width))
         if count > 1:
             self._say(f"in {count} tiles of {size} at most")
-        elif size != _wxh(height, width):
+        elif size != wxh((height, width)):
             self._say(f"continued by mirroring to {size}, the smallest that the model takes")
         if count == 1 or not self._bar:
             return tiled.run(x)
         with click.progressbar(length=count, file=sys.stderr) as bar:
             return tiled.run(x, bar.update)
 
-    def _take_smaller_tiles(self, height: int, width: int) -> None:
-        from engines.tiles import Tiled
-
-        tiled = Tiled(self._engine, self._tile)
-        size = _wxh(*tiled.largest(height, width))
+    def _take_smaller_tiles(self, tiled: Tiled, height: int, width: int) -> None:
+        size = wxh(tiled.largest(height, width))
         self._tile = tiled.smaller(height, width)
         if self._tile is None:
             path = self._engine.describe().path
@@ -181,10 +178,6 @@ class Enlarger:
         if note not in self._said:
             self._said.add(note)
             click.echo(f"Note: {note}", err=True)
-
-
-def _wxh(height: int, width: int) -> str:
-    return f"{width}x{height}"
 
 
 def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Future[tuple[str, str]]]]:

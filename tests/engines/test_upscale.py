@@ -92,6 +92,7 @@ def test_the_input_and_the_model_are_never_replaced(picture: Path, tmp_path: Pat
         ("{model}", "{picture}", "o.xyz", "cannot write pictures of this kind"),
         ("{model}", "{picture}", "nowhere/o.png", "there is no folder nowhere"),
         ("missing.onnx", "{picture}", "o.png", "missing.onnx: no such file"),
+        ("missing.onnx", "missing.png", "o.png", "missing.png: no such file"),  # what is quick to know comes first
         ("model.bin", "{picture}", "o.png", "unknown kind of model file"),
     ],
 )
