@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.base import Description, Engine, Timer
-from engines.errors import EngineError
+from engines.base import EngineError
 from engines.tiles import Tiled
 
 __all__ = ["Description", "Engine", "EngineError", "Tiled", "Timer", "find_model", "is_checkpoint", "open_engine"]
@@ -91,7 +91,7 @@ def open_engine(
     if given := [name for name, value in chosen.items() if value is not None]:
         raise EngineError(f"{path}: {' and '.join(given)} can be chosen for checkpoints only; exported files fix it")
     if path.suffix == ".plan":
-        from engines.trt import TensorRTEngine
+        from engines.trt.engine import TensorRTEngine
 
         return TensorRTEngine(path, device=device, cuda_graphs=cuda_graphs)
     from engines.ort import ORTEngine

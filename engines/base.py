@@ -9,20 +9,27 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import EngineError, OutOfMemory
+from ribsr.base.errors import RibsrError
+from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
-
-Shape = tuple[int | None, int | None, int | None, int | None]
-"""An input's [B, 3, H, W]; None where any size is allowed."""
 
 WHOLE = (slice(None), slice(None))
 """All rows and columns of a picture."""
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
+HALVES = ("fp16", "bf16")
+
+
+class EngineError(RibsrError, RuntimeError):
+    """A model that cannot be opened or run."""
+
+
+class OutOfMemory(EngineError):
+    """An input too large for the memory there is; a smaller one may do."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,11 @@ class Description:
     device: what runs it really, e.g. `CPUExecutionProvider` or `cuda:0 NVIDIA H100`.
     precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
     model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.
-    attention: the form of the attention: the lowering of a file, or PyTorch's backend.
+    form: of the attention: that of the file, or PyTorch's backend.
     version: the release of this toolkit that made the file.
     checkpoint_sha256: of the checkpoint that the weights come from.
-    shape: the input shapes that it takes; None where more than one size is allowed.
-    sizes: the smallest and the largest (H, W) that it takes; None where there are no limits but those of `shape`.
+    batch: the only number of pictures that it takes at once; None for any.
+    limits: the sizes of pictures that it takes.
     notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
     """
 
@@ -50,12 +57,20 @@ class Description:
     model: str
     scale: int
     windows: tuple[tuple[int, int], ...]
-    attention: str
+    form: str
     version: str
     checkpoint_sha256: str
-    shape: Shape = (None, 3, None, None)
-    sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
+    batch: int | None = None
+    limits: Limits = Limits()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer or operator of a network takes: its name in the runtime, and mean milliseconds a run."""
+
+    name: str
+    milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -98,8 +113,8 @@ class Engine(ABC):
         float32, not of that shape or read-only.
         """
         told = self.describe()
-        check_input(x, told.path, told.shape)
-        check_out(out, x, told.scale, part, told.path)
+        check_input(x, told)
+        check_out(out, x, told, part)
         out[...] = self.run(x)[(..., *part)]
 
     @abstractmethod
@@ -109,6 +124,13 @@ class Engine(ABC):
     def timer(self, x: np.ndarray) -> Timer:
         """A timer of this engine on x [B, 3, H, W]. On a GPU inputs and outputs stay there between calls."""
         return Timer("host clock around run()", host_clock(lambda: self.run(x)))
+
+    @abstractmethod
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        """Where the time on x [B, 3, H, W] goes, in the order of the first run. Raises EngineError as `run` does.
+
+        Layers are timed one by one, which costs time: together they take longer than a run.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -137,10 +159,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_input(x: Any, path: str, shape: Shape) -> None:
-    """Raises EngineError unless x is a float32 array [B, 3, H, W] of sizes ≥ 1 that `shape` allows."""
+def check_input(x: Any, told: Description, advice: str = "or export it without --static") -> None:
+    """Raises EngineError unless x is a float32 array [B, 3, H, W] of sizes ≥ 1 that the engine takes.
+
+    advice: what else helps where its size is not taken.
+    """
     import numpy as np
 
+    path = told.path
     if not isinstance(x, np.ndarray):
         raise EngineError(f"{path}: the input must be a numpy array, got {type(x).__name__}")
     if x.dtype != np.float32:
@@ -149,32 +175,29 @@ def check_input(x: Any, path: str, shape: Shape) -> None:
         raise EngineError(f"{path}: the input must be [B, 3, H, W], got {list(x.shape)}")
     if min(x.shape) < 1:
         raise EngineError(f"{path}: every size of the input must be at least 1, got {list(x.shape)}")
-    if any(want not in (None, got) for want, got in zip(shape, x.shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise EngineError(
-            f"{path}: takes inputs of shape [{wanted}] only, got {list(x.shape)}; "
-            "give that size, or --tile, or export without --static"
-        )
+    if told.batch not in (None, len(x)):
+        raise EngineError(f"{path}: takes {told.batch} at a time, got {len(x)}; run it once for each")
+    if not told.limits.takes(size := Size.of(x)):
+        raise EngineError(f"{path}: takes pictures of {told.limits}, got {size}; give --tile, {advice}")
 
 
-def check_out(out: Any, x: np.ndarray, scale: int, part: tuple[slice, slice], path: str) -> None:
+def check_out(out: Any, x: np.ndarray, told: Description, part: tuple[slice, slice]) -> None:
     """Raises EngineError unless `out` takes this part of x's result as it is: NumPy would repeat or round it."""
     import numpy as np
 
-    sides = (len(range(scale * side)[kept]) for side, kept in zip(x.shape[2:], part, strict=True))
+    sides = (len(range(side)[kept]) for side, kept in zip(Size.of(x).times(told.scale), part, strict=True))
     shape = [*x.shape[:2], *sides]
     if not isinstance(out, np.ndarray) or out.dtype != np.float32 or not out.flags.writeable:
-        raise EngineError(f"{path}: the result needs a float32 array that can be written to")
+        raise EngineError(f"{told.path}: the result needs a float32 array that can be written to")
     if list(out.shape) != shape:
-        raise EngineError(f"{path}: the result is {shape}, the array to put it in {list(out.shape)}")
+        raise EngineError(f"{told.path}: the result is {shape}, the array to put it in {list(out.shape)}")
 
 
 def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:
     """The error for an input too large for the memory there is."""
-    b, _, h, w = x.shape
-    pictures = f"{b} pictures" if b > 1 else "a picture"
+    pictures = f"{len(x)} pictures" if len(x) > 1 else "a picture"
     return OutOfMemory(
-        f"{path}: out of memory on {pictures} of {w}x{h}; give a smaller one, or cut it into tiles (--tile)"
+        f"{path}: out of memory on {pictures} of {Size.of(x)}; give a smaller one, or cut it into tiles (--tile)"
     )
 
 

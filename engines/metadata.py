@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from engines.errors import EngineError
+from engines.base import EngineError
 
 PREFIX = "ribsr."
 _METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
@@ -18,13 +18,13 @@ _GRAPH = 7  # ModelProto.graph
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `export` wrote into a file about itself; the fields are those of `engines.base.Description`."""
+    """What `export` wrote into a file about itself; the fields mean what those of `engines.base.Description` do."""
 
     model: str
     scale: int
     windows: tuple[tuple[int, int], ...]
     precision: str
-    attention: str
+    form: str
     version: str
     checkpoint_sha256: str
 
@@ -43,7 +43,7 @@ def read_stamp(path: str | Path) -> Stamp:
             scale=int(values["scale"]),
             windows=tuple((int(wh), int(ww)) for wh, ww in json.loads(values["windows"])),
             precision=values["precision"],
-            attention=values["attention"],
+            form=values["form"] if "form" in values else values["attention"],  # its name until 0.1
             version=values["version"],
             checkpoint_sha256=values["checkpoint_sha256"],
         )

@@ -13,7 +13,8 @@ import numpy as np
 
 from engines import base
 from engines.base import Description, Engine, Timer
-from engines.errors import EngineError, first_line
+from engines.base import EngineError
+from ribsr.base.errors import first_line
 from engines.metadata import Stamp, read_stamp
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ORTEngine(Engine):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
         stamp = read_stamp(path)
-        if stamp.attention == "plugin":
+        if stamp.form == "plugin":
             raise EngineError(
                 f"{path}: is in plugin form, which only TensorRT runs: build a plan with python -m export.trt, "
                 "or export again with --attention mha for ONNX Runtime"
@@ -49,7 +50,7 @@ class ORTEngine(Engine):
         return self._description
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        base.check_input(x, self._path, self._description.shape)
+        base.check_input(x, self._description)
         return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
 
     def _guarded(self, x: np.ndarray, use: Callable[[onnxruntime.InferenceSession], Any]) -> Any:
@@ -71,7 +72,7 @@ class ORTEngine(Engine):
             return super().timer(x)
         import onnxruntime as ort
 
-        base.check_input(x, self._path, self._description.shape)
+        base.check_input(x, self._description)
 
         def bind(session: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
             binding = session.io_binding()
@@ -232,9 +233,10 @@ def _describe(
         model=stamp.model,
         scale=stamp.scale,
         windows=stamp.windows,
-        attention=stamp.attention,
+        form=stamp.form,
         version=stamp.version,
         checkpoint_sha256=stamp.checkpoint_sha256,
-        shape=(b, 3, h, w),
+        batch=b,
+        limits=Limits.only(h, w),
         notes=tuple(notes),
     )

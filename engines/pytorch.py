@@ -11,8 +11,9 @@ import numpy as np
 
 from engines import base
 from engines.base import Description, Engine, Timer
-from engines.errors import EngineError, first_line
-from engines.files import sha256
+from engines.base import EngineError
+from ribsr.base.errors import first_line
+from ribsr.base.files import sha256
 
 try:
     import torch
@@ -62,7 +63,7 @@ class PyTorchEngine(Engine):
             torch.backends.cuda.matmul.allow_tf32 = False
         try:
             loaded = ribsr.load(path, model=model, config=config)
-        except (ribsr.CheckpointError, OSError) as error:
+        except (RibsrError, OSError) as error:
             raise EngineError(first_line(error)) from error
         notes: list[str] = []
         if attention == "auto" and _suits_kernel(loaded, self._device, self._dtype):
@@ -101,7 +102,7 @@ class PyTorchEngine(Engine):
             model=config.name,
             scale=config.scale,
             windows=tuple((side, side) for side in config.windows),
-            attention=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
+            form=choose_backend(self._device, self._dtype) if attention == "auto" else attention,
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
             notes=notes,
@@ -111,7 +112,7 @@ class PyTorchEngine(Engine):
         return self._description
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        base.check_input(x, self._path, self._description.shape)
+        base.check_input(x, self._description)
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
 
     def _place(self, x: np.ndarray) -> torch.Tensor:
@@ -139,7 +140,7 @@ class PyTorchEngine(Engine):
     def timer(self, x: np.ndarray) -> Timer:
         if self._device.type != "cuda":
             return super().timer(x)
-        base.check_input(x, self._path, self._description.shape)
+        base.check_input(x, self._description)
         placed = self._guarded(x, lambda _: self._place(x))
         return cuda_timer(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device)
 
@@ -182,7 +183,7 @@ def _suits_kernel(model: RIBModel, device: torch.device, dtype: torch.dtype) -> 
     if device.type != "cuda" or dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     layers = [module for module in model.modules() if isinstance(module, WindowAttention)]
-    widths = [layer.to_qkv.out_channels // (3 * layer.core.heads) for layer in layers]
+    widths = [layer.to_qkv.out_channels // (3 * layer.core.geometry.heads) for layer in layers]
     return all(kernel_library.is_tuned(width, layer.to_q.shape[2]) for width, layer in zip(widths, layers, strict=True))
 
 
@@ -190,7 +191,7 @@ def _register_kernel() -> None:
     """Gives ribsr the fused CUDA kernel as its backend `kernel`."""
     if not kernel_library.path().exists():
         raise EngineError("attention backend 'kernel' is not built; run python -m plugins.build (it needs nvcc)")
-    import plugins.torch  # noqa: F401 (registers itself)
+    import plugins.pytorch  # noqa: F401 (registers itself)
 
 
 def _choose_device(device: str) -> torch.device:

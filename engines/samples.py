@@ -44,7 +44,7 @@ def _indices(have: int, want: int) -> np.ndarray:
 
 @cache
 def _read(name: str) -> np.ndarray:
-    from engines.pictures import read_picture
+    from ribsr.base.pictures import read_picture
 
     pixels = read_picture(Path(__file__).with_suffix("") / f"{name}.png").pixels
     pixels.setflags(write=False)

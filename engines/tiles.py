@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engines.base import Description, Engine, check_input
-from engines.errors import EngineError
+from engines.base import EngineError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.cli import Command, engine_options, message, tile_option
-from engines.errors import EngineError, OutOfMemory
+from engines.options import engine_options, tile_option
+from ribsr.base.command import Command, message
+from engines.base import EngineError, OutOfMemory
 from engines.tiles import Tiled, wxh
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import Engine
-    from engines.pictures import Picture
+    from ribsr.base.pictures import Picture
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,7 +101,7 @@ def main(
 
 
 def _job(source: Path, target: Path) -> Job:
-    from engines.pictures import check_output, check_source
+    from ribsr.base.pictures import check_output, check_source
 
     check_output(target)
     check_source(source)  # before a model is opened, which takes long
@@ -109,7 +110,7 @@ def _job(source: Path, target: Path) -> Job:
 
 def _folder_jobs(source: Path, target: Path) -> list[Job]:
     """Of the pictures of a folder, by name. Raises EngineError if there are none, or OUT cannot be a folder."""
-    from engines.pictures import WRITABLE
+    from ribsr.base.pictures import WRITABLE
 
     if target.exists() and not target.is_dir():
         raise EngineError(f"{target}: IN is a folder, so OUT has to be one, too; give another name")
@@ -185,7 +186,7 @@ def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Fut
 
     Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
     """
-    from engines.pictures import Picture, read_picture, write_picture
+    from ribsr.base.pictures import Picture, read_picture, write_picture
 
     def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[tuple[Path, str, Picture] | EngineError]:
         for (_, target), read in zip(jobs, reads, strict=True):

@@ -12,33 +12,23 @@ from torch import Tensor
 
 from export import cyclic_window
 from export.lower import set_shape
-from ribsr.attention import register_attention, set_attention
+from ribsr.attention import Geometry, register_attention, set_attention
 from ribsr.layers import RIBModel
 
 OPSETS = range(17, 24)
 """ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""
 
 
-def _node(
-    qkv: Tensor,
-    rib_q: Tensor,
-    rib_k: Tensor,
-    gate: Tensor,
-    *,
-    window: tuple[int, int],
-    heads: int,
-    shift: tuple[int, int],
-    scale: float,
-) -> Tensor:
+def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """The attention backend `onnx`: in an export it leaves one node of the custom operator."""
     return torch.onnx.ops.symbolic(
         f"{cyclic_window.DOMAIN}::{cyclic_window.NAME}",
         (qkv, rib_q, rib_k, gate),
         attrs={
-            "window": list(window),
-            "heads": heads,
-            "shift": list(shift),
-            "scale": scale,
+            "window": list(geometry.window),
+            "heads": geometry.heads,
+            "shift": list(geometry.shift),
+            "scale": geometry.scale,
             **cyclic_window.PLUGIN,
         },
         dtype=qkv.dtype,

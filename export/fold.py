@@ -90,12 +90,12 @@ def fold(model: RIBModel, rib_tolerance: float = 0.0) -> tuple[RIBModel, list[Fo
 
 def _fold_attention(name: str, layer: WindowAttention, tolerance: float) -> tuple[FoldedAttention, FoldedLayer]:
     parameters = (getattr(layer, parameter).double() for parameter in WindowAttention.RIB_PARAMETERS)
-    rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.scale)
-    folded_q, folded_k, change, half_error = refactorise(rib_q, rib_k, layer.core.scale, tolerance)
+    rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.geometry.scale)
+    folded_q, folded_k, change, half_error = refactorise(rib_q, rib_k, layer.core.geometry.scale, tolerance)
     to_qkv, to_out, gate = _pad_heads(layer)
     folded = FoldedAttention(to_qkv, to_out, gate, folded_q.float(), folded_k.float(), layer.core)
     rank, folded_rank = rib_q.shape[-1], folded_q.shape[-1]
-    return folded, FoldedLayer(name, layer.core.window, rank, folded_rank, change, half_error)
+    return folded, FoldedLayer(name, layer.core.geometry.window, rank, folded_rank, change, half_error)
 
 
 def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) -> tuple[Tensor, Tensor, float, float]:
@@ -174,7 +174,7 @@ def _half_error(rib_q: Tensor, rib_k: Tensor, scale: float) -> float:
 
 def _pad_heads(layer: WindowAttention) -> tuple[nn.Conv2d, nn.Conv2d, nn.Sequential]:
     """to_qkv, to_out and gate with heads of a multiple of 16 channels: zero rows in, zero columns out."""
-    heads, channels = layer.core.heads, layer.to_out.out_channels
+    heads, channels = layer.core.geometry.heads, layer.to_out.out_channels
     width = channels // heads
     padded = -(-width // HEAD_STEP) * HEAD_STEP
     if padded == width:

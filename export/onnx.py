@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli import Command, FiniteRange, Size
-from engines.files import atomic, check_target, sha256
+from ribsr.base.command import Command, FiniteRange, SizeType
+from ribsr.base.files import atomic, check_target, sha256
 from engines.metadata import PREFIX, Stamp
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _verify(path: Path, network: RIBModel, options: Options, scores: int) -> str
     import numpy as np
     import torch
 
-    from engines.errors import EngineError
+    from engines.base import EngineError
     from engines.ort import ORTEngine
 
     try:

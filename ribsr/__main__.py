@@ -27,10 +27,10 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
     """
     given = {name: value for name, value in (("init", init), ("output", output)) if value is not None}
     try:
-        from ribsr import recipe
-        from ribsr.report import ProgressReport, Report
-        from ribsr.train import train as run
-        from ribsr.train import weights_path
+        from ribsr.training import recipe
+        from ribsr.training.report import ProgressReport, Report
+        from ribsr.training.loop import train as run
+        from ribsr.training.loop import weights_path
 
         followed = replace(recipe.read(config), **given)
         first = os.environ.get("RANK", "0") == "0"
@@ -53,7 +53,7 @@ def recipe(model: str, scale: int) -> None:
     """Prints the paper's recipe for MODEL as a file to start from: fill in train, validation and output."""
     import yaml
 
-    from ribsr import recipe
+    from ribsr.training import recipe
 
     try:
         values = recipe.to_dict(recipe.paper(model, scale))

@@ -7,9 +7,9 @@ lowerings and the CUDA kernels are tested against.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,29 @@ MAX_SCORES = 2**25
 """Attention scores that `reference` holds at once: 128 MiB in float32."""
 
 
+class Geometry(NamedTuple):
+    """How an attention layer cuts its map, and what multiplies the logits.
+
+    window: (rows, columns) of tokens. heads: they divide the channels. shift: (rows, columns) that the map is rolled by
+    before it is cut. scale: of content and position alike, D^-1/2 of the unpadded head width.
+    """
+
+    window: tuple[int, int]
+    heads: int
+    shift: tuple[int, int]
+    scale: float
+
+    @property
+    def tokens(self) -> int:
+        """N, of a window."""
+        return self.window[0] * self.window[1]
+
+
 class Attention(Protocol):
     """A backend of the operator.
 
-    qkv [B, 3C, H, W], channels ordered (q|k|v, head, D); rib_q, rib_k [heads, N, R], N = wh·ww; gate [B, C, H, W].
-    Reflect-pads right and bottom to multiples of `window`, rolls by −shift, splits into windows and returns
+    qkv [B, 3C, H, W], channels ordered (q|k|v, head, D); rib_q, rib_k [heads, N, R]; gate [B, C, H, W].
+    Reflect-pads right and bottom to multiples of the window, rolls by −shift, splits into windows and returns
     gate · softmax(scale·(q·kᵀ + rib_q·rib_kᵀ))·v, merged, rolled back and cropped: [B, C, H, W] in qkv's dtype.
     """
 
@@ -35,11 +53,7 @@ class Attention(Protocol):
         rib_q: Tensor,
         rib_k: Tensor,
         gate: Tensor,
-        *,
-        window: tuple[int, int],
-        heads: int,
-        shift: tuple[int, int],
-        scale: float,
+        geometry: Geometry,
     ) -> Tensor: ...
 
 
@@ -54,9 +68,9 @@ def source_indices(size: int, window: int, shift: int, device: torch.device | No
     return last - (last - i % max(2 * last, 1)).abs()
 
 
-def _windows(x: Tensor, parts: int, heads: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+def _windows(x: Tensor, parts: int, geometry: Geometry) -> Tensor:
     """[B, parts·heads·D, H, W], padded and rolled, as a view [parts, B, rows, columns, wh, ww, heads, D] of windows."""
-    (wh, ww), (b, c, h, w) = window, x.shape
+    ((wh, ww), heads, shift, _), (b, c, h, w) = geometry, x.shape
     if h % wh or w % ww or any(shift):
         rows = source_indices(h, wh, shift[0], x.device)
         columns = source_indices(w, ww, shift[1], x.device)
@@ -65,18 +79,19 @@ def _windows(x: Tensor, parts: int, heads: int, window: tuple[int, int], shift: 
     return x.view(b, parts, heads, d, nh, wh, nw, ww).permute(1, 0, 4, 6, 5, 7, 2, 3)
 
 
-def split_windows(
-    x: Tensor, parts: int, heads: int, window: tuple[int, int], shift: tuple[int, int]
-) -> tuple[Tensor, ...]:
+def split_windows(x: Tensor, parts: int, geometry: Geometry) -> tuple[Tensor, ...]:
     """[B, parts·heads·D, H, W] → `parts` tensors [B·windows, heads, N, D], padded and rolled."""
-    x = _windows(x, parts, heads, window, shift).permute(0, 1, 2, 3, 6, 4, 5, 7)
+    x = _windows(x, parts, geometry).permute(0, 1, 2, 3, 6, 4, 5, 7)
     (_, b, nh, nw), d = x.shape[:4], x.shape[-1]
-    return tuple(x.reshape(parts, b * nh * nw, heads, window[0] * window[1], d).unbind(0))
+    return tuple(x.reshape(parts, b * nh * nw, geometry.heads, geometry.tokens, d).unbind(0))
 
 
-def merge_windows(x: Tensor, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """[B·windows, heads, N, D] → [B, heads·D, H, W]: the inverse of `split_windows`, rolled back and cropped."""
-    (h, w), (wh, ww), (_, heads, _, d) = size, window, x.shape
+def merge_windows(x: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
+    """[B·windows, heads, N, D] → [B, heads·D, H, W]: the inverse of `split_windows`, rolled back and cropped.
+
+    size: (H, W).
+    """
+    (h, w), ((wh, ww), heads, shift, _), d = size, geometry, x.shape[-1]
     nh, nw = -(-h // wh), -(-w // ww)
     x = x.view(-1, nh, nw, heads, wh, ww, d).permute(0, 3, 6, 1, 4, 2, 5).reshape(-1, heads * d, nh * wh, nw * ww)
     return x.roll(shift, (2, 3))[:, :, :h, :w]
@@ -87,15 +102,12 @@ def reference(
     rib_q: Tensor,
     rib_k: Tensor,
     gate: Tensor,
-    *,
-    window: tuple[int, int],
-    heads: int,
-    shift: tuple[int, int],
-    scale: float,
+    geometry: Geometry,
 ) -> Tensor:
     """The definition of the operator, in float32 (float64 for float64 inputs), a few windows at a time."""
     dtype = torch.promote_types(qkv.dtype, torch.float32)
-    q, k, v = split_windows(qkv.to(dtype), 3, heads, window, shift)
+    q, k, v = split_windows(qkv.to(dtype), 3, geometry)
+    heads, scale = geometry.heads, geometry.scale
     bias = (rib_q.to(dtype), rib_k.to(dtype).mT)
     n = q.shape[2]
     windows = max(1, MAX_SCORES // (heads * n * n))
@@ -108,15 +120,15 @@ def reference(
             scores = q[i : i + windows, :, j : j + queries] @ keys + bias[0][:, j : j + queries] @ bias[1]
             rows.append(torch.softmax(scores * scale, dim=-1) @ values)
         merged.append(torch.cat(rows, dim=2))
-    out = merge_windows(torch.cat(merged), (qkv.shape[2], qkv.shape[3]), window, shift)
+    out = merge_windows(torch.cat(merged), qkv.shape[2:], geometry)
     return (out * gate.to(dtype)).to(qkv.dtype)
 
 
 def _concatenated(
-    qkv: Tensor, rib_q: Tensor, rib_k: Tensor, heads: int, window: tuple[int, int], shift: tuple[int, int]
+    qkv: Tensor, rib_q: Tensor, rib_k: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Content and position side by side: q, k [B·windows, heads, N, D + R] and v [B·windows, heads, N, D]."""
-    q, k, v = split_windows(qkv, 3, heads, window, shift)
+    q, k, v = split_windows(qkv, 3, geometry)
     shape = (q.shape[0], -1, -1, -1)
     q = torch.cat([q, rib_q.to(q.dtype).expand(shape)], dim=-1)
     k = torch.cat([k, rib_k.to(k.dtype).expand(shape)], dim=-1)
@@ -132,18 +144,14 @@ def sdpa(
     rib_q: Tensor,
     rib_k: Tensor,
     gate: Tensor,
-    *,
-    window: tuple[int, int],
-    heads: int,
-    shift: tuple[int, int],
-    scale: float,
+    geometry: Geometry,
 ) -> Tensor:
     """torch's scaled_dot_product_attention, in qkv's dtype, on content and position side by side.
 
     Its fused CPU kernel wants V as wide as Q and K and materialises the scores otherwise; the cuDNN and
     memory-efficient CUDA kernels take a narrower V, at widths that are multiples of 8.
     """
-    q, k, v = _concatenated(qkv, rib_q, rib_k, heads, window, shift)
+    q, k, v = _concatenated(qkv, rib_q, rib_k, geometry)
     d = v.shape[-1]
     if qkv.is_cuda:
         width = -(-q.shape[-1] // 8) * 8
@@ -152,10 +160,10 @@ def sdpa(
 
         kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
         with sdpa_kernel(kernels, set_priority=True):
-            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            out = F.scaled_dot_product_attention(q, k, v, scale=geometry.scale)
     else:
-        out = F.scaled_dot_product_attention(q, k, _pad_width(v, q.shape[-1]), scale=scale)
-    return merge_windows(out[..., :d], (qkv.shape[2], qkv.shape[3]), window, shift) * gate
+        out = F.scaled_dot_product_attention(q, k, _pad_width(v, q.shape[-1]), scale=geometry.scale)
+    return merge_windows(out[..., :d], qkv.shape[2:], geometry) * gate
 
 
 def _cudnn_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -168,11 +176,7 @@ def cudnn(
     rib_q: Tensor,
     rib_k: Tensor,
     gate: Tensor,
-    *,
-    window: tuple[int, int],
-    heads: int,
-    shift: tuple[int, int],
-    scale: float,
+    geometry: Geometry,
 ) -> Tensor:
     """cuDNN's attention by name, made for training: CUDA, float16 or bfloat16, channels-last maps.
 
@@ -180,9 +184,9 @@ def cudnn(
     one pass of the padding, splitting and concatenating, and one of merging and gating. V keeps its width (to a
     multiple of 8), forward and backward.
     """
-    (b, _, h, w), n = qkv.shape, window[0] * window[1]
-    split = _windows(qkv, 3, heads, window, shift)
-    q, k, v = split.reshape(3, -1, n, heads, split.shape[-1]).unbind(0)
+    (b, _, h, w), (window, heads, shift, scale) = qkv.shape, geometry
+    split = _windows(qkv, 3, geometry)
+    q, k, v = split.reshape(3, -1, geometry.tokens, heads, split.shape[-1]).unbind(0)
     d, width = v.shape[-1], -(-(v.shape[-1] + rib_q.shape[-1]) // 8) * 8
     q, k = (
         _pad_width(torch.cat([x, rib.to(x.dtype).transpose(0, 1).expand(len(x), -1, -1, -1)], dim=-1), width)
@@ -202,20 +206,16 @@ def flash(
     rib_q: Tensor,
     rib_k: Tensor,
     gate: Tensor,
-    *,
-    window: tuple[int, int],
-    heads: int,
-    shift: tuple[int, int],
-    scale: float,
+    geometry: Geometry,
 ) -> Tensor:
     """The flash-attn package: CUDA, float16 or bfloat16; V is padded to the width of Q and K as it asks."""
     from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
-    q, k, v = _concatenated(qkv, rib_q, rib_k, heads, window, shift)
+    q, k, v = _concatenated(qkv, rib_q, rib_k, geometry)
     d, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
-    out = flash_attn_func(*(_pad_width(t, width).transpose(1, 2) for t in (q, k, v)), softmax_scale=scale)
+    out = flash_attn_func(*(_pad_width(t, width).transpose(1, 2) for t in (q, k, v)), softmax_scale=geometry.scale)
     out = out[..., :d].transpose(1, 2)
-    return merge_windows(out, (qkv.shape[2], qkv.shape[3]), window, shift) * gate
+    return merge_windows(out, qkv.shape[2:], geometry) * gate
 
 
 _BACKENDS: dict[str, Attention] = {"reference": reference, "sdpa": sdpa, "cudnn": cudnn, "flash": flash}
@@ -262,19 +262,17 @@ def set_attention(model: nn.Module, name: str) -> None:
 class CyclicWindowAttention(nn.Module):
     """The operator with its geometry fixed: (qkv, rib_q, rib_k, gate) → [B, C, H, W]; see `Attention` for shapes."""
 
-    def __init__(self, window: tuple[int, int], heads: int, shift: tuple[int, int], scale: float):
+    def __init__(self, geometry: Geometry):
         super().__init__()
-        self.window, self.heads, self.shift, self.scale = window, heads, shift, scale
+        self.geometry = geometry
         self.backend = "auto"
 
     def forward(self, qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor) -> Tensor:
         name = choose_backend(qkv.device, qkv.dtype) if self.backend == "auto" else self.backend
-        return _BACKENDS[name](
-            qkv, rib_q, rib_k, gate, window=self.window, heads=self.heads, shift=self.shift, scale=self.scale
-        )
+        return _BACKENDS[name](qkv, rib_q, rib_k, gate, self.geometry)
 
     def extra_repr(self) -> str:
-        return f"window={self.window}, heads={self.heads}, shift={self.shift}, scale={self.scale:.4g}"
+        return ", ".join(f"{name}={value}" for name, value in self.geometry._asdict().items())
 
 
 class WindowAttention(nn.Module):
@@ -287,7 +285,8 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, window: int, heads: int, rank: int, shift: int, hidden_dim: int, n_freqs: int):
         super().__init__()
-        self.core = CyclicWindowAttention((window, window), heads, (shift, shift), (dim // heads) ** -0.5)
+        geometry = Geometry((window, window), heads, (shift, shift), (dim // heads) ** -0.5)
+        self.core = CyclicWindowAttention(geometry)
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.to_out = nn.Conv2d(dim, dim, 1)
         self.gate = nn.Sequential(
@@ -318,7 +317,7 @@ class WindowAttention(nn.Module):
     def rib(self) -> tuple[Tensor, Tensor]:
         """rib_q, rib_k [heads, N, R] from the RIB's MLP, never below float32 whatever autocast says."""
         with torch.autocast(self.to_q.device.type, enabled=False):
-            return rib.factors(self.rib_features, self.to_hidden, self.hidden_b, self.to_q, self.to_k, self.core.scale)
+            return rib.factors(self.rib_features, self.to_hidden, self.hidden_b, self.to_q, self.to_k, self.core.geometry.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(self.core(self.to_qkv(x), *self.rib(), self.gate(x)))
@@ -327,12 +326,13 @@ class WindowAttention(nn.Module):
 def bias(layer: WindowAttention) -> Tensor:
     """The positional part of the logits, [heads, N, N] float64: Q_p·K_pᵀ/√R."""
     rib_q, rib_k = (t.double() for t in layer.rib())
-    return rib_q @ rib_k.mT * layer.core.scale
+    return rib_q @ rib_k.mT * layer.core.geometry.scale
 
 
 __all__ = [
     "Attention",
     "CyclicWindowAttention",
+    "Geometry",
     "WindowAttention",
     "bias",
     "choose_backend",

@@ -18,9 +18,9 @@ import click
 
 from engines import Tiled, find_model, is_checkpoint, open_engine
 from engines.base import PRECISIONS, Description
-from engines.cli import F
-from engines.errors import EngineError
-from engines.files import atomic, check_target
+from ribsr.base.command import F
+from engines.base import EngineError
+from ribsr.base.files import atomic, check_target
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,7 +25,8 @@ import click
 
 from engines import Engine, EngineError
 from engines.base import Description, Timer
-from engines.cli import Command, Size, engine_options
+from engines.options import engine_options
+from ribsr.base.command import Command, SizeType
 from tools._common import (
     ModelName,
     console,

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, engine_options, tile_option
-from engines.errors import EngineError
+from engines.options import engine_options, tile_option
+from ribsr.base.command import Command
+from engines.base import EngineError
 from tools._common import (
     console,
     environment,
@@ -46,7 +47,7 @@ def as_upscaler(engine: Engine) -> Upscaler:
     """The engine on 8-bit pictures [H, W, 3]. Raises EngineError when NaN or infinite values come out."""
     import numpy as np
 
-    from engines.pictures import check_finite, to_bytes
+    from ribsr.base.pictures import check_finite, to_bytes
 
     def upscale(pixels: np.ndarray) -> np.ndarray:
         y = engine.run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255))

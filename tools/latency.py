@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command, Size, engine_options, message, tile_option
-from engines.errors import EngineError
+from engines.options import engine_options, tile_option
+from ribsr.base.command import Command, SizeType, message
+from engines.base import EngineError
 from tools._common import (
     ModelName,
     console,
@@ -312,7 +313,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 
 def show_layers(out: Any, name: ModelName, size: tuple[int, int], options: dict[str, Any], count: int) -> None:
     """Prints the `count` layers of a plan that take longest. Raises EngineError if it cannot be run."""
-    from engines.trt import TensorRTEngine
+    from engines.trt.engine import TensorRTEngine
 
     with open_model(name, options) as engine:
         assert isinstance(engine, TensorRTEngine)

@@ -24,9 +24,11 @@ import click
 
 from engines import SUFFIXES, is_checkpoint
 from engines.base import Shape
-from engines.cli import Command, FiniteRange, Size, engine_options, tile_option
-from engines.errors import EngineError, first_line
-from engines.files import atomic, check_target
+from engines.options import engine_options, tile_option
+from ribsr.base.command import Command, FiniteRange, SizeType
+from engines.base import EngineError
+from ribsr.base.errors import first_line
+from ribsr.base.files import atomic, check_target
 from tools._common import (
     ModelName,
     console,
@@ -71,7 +73,7 @@ class Errors:
         """Compares two outputs [B, 3, H, W]; pixels are compared as they would be written, rounded to 8 bits."""
         import numpy as np
 
-        from engines.pictures import to_bytes
+        from ribsr.base.pictures import to_bytes
 
         finite = np.isfinite(output)
         difference = np.where(finite, output, 0).astype(np.float64) - np.where(finite, reference, 0)
@@ -434,7 +436,7 @@ def discover(folder: Path, options: dict[str, Any]) -> tuple[list[Comparison], l
 def _identify(name: ModelName, options: dict[str, Any]) -> tuple[tuple[str, int, str], str]:
     """(network, scale, checkpoint) and precision of a file, without opening a session for it."""
     from engines.metadata import read_stamp
-    from engines.plan import read_manifest
+    from engines.trt.manifest import read_manifest
 
     if name.path.endswith(".onnx"):
         stamp = read_stamp(name.path)
@@ -465,7 +467,7 @@ def _why_alone(name: ModelName, key: tuple[str, int, str], groups: dict[tuple[st
 
 
 def _read_images(paths: Sequence[str]) -> Pictures:
-    from engines.pictures import read_picture
+    from ribsr.base.pictures import read_picture
 
     return [(path, read_picture(path).pixels) for path in paths]
 

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.cli import Command
-from engines.errors import EngineError, first_line
+from ribsr.base.command import Command
+from engines.base import EngineError
+from ribsr.base.errors import first_line
 from tools._common import console, environment, environment_line, table, write_json
 
 FORMS = ("authors", "eager", "compiled")
@@ -49,7 +50,7 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
     import torch
 
     import ribsr
-    from ribsr import fast
+    from ribsr.training import fast
 
     torch.manual_seed(0)
     config = ribsr.config(network, scale)
@@ -67,7 +68,7 @@ def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bo
 
     from engines.base import host_clock
     from engines.pytorch import cuda_timer
-    from ribsr.fast import Replayed
+    from ribsr.training.fast import Replayed
 
     torch.backends.cudnn.benchmark = True
     low = torch.rand(batch, 3, crop, crop, device=device)
@@ -136,7 +137,7 @@ def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[s
     import numpy as np
     import torch
 
-    from ribsr.data import Batches, Crops, Pair, storage_device
+    from ribsr.training.data import Batches, Crops, Pair, storage_device
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
 from PIL import Image

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
 

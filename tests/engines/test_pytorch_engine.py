@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
 
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import ribsr  # noqa: E402
 from engines import EngineError, open_engine  # noqa: E402
-from engines.files import sha256  # noqa: E402
+from ribsr.base.files import sha256  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines import samples
-from engines.pictures import read_picture
+from ribsr.base.pictures import read_picture
 
 FOLDER = Path(samples.__file__).with_suffix("")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from engines import Description, Engine, EngineError, Tiled, open_engine, samples, tiles
 from engines.base import Shape, check_input
-from engines.errors import OutOfMemory
+from engines.base import OutOfMemory
 
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 

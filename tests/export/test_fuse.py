@@ -16,7 +16,7 @@ import ribsr
 from export import cyclic_window, fuse, lower, precision
 from export.canonical import trace
 from export.fold import fold
-from plugins import torch as operator
+from plugins import pytorch as operator
 from ribsr.attention import reference
 from tests.export.conftest import run, traced
 

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import torch as operator  # noqa: E402
+from plugins import pytorch as operator  # noqa: E402
 from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
 
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import torch as operator  # noqa: E402
+from plugins import pytorch as operator  # noqa: E402
 
 
 def on_gpu(test: Callable[..., Any]) -> Callable[..., Any]:

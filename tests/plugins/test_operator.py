@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 import torch  # noqa: E402
 
-from plugins import torch as operator  # noqa: E402
+from plugins import pytorch as operator  # noqa: E402
 from ribsr import attention  # noqa: E402
 
 

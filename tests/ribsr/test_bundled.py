@@ -47,7 +47,7 @@ def test_it_is_exported_by_name(shipped: Path) -> None:
     pytest.importorskip("onnx")
     from click.testing import CliRunner
 
-    from engines.files import sha256
+    from ribsr.base.files import sha256
     from engines.metadata import read_stamp
     from export.onnx import main
 

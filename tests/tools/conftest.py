@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines")]
 
-import fakes  # noqa: E402
+from tests.engines import fakes
 
-from engines.files import sha256  # noqa: E402
+from ribsr.base.files import sha256  # noqa: E402
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines.files import sha256
+from ribsr.base.files import sha256
 from tools.evaluate import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fakes
+from tests.engines import fakes
 import numpy as np
 import pytest
-import test_plan
+from tests.engines.trt import test_manifest as test_plan
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines import Description, Engine
-from engines.files import sha256
-from engines.plan import write_manifest
+from ribsr.base.files import sha256
+from engines.trt.manifest import write_manifest
 from tools import parity
 from tools._common import ModelName, open_model
 from tools.parity import Errors, main

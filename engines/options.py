@@ -1,0 +1,41 @@
+"""The options of commands that open engines."""
+
+from __future__ import annotations
+
+import click
+
+from ribsr.base.command import F, SizeType
+
+
+def engine_options(command: F) -> F:
+    """Adds the options that `engines.open_engine` takes, under its names."""
+    options = [
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where to run; cuda fails rather than fall back to the CPU.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the runtime decides if not given."),
+        click.option("--attention", help="PyTorch attention backend of checkpoints: auto, reference, sdpa, flash, …"),
+        click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+."),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False),
+            help="Instead of --model: own JSON, or the authors' option YAML.",
+        ),
+        click.option("--cuda-graphs", is_flag=True, help="TensorRT plans: launch repeated sizes as CUDA graphs."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def tile_option(command: F) -> F:
+    """Adds `tile`, as `engines.Tiled` takes it."""
+    return click.option(
+        "--tile",
+        type=SizeType(),
+        help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
+    )(command)

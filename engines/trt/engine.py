@@ -1,0 +1,290 @@
+"""TensorRT plans as an engine. It imports no torch and no onnx; CUDA comes through cuda-python (`engines.cuda`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines import base
+from engines.trt import gpu as cuda
+from engines.trt import versions as api
+from engines.base import Description, Engine, Timer
+from engines.trt.gpu import CUDAError
+from engines.base import EngineError
+from ribsr.base.files import sha256
+from engines.trt.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from engines.trt.gpu import GPU
+
+
+class TensorRTEngine(Engine):
+    """A plan of this toolkit and its manifest, run on the current GPU.
+
+    Every thread that runs at the same time gets an execution context, a stream and buffers of its own, which are kept
+    for the next call. cuda_graphs: record the work of a picture's size when it comes for the second time in a context,
+    and launch it as a whole from then on: less work for the CPU, for many pictures of one size.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "auto", cuda_graphs: bool = False):
+        base.check_choice("device", device, base.DEVICES)
+        if device == "cpu":
+            raise EngineError(f"{path}: a TensorRT plan runs on a GPU only; for the CPU run the .onnx it was made of")
+        self._path = str(path)
+        manifest = read_manifest(path)
+        trt = api.import_tensorrt()
+        gpu = cuda.current_gpu()
+        _check_fits(self._path, manifest, trt.__version__, gpu)
+        if manifest.plugin is not None:
+            _load_plugins(Path(path), manifest, trt)
+        self._gpu, self._cuda_graphs, self._manifest = gpu, cuda_graphs, manifest
+        self._log = api.logger(trt)
+        self._trt, self._runtime = trt, api.runtime(trt, self._log)
+        self._free_before = cuda.free_memory()
+        self._engine: Any = api.deserialise(self._runtime, self._log, Path(path).read_bytes(), self._path)
+        self._smallest, _, self._largest = api.profile_shapes(self._engine, "input")
+        self._lock = threading.Lock()
+        self._idle: list[_Lane] = []
+        self._description = self._describe(trt.__version__)
+
+    def _describe(self, version: str) -> Description:
+        manifest, stamp = self._manifest, self._manifest.stamp
+        b, c, h, w = (low if low == high else None for low, high in zip(self._smallest, self._largest, strict=True))
+        return Description(
+            path=self._path,
+            runtime="tensorrt",
+            runtime_version=version,
+            device=f"cuda:{self._gpu.index} {self._gpu.name}",
+            precision=manifest.precision,
+            model=stamp.model,
+            scale=stamp.scale,
+            windows=stamp.windows,
+            attention=manifest.lowering,
+            version=stamp.version,
+            checkpoint_sha256=stamp.checkpoint_sha256,
+            shape=(b, c, h, w),
+            sizes=((self._smallest[2], self._smallest[3]), (self._largest[2], self._largest[3])),
+        )
+
+    def describe(self) -> Description:
+        return self._description
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self._check(x)
+        with self._lane(x) as lane:
+            return lane.run(x, self._cuda_graphs).copy()
+
+    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
+        self._check(x)
+        base.check_out(out, x, self._manifest.stamp.scale, part, self._path)
+        with self._lane(x) as lane:
+            out[...] = lane.run(x, self._cuda_graphs)[(..., *part)]
+
+    def timer(self, x: np.ndarray) -> Timer:
+        """Times the network alone, between CUDA events. The memory is all that this engine took of the GPU from its
+        opening to its first run, by the driver's account: weights, activations, inputs and outputs, and code loaded
+        for it. It is taken here, since what other processes take later would be counted, too."""
+        self._check(x)
+        with self._lane(x) as lane:
+            lane.run(x, graphs=False)
+        taken = self._free_before - cuda.free_memory()
+
+        def once() -> float:
+            with self._lane(x) as lane:
+                return lane.time(x.shape, self._cuda_graphs)
+
+        return Timer("CUDA events, pictures on the GPU", once, lambda: taken)
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
+        """Each layer's mean milliseconds over `runs` runs, in the engine's order. They add up to more than a run."""
+        self._check(x)
+        profiler = api.profiler(self._trt)
+        with self._lane(x) as lane:
+            lane.run(x, graphs=False)
+            lane.context.profiler = profiler
+            for _ in range(runs):
+                lane.run(x, graphs=False)
+            lane.context.profiler = None
+        return [(name, milliseconds / runs) for name, milliseconds in profiler.layers.items()]
+
+    def _check(self, x: np.ndarray) -> None:
+        base.check_input(x, self._path, (None, 3, None, None))
+        for size, low, high in zip(x.shape, self._smallest, self._largest, strict=True):
+            if not low <= size <= high:
+                (b0, _, h0, w0), (b1, _, h1, w1) = self._smallest, self._largest
+                took = f"{w0}x{h0}" if self._smallest == self._largest else f"{w0}x{h0} to {w1}x{h1}"
+                batch = f" in batches of {b0}" if b0 == b1 else f" in batches of {b0} to {b1}"
+                raise EngineError(
+                    f"{self._path}: was built for pictures of {took}{batch}, got {x.shape[0]} of "
+                    f"{x.shape[3]}x{x.shape[2]}; give --tile, or build one for that size with other --shapes: "
+                    f"{self._manifest.rebuild(self._path)}"
+                )
+
+    @contextmanager
+    def _lane(self, x: np.ndarray) -> Iterator[_Lane]:
+        """A context that nobody else uses, for a call on x; CUDA's lack of memory as an EngineError about x."""
+        with self._lock:  # another thread may close the engine at any time
+            engine, lane = self._engine, self._idle.pop() if self._idle else None
+        if engine is None:
+            raise base.closed(self._path)
+        try:
+            cuda.call("cudaSetDevice", self._gpu.index)  # threads start on device 0
+            lane = lane or _Lane(engine, self._log, self._path)
+            try:
+                yield lane
+            except BaseException:
+                with suppress(CUDAError):  # after some errors CUDA frees nothing either; the first one is to be told
+                    lane.close()
+                raise
+            with self._lock:
+                if self._engine is not None:
+                    self._idle.append(lane)
+                    return
+            lane.close()
+        except CUDAError as error:
+            if error.out_of_memory:
+                raise base.out_of_memory(self._path, x) from None
+            raise EngineError(f"{self._path}: {error}") from error
+        except api.OutOfMemory:
+            raise base.out_of_memory(self._path, x) from None
+
+    def close(self) -> None:
+        with self._lock:
+            lanes, self._idle = self._idle, []
+            self._engine = None
+        for lane in lanes:
+            lane.close()
+        self._runtime = None
+
+
+class _Lane:
+    """What one thread needs to run: an execution context, a stream, buffers that grow, and recorded graphs."""
+
+    def __init__(self, engine: Any, log: Any, path: str):
+        self._path, self._log = path, log
+        self._stream = cuda.Stream()
+        try:
+            self.context: Any = api.context(engine, log, path, self._stream.handle)
+        except Exception:
+            self._stream.close()
+            raise
+        self._buffers: dict[str, cuda.Buffer] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._graph: cuda.Graph | None = None
+
+    def run(self, x: np.ndarray, graphs: bool) -> np.ndarray:
+        """x [B, 3, H, W] → [B, 3, sH, sW], in memory that the next call overwrites."""
+        repeated = x.shape == self._shape
+        shape = self._bind(x.shape)
+        self._buffers["input"].array(x.shape)[...] = x
+        self._stream.upload(self._buffers["input"], x.nbytes)
+        self._launch(graphs and repeated)
+        size = int(np.prod(shape)) * 4
+        self._stream.download(self._buffers["output"], size)
+        self._stream.wait()
+        return self._buffers["output"].array(shape)
+
+    def time(self, shape: tuple[int, ...], graphs: bool) -> float:
+        """Milliseconds of the network alone on what the buffers hold."""
+        repeated = shape == self._shape
+        self._bind(shape)
+        clock = cuda.Clock(self._stream)
+        if graphs and repeated and self._graph is None:
+            self._launch(True)  # recording is no part of what is timed
+        clock.start()
+        self._launch(graphs and repeated)
+        return clock.stop()
+
+    def _bind(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Prepares for inputs of `shape`; returns the output's."""
+        if shape == self._shape:
+            return api.output_shape(self.context)
+        self._forget_graph()
+        self._shape = None
+        api.set_input_shape(self.context, self._log, self._path, shape)
+        output = api.output_shape(self.context)
+        for name, dims in (("input", shape), ("output", output)):
+            api.set_address(self.context, name, self._buffer(name, int(np.prod(dims)) * 4).device)
+        self._shape = shape
+        return output
+
+    def _buffer(self, name: str, size: int) -> cuda.Buffer:
+        held = self._buffers.get(name)
+        if held is not None and held.size >= size:
+            return held
+        if held is not None:
+            del self._buffers[name]
+            held.close()
+        self._buffers[name] = cuda.Buffer(size)
+        return self._buffers[name]
+
+    def _launch(self, recorded: bool) -> None:
+        if not recorded:
+            api.enqueue(self.context, self._log, self._path, self._stream.handle)
+            return
+        if self._graph is None:
+            with cuda.Graph(self._stream) as graph:
+                api.enqueue(self.context, self._log, self._path, self._stream.handle)
+            self._graph = graph
+        self._graph.launch()
+
+    def _forget_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+
+    def close(self) -> None:
+        self._stream.wait()
+        self._forget_graph()
+        self.context = None
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+        self._stream.close()
+
+
+def _check_fits(path: str, manifest: Manifest, version: str, gpu: GPU) -> None:
+    """Raises EngineError if the plan is for another TensorRT or another kind of GPU, which TensorRT says unreadably."""
+    differences = [
+        f"{what} {theirs}, here is {ours}"
+        for what, theirs, ours in (
+            ("TensorRT", manifest.tensorrt, version),
+            ("compute capability", manifest.compute_capability, gpu.compute_capability),
+        )
+        if theirs != ours
+    ]
+    if differences:
+        what = " and for ".join(differences)
+        raise EngineError(f"{path}: was built for {what}; build it here: {manifest.rebuild(path)}")
+
+
+def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
+    """Registers the plugin library that the plan was built with: the one beside the plan, else the built one.
+
+    Raises EngineError if it is missing, another build, or does not load.
+    """
+    from plugins import library
+
+    assert manifest.plugin is not None
+    beside = plan.with_name(manifest.plugin["file"])
+    path = beside if beside.is_file() else library.tensorrt_path(api.version(trt)[0])
+    if not path.is_file():
+        raise EngineError(
+            f"{plan}: needs the plugin library {manifest.plugin['file']}, which is neither beside it nor at {path}; "
+            "copy it there, or run python -m plugins.build --tensorrt-include DIR and build the plan again"
+        )
+    found = sha256(path)
+    if found != manifest.plugin["sha256"]:
+        raise EngineError(
+            f"{plan}: was built with another build of {path} (SHA-256 {manifest.plugin['sha256'][:12]}…, this is "
+            f"{found[:12]}…); put that one beside the plan, or build the plan again: {manifest.rebuild(plan)}"
+        )
+    try:
+        library.load_tensorrt(trt, path)
+    except library.LibraryError as error:
+        raise EngineError(f"{plan}: {error}") from error

@@ -1,0 +1,197 @@
+"""The little of CUDA that running a plan takes, through cuda-python: the GPU, memory, streams and graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.base import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class CUDAError(EngineError):
+    """A CUDA call that failed; `name` is CUDA's own, e.g. `cudaErrorMemoryAllocation`."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that other processes get it as it is
+        return type(self), (self.name, str(self))
+
+    @property
+    def out_of_memory(self) -> bool:
+        return self.name == "cudaErrorMemoryAllocation"
+
+
+_ADVICE = {
+    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing, or older than the CUDA of cuda-python: install or "
+    "update the driver, or take an older cuda-bindings",
+    "cudaErrorNoDevice": "the NVIDIA driver finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES",
+    "cudaErrorMemoryAllocation": "out of GPU memory",
+}
+
+
+def runtime() -> Any:
+    """cuda-python's module of the CUDA runtime. Raises EngineError where it is not installed."""
+    try:
+        from cuda.bindings import runtime as module  # pyright: ignore[reportAttributeAccessIssue]
+    except ModuleNotFoundError as error:
+        if error.name not in ("cuda", "cuda.bindings"):
+            raise
+        raise EngineError(
+            "running TensorRT plans needs cuda-python 12.6 or later, which is not installed: pip install 'ribsr[trt]'"
+        ) from None
+    return module
+
+
+def call(name: str, *args: Any) -> Any:
+    """What the CUDA runtime's function `name` returns: nothing, a value or a tuple. Raises CUDAError."""
+    module = runtime()
+    code, *values = getattr(module, name)(*args)
+    if code != module.cudaError_t.cudaSuccess:
+        known = getattr(code, "name", str(code))
+        raise CUDAError(known, f"{_ADVICE.get(known, 'CUDA failed')} ({name}: {known})")
+    return values[0] if len(values) == 1 else tuple(values) if values else None
+
+
+@dataclass(frozen=True)
+class GPU:
+    """The current device: its number and name, compute capability such as `9.0`, and the driver's CUDA version."""
+
+    index: int
+    name: str
+    compute_capability: str
+    cuda: str
+
+
+def current_gpu() -> GPU:
+    """The GPU that this thread uses. Raises CUDAError where there is none, EngineError without cuda-python.
+
+    CUDA starts here, so that TensorRT never finds that it cannot, which it would say in words of its own.
+    """
+    index = call("cudaGetDevice")
+    call("cudaFree", 0)
+    properties = call("cudaGetDeviceProperties", index)
+    version = call("cudaDriverGetVersion")
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    cuda = f"{version // 1000}.{version % 1000 // 10}"
+    return GPU(index, name.rstrip("\0"), f"{properties.major}.{properties.minor}", cuda)
+
+
+def free_memory() -> int:
+    """Bytes of GPU memory that nobody holds."""
+    free, _ = call("cudaMemGetInfo")
+    return int(free)
+
+
+class Buffer:
+    """The same number of bytes on the GPU and, pinned, on the host. A context manager; closing twice is fine."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.device = int(call("cudaMalloc", size))
+        try:
+            self.host = int(call("cudaMallocHost", size))
+        except CUDAError:
+            call("cudaFree", self.device)
+            raise
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The host side as float32 of `shape`."""
+        import ctypes
+
+        count = int(np.prod(shape))
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.host)).reshape(shape)
+
+    def close(self) -> None:
+        if self.device:
+            call("cudaFree", self.device)
+            call("cudaFreeHost", self.host)
+            self.device = self.host = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stream:
+    """A stream of its own, on which work can be timed and recorded as a graph."""
+
+    def __init__(self) -> None:
+        self.handle = call("cudaStreamCreateWithFlags", runtime().cudaStreamNonBlocking)
+
+    def upload(self, buffer: Buffer, size: int) -> None:
+        call("cudaMemcpyAsync", buffer.device, buffer.host, size, _kind("HostToDevice"), self.handle)
+
+    def download(self, buffer: Buffer, size: int) -> None:
+        call("cudaMemcpyAsync", buffer.host, buffer.device, size, _kind("DeviceToHost"), self.handle)
+
+    def wait(self) -> None:
+        call("cudaStreamSynchronize", self.handle)
+
+    def close(self) -> None:
+        call("cudaStreamDestroy", self.handle)
+
+
+def _kind(direction: str) -> Any:
+    return getattr(runtime().cudaMemcpyKind, f"cudaMemcpy{direction}")
+
+
+class Graph:
+    """Work that was recorded on a stream, to be launched again as a whole. A context manager around the recording."""
+
+    def __init__(self, stream: Stream):
+        self._stream, self._executable = stream, None
+
+    def __enter__(self) -> Self:
+        # Other threads may allocate memory meanwhile.
+        mode = runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call("cudaStreamBeginCapture", self._stream.handle, mode)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:  # what failed invalidated the capture; ending it frees the stream
+            runtime().cudaStreamEndCapture(self._stream.handle)
+            return
+        graph = call("cudaStreamEndCapture", self._stream.handle)
+        self._executable = call("cudaGraphInstantiate", graph, 0)
+        call("cudaGraphDestroy", graph)
+
+    def launch(self) -> None:
+        call("cudaGraphLaunch", self._executable, self._stream.handle)
+
+    def close(self) -> None:
+        if self._executable is not None:
+            call("cudaGraphExecDestroy", self._executable)
+            self._executable = None
+
+
+class Clock:
+    """Milliseconds between two points of a stream, by CUDA events. For one use: stopping frees them."""
+
+    def __init__(self, stream: Stream):
+        self._stream = stream
+        self._events = (call("cudaEventCreate"), call("cudaEventCreate"))
+
+    def start(self) -> None:
+        call("cudaEventRecord", self._events[0], self._stream.handle)
+
+    def stop(self) -> float:
+        call("cudaEventRecord", self._events[1], self._stream.handle)
+        call("cudaEventSynchronize", self._events[1])
+        milliseconds = float(call("cudaEventElapsedTime", *self._events))
+        for event in self._events:
+            call("cudaEventDestroy", event)
+        return milliseconds

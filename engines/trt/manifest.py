@@ -1,0 +1,115 @@
+"""The manifest beside a plan: what a TensorRT engine was made of, by what and for what. A plan itself says nothing.
+
+`x2.fp16.plan` has `x2.fp16.plan.json`. Needs neither TensorRT nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engines.base import EngineError
+from ribsr.base.files import atomic, sha256
+from engines.metadata import Stamp
+
+FORMAT = 1
+"""Changes when the fields below change their meaning."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `export.trt` knows about the plan it wrote.
+
+    onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it.
+    cuda: the driver's version. gpu, compute_capability: of the card that it was built on, e.g. `9.0`.
+    precision: fp32, fp16 or bf16. lowering: the attention's form: plugin, attention or matmul.
+    profile: `min`, `opt` and `max` shape [B, 3, H, W] of the input. plugin: `file` name and `sha256` of the plugin
+    library that it needs, or None. stamp: what the ONNX file said of itself. build_seconds: of TensorRT's builder
+    alone. layers: how many layers of each kind and precision the engine has.
+    """
+
+    format: int
+    plan_sha256: str
+    onnx: str
+    onnx_sha256: str
+    tensorrt: str
+    cuda: str
+    gpu: str
+    compute_capability: str
+    precision: str
+    lowering: str
+    profile: dict[str, list[int]]
+    plugin: dict[str, str] | None
+    stamp: Stamp
+    build_seconds: float
+    layers: dict[str, int]
+
+    def rebuild(self, plan: str | Path) -> str:
+        """The command that makes this plan again."""
+        smallest, preferred, largest = (f"{w}x{h}" for _, _, h, w in (self.profile[k] for k in ("min", "opt", "max")))
+        sizes = f"--size {preferred}" if smallest == largest else f"--shapes {smallest} {preferred} {largest}"
+        options = [] if self.precision == "fp32" else [f"--{self.precision}"]
+        if options and self.plugin is None and self.stamp.attention == "canonical":
+            options.append("--no-plugin")
+        words = [*options, *sizes.split(), "-o", str(plan)]
+        return shlex.join(["python", "-m", "export.trt", "--onnx", self.onnx, *words])
+
+
+def manifest_path(plan: str | Path) -> Path:
+    """`x2.fp16.plan` → `x2.fp16.plan.json`."""
+    return Path(f"{plan}.json")
+
+
+def write_manifest(plan: str | Path, manifest: Manifest) -> None:
+    """Writes the manifest beside the plan, whole or not at all."""
+    with atomic(manifest_path(plan)) as temporary:
+        temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(plan: str | Path) -> Manifest:
+    """The manifest of a plan, after checking that it is this plan's.
+
+    Raises EngineError: there is none, it is damaged or of another format, the plan is empty, cut short or another one.
+    """
+    plan, path = Path(plan), manifest_path(plan)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise EngineError(
+                f"{path}: has format {values['format']}, this toolkit reads {FORMAT}; build the plan again: "
+                "python -m export.trt"
+            )
+        manifest = _from_json(values)
+    except FileNotFoundError:
+        raise EngineError(
+            f"{plan}: its manifest {path.name} is missing; copy it beside the plan, or build both again: "
+            "python -m export.trt"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        raise EngineError(f"{path}: is damaged; copy it again, or build the plan again: python -m export.trt") from None
+    if sha256(plan) != manifest.plan_sha256:
+        raise EngineError(
+            f"{plan}: is not the plan that {path.name} was written for: it is cut short, damaged or another one; copy "
+            f"both files again, or rebuild: {manifest.rebuild(plan)}"
+        )
+    return manifest
+
+
+def _from_json(values: dict[str, Any]) -> Manifest:
+    known = {field.name: values[field.name] for field in fields(Manifest)}
+    stamp = known["stamp"]
+    windows = tuple((int(wh), int(ww)) for wh, ww in stamp["windows"])
+    known["stamp"] = Stamp(**{**{field.name: stamp[field.name] for field in fields(Stamp)}, "windows": windows})
+    shapes = [known["profile"][name] for name in ("min", "opt", "max")]
+    if any(len(shape) != 4 for shape in shapes) or not windows:
+        raise ValueError("a profile's shapes are [B, 3, H, W], and a model has windows")
+    numbers = [stamp["scale"], *(side for sides in (*shapes, *windows) for side in sides)]
+    if any(not isinstance(number, int) or number < 1 for number in numbers):
+        raise ValueError("sizes are whole numbers from 1 on")
+    plugin = known["plugin"]
+    if plugin is not None and (Path(plugin["file"]).name != plugin["file"] or not isinstance(plugin["sha256"], str)):
+        raise ValueError("a plugin library has a name, without a folder, and a hash")
+    return Manifest(**known)

@@ -1,0 +1,282 @@
+"""From an ONNX file of this toolkit to the graph that the TensorRT at hand is to get: its form and its precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engines.metadata import Stamp, read_stamp
+from export.onnx import ExportError, check_pictures, describe_precision
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.lower import Form
+
+Size = tuple[int, int]
+Shapes = tuple[Size, Size, Size]
+"""The smallest, the preferred and the largest (H, W) of pictures."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen about a plan; the command line's options of the same names.
+
+    precision: None: that of the file. shapes: None: SHAPES, or the file's only size. timing_cache: None: one for this
+    TensorRT and GPU in the user's cache folder. workspace: GiB of scratch memory for a layer; None: all there is.
+    plugin: False: without, even where it could be had. score_limit: GiB of attention scores in the form `matmul`.
+    verify: None checks the engine on pictures where that is quick.
+    """
+
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    shapes: Shapes | None = None
+    timing_cache: Path | None = None
+    workspace: float | None = None
+    optimization_level: int | None = None
+    plugin: bool = True
+    score_limit: float = 4.0
+    verify: bool | None = None
+
+
+SHAPES: Shapes = ((64, 64), (360, 640), (720, 1280))
+"""(H, W): from thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
+
+
+SCORE_ADVICE = (
+    "use --fp16 with the plugin (python -m plugins.build), a smaller MAX in --shapes, a file exported with --opset 23 "
+    "on TensorRT 10.14 or later, or --score-limit"
+)
+"""What to do where the form `matmul` would need too much memory."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An ONNX file of this toolkit: its stamp, its content, and its only (H, W) if it has one."""
+
+    path: Path
+    stamp: Stamp
+    model: onnx.ModelProto
+    static: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What TensorRT gets, in which form and precision, and the plugin library that it needs.
+
+    plugins: how many nodes are for the plugins. float32: how many convolutions and matrix products are in float32 on
+    purpose.
+    """
+
+    model: onnx.ModelProto
+    form: str
+    precision: str
+    library: Path | None
+    plugins: int
+    float32: int
+
+
+def read(path: Path) -> Source:
+    """An ONNX file of this toolkit that TensorRT may take. Raises EngineError or ExportError for any other."""
+    stamp = read_stamp(path)
+    if stamp.attention == "mha":
+        raise ExportError(
+            f"{path}: is in form 'mha', which only ONNX Runtime runs; export it again without --attention: "
+            "python -m export.onnx --ckpt MODEL.pt"
+        )
+    try:
+        import onnx
+        import onnx_graphsurgeon  # noqa: F401 (needed by what follows; better said now than in the middle)
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"making a plan needs {error.name}, which is not installed: pip install 'ribsr[trt]'"
+        ) from None
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path))
+    except DecodeError:
+        raise ExportError(f"{path}: not an ONNX file, or damaged; export or copy it again") from None
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    height, width = (dim.dim_value for dim in dims[2:])
+    return Source(path, stamp, model, (height, width) if height and width else None)
+
+
+def choose_shapes(source: Source, options: Options) -> Shapes:
+    """The profile's (H, W). Raises ExportError if the file has one size and another was asked for, or for a mess."""
+    if source.static is not None:
+        if options.shapes is not None and set(options.shapes) != {source.static}:
+            h, w = source.static
+            raise ExportError(
+                f"{source.path}: takes pictures of {w}x{h} only; leave --shapes and --size out, or export it again "
+                "without --static"
+            )
+        return source.static, source.static, source.static
+    shapes = options.shapes or SHAPES
+    for axis, name in ((0, "heights"), (1, "widths")):
+        sides = [size[axis] for size in shapes]
+        if sides != sorted(sides):
+            raise ExportError(f"--shapes must not shrink from MIN over OPT to MAX; its {name} are {sides}")
+    return shapes
+
+
+def prepare(
+    trt: Any, source: Source, shapes: Shapes, options: Options, hopper: bool, say: Callable[[str], None]
+) -> Graph:
+    """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
+
+    hopper: whether it is for compute capability 9.0. Raises ExportError or ValueError for what cannot be had, and says
+    what is taken instead of what.
+    """
+    from engines.trt import versions as api
+    from export import fuse, lower
+
+    stamp = source.stamp
+    precision = check_precision(trt, source, options)
+    opset = lower.opset_of(source.model)
+    if api.version(trt) < (10, 0) and opset > 17:
+        raise ExportError(
+            f"{source.path}: has opset {opset}, TensorRT {trt.__version__} reads 17; export without --opset"
+        )
+    form, library = choose_form(trt, source, precision, opset, options, say)
+    if stamp.attention != "canonical":
+        model = lower.strip(source.model)
+        if form == "plugin" and hopper:
+            model = fuse.for_hopper(model)
+        float32 = float32_products(model, 0)
+    else:
+        bare = lower.strip(source.model)
+        if precision != stamp.precision:
+            bare = type_graph(source, bare, precision, say)
+        if form == "matmul":
+            say(lower.check_scores(bare, *shapes[2], options.score_limit, SCORE_ADVICE))
+        model = lower.lower(bare, form, hopper=hopper)
+        float32 = float32_products(model, lower.count_float32_attention(bare))
+    _fix_batch(model, shapes, stamp.scale)
+    return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)
+
+
+def check_precision(trt: Any, source: Source, options: Options) -> str:
+    """fp32, fp16 or bf16: what was asked for, or what the file is in. Raises ExportError if it cannot be."""
+    from engines.trt import versions as api
+
+    stamp = source.stamp
+    wanted = options.precision or stamp.precision
+    if wanted == "bf16" and not api.has_bfloat16(trt):
+        raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.__version__}; use --fp16")
+    if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.attention != "canonical"):
+        raise ExportError(
+            f"{source.path}: is in {stamp.precision} and form '{stamp.attention}', which leaves no choice of "
+            f"precision; for {wanted} take the canonical float32 file: python -m export.onnx --ckpt MODEL.pt"
+        )
+    return wanted
+
+
+def choose_form(
+    trt: Any, source: Source, precision: str, opset: int, options: Options, say: Callable[[str], None]
+) -> tuple[Form, Path | None]:
+    """The lowering, and the plugin library if it is `plugin`; says why if it is something else."""
+    from engines.trt import versions as api
+
+    form: Any = source.stamp.attention
+    has_attention = api.version(trt) >= api.ATTENTION
+    if form == "plugin":
+        if not options.plugin:
+            raise ExportError(f"{source.path}: is in form 'plugin'; for --no-plugin export it without --attention")
+        return "plugin", plugin_library(trt, say)
+    if form == "attention" and not has_attention:
+        raise ExportError(
+            f"{source.path}: is in form 'attention', which TensorRT {trt.__version__} does not read (10.14 does); "
+            "export it without --attention"
+        )
+    if form != "canonical":
+        return form, None
+    reason = "--no-plugin was given"
+    if options.plugin and precision == "fp32":
+        reason = "the plugin computes in half precision (--fp16)"
+    elif options.plugin:
+        try:
+            return "plugin", plugin_library(trt, say)
+        except _NoPlugin as error:
+            reason = str(error)
+    if has_attention and opset >= 23:
+        say(f"form 'attention' instead of the plugin: {reason}")
+        return "attention", None
+    say(f"form 'matmul' instead of the plugin, slow and for small pictures: {reason}")
+    return "matmul", None
+
+
+class _NoPlugin(Exception):
+    """Why there is no plugin library and none can be built."""
+
+
+def plugin_library(trt: Any, say: Callable[[str], None]) -> Path:
+    """The file of the plugins, built if it is not there, and loaded.
+
+    Raises _NoPlugin if there is none, LibraryError if there is one but it does not work.
+    """
+    from engines.trt import versions as api
+    from plugins import build as builder
+    from plugins import library
+
+    major = api.version(trt)[0]
+    path = library.tensorrt_path(major)
+    if not path.exists() and not os.environ.get(library.TENSORRT_VARIABLE):
+        try:
+            include = builder.find_tensorrt().get(major)
+            if include is None:
+                raise _NoPlugin(
+                    f"{path.name} is not built and there are no headers of TensorRT {major} to build it with: "
+                    "python -m plugins.build --tensorrt-include DIR"
+                )
+            say(f"building {path} with the headers in {include}; this takes a few minutes")
+            builder.build_tensorrt(include)
+        except builder.BuildError as error:
+            raise _NoPlugin(f"{path.name} cannot be built: {error}") from None
+    library.load_tensorrt(trt, path)
+    return path
+
+
+def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Callable[[str], None]) -> onnx.ModelProto:
+    """A float32 graph in half precision; what would overflow float16 on real pictures stays in float32."""
+    from export import precision as types
+
+    if precision == "bf16":
+        return types.to_bfloat16(bare)
+    try:
+        magnitudes = types.measure(source.model, check_pictures(source.static))
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"--fp16 needs {error.name} to find out what would overflow: pip install 'ribsr[trt]', or use a file that "
+            "was exported with --fp16"
+        ) from None
+    half, report = types.to_half(bare, magnitudes)
+    for line in describe_precision(report):
+        say(line)
+    return half
+
+
+def float32_products(model: onnx.ModelProto, attentions: int) -> int:
+    """How many convolutions and matrix products of a lowered graph are in float32 on purpose.
+
+    Convolutions by the type of their weights; in the form `matmul`, the product before each softmax; and one more for
+    each of the `attentions` that are in float32 as a whole.
+    """
+    import onnx
+
+    single = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    convolutions = sum(node.op_type == "Conv" and node.input[1] in single for node in model.graph.node)
+    return convolutions + sum(node.op_type == "Softmax" for node in model.graph.node) + attentions
+
+
+def _fix_batch(model: onnx.ModelProto, shapes: Shapes, scale: int) -> None:
+    """One picture at a time, and of one size if there is only one: TensorRT optimises what it knows."""
+    from export.lower import fix_shape, set_shape
+
+    if len(set(shapes)) == 1:
+        fix_shape(model, *shapes[0], scale)
+    else:
+        set_shape(model.graph.input[0], (1, 3, "height", "width"))
+        set_shape(model.graph.output[0], (1, 3, "output_height", "output_width"))

@@ -1,0 +1,77 @@
+"""What all commands share: one-line errors, `-v`, and types of options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ribsr.base.errors import RibsrError
+from ribsr.base.sizes import Size
+
+F = TypeVar("F", bound=Callable[..., Any])
+"""A function that is becoming a command, for decorators that add options to it."""
+
+
+class Command(click.Command):
+    """A click command with `-v/--verbose`; any exception becomes one line `Error: …` and exit code 1.
+
+    With `-v` the exception goes through, so that Python prints its traceback (the exit code is 1 then, too).
+    Usage errors keep click's form and exit code 2.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        option = click.Option(["-v", "--verbose"], is_flag=True, help="Show a traceback when something fails.")
+        self.params.append(option)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        verbose = ctx.params.pop("verbose")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if verbose:
+                raise
+            raise click.ClickException(message(error)) from error
+
+
+def message(error: Exception) -> str:
+    """One line for the user. Types that the toolkit raises on purpose speak for themselves; others are named."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; give smaller pictures"
+    if isinstance(error, (RibsrError, OSError, RuntimeError, ValueError)) and text:
+        return text
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{named} (run again with -v for a traceback)"
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; neither infinity nor NaN, which Python reads as numbers, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class SizeType(click.ParamType):
+    """A `Size`, written WIDTHxHEIGHT."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        if isinstance(value, Size):
+            return value
+        try:
+            return Size.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

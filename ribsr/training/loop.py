@@ -1,0 +1,389 @@
+"""Training: `train(recipe)` makes a model from pictures, and goes on from where it was when it was interrupted.
+
+The state after step n is written to `state.pt` of the output folder, whole or not at all: step, weights, averaged
+weights and optimizer. Nothing else has a state: learning rate and crops follow from the step and the recipe's seed, and
+the models draw no random numbers. The averaged weights stand beside it as an own checkpoint, MODEL-xSCALE.safetensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ribsr import benchmark, checkpoint
+from ribsr.training import fast
+from ribsr.configs import CONFIGS
+from ribsr.training.data import Batches, Crops, read_pairs, storage_device
+from ribsr.layers import RIBModel
+from ribsr.models import build
+from ribsr.training.recipe import Recipe, to_dict
+from ribsr.training.report import Report
+
+STATE_FORMAT = 1
+
+FREE_FIELDS = ("output", "validation", "log_every", "validate_every", "save_every", "compile")
+"""Fields of a recipe that may change between a run and its continuation: the weights do not depend on them.
+
+(`compile` rounds differently, no more than another GPU does.)
+"""
+
+
+def weights_path(recipe: Recipe) -> Path:
+    """Where a run writes its averaged weights."""
+    return Path(recipe.output) / f"{recipe.network().name}-x{recipe.scale}.safetensors"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; one line: what is wrong, where, what to do."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of a run (`torchrun` starts one per GPU), and where it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether it writes files and talks."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined() -> Iterator[Process]:
+    """This process, joined with the others where torchrun has started it."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield Process(0, 1, device)
+        return
+    backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    distributed.init_process_group(backend, device_id=gpu)
+    try:
+        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
+        distributed.barrier()  # nobody leaves while the first process still validates
+    finally:
+        distributed.destroy_process_group()
+        # The run, a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
+        # they end with the interpreter.
+        gc.collect()
+
+
+class Interruption:
+    """Within it Ctrl-C and SIGTERM only set `asked`; a second Ctrl-C interrupts. Ignored signals stay ignored."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
+    """Trains to the recipe's last step, or to the first one after `stop_after` seconds, and writes the state there.
+
+    Goes on from the output folder's state.pt if there is one. Raises TrainingError (another recipe's state there, loss
+    or weights not finite), CheckpointError, DataError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the
+    last step written (several processes stop at the next record).
+    """
+    with joined() as process:
+        if recipe.batch % process.world:
+            raise TrainingError(f"batch {recipe.batch} cannot be shared by {process.world} processes; change it")
+        Run(recipe, process, report if process.first else Report()).go(stop_after)
+
+
+class Run:
+    """A run in progress."""
+
+    def __init__(self, recipe: Recipe, process: Process, report: Report):
+        self.recipe, self.process, self.report = recipe, process, report
+        self.folder = Path(recipe.output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state_path = self.folder / "state.pt"
+        state = read_state(self.state_path, recipe)
+        model = initial_model(recipe) if state is None else build(recipe.network())
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        if state is not None:
+            model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+        fast.place(self.average, process.device)  # tensors laid out like the trained ones are averaged in one go
+        torch.backends.cudnn.benchmark = True  # the crops' size never changes
+        half = recipe.precision == "bf16"
+        self.model = fast.prepare(model, process.device, half, recipe.compile).train()
+        self.autocast = torch.autocast(process.device.type, torch.bfloat16, enabled=half)
+        self.parameters: list[Tensor] = list(self.model.parameters())
+        self.averaged: list[Tensor] = list(self.average.parameters())
+        self.to_average = get_ema_multi_avg_fn(recipe.ema)
+        on_gpu = process.device.type == "cuda"
+        self.rate = torch.tensor(recipe.lr, device=process.device)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, self.rate, recipe.betas, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu
+        )
+        self.step = 0
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # not those of the device that the state comes from
+                group.update(lr=self.rate, capturable=on_gpu)
+            self.step = state["step"]
+            report.say(f"going on from step {self.step} in {self.state_path}")
+        self.saved = self.step if state is not None else None
+        self.parallel: nn.Module = self.model
+        if process.world > 1:
+            devices = [process.device] if on_gpu else None
+            self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        # Not with DistributedDataParallel, whose exchange a graph would have to hold.
+        self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
+        self.batches = self._batches()
+        self.loss = torch.zeros((), device=process.device)
+
+    def _batches(self) -> Batches:
+        recipe, process = self.recipe, self.process
+        pairs = read_pairs(recipe.train, recipe.scale, recipe.crop, self.report.say)
+        device = storage_device(pairs, process.device)
+        size = sum(pair.low.nbytes + pair.high.nbytes for pair in pairs) / 2**20
+        where = "on the GPU" if device.type == "cuda" else "in memory"
+        self.report.say(f"{len(pairs)} pictures, {size:.0f} MiB {where}")
+        crops = Crops(pairs, recipe.scale, recipe.crop, device)
+        return Batches(crops, recipe.seed, recipe.batch, process.device, process.rank, process.world)
+
+    def go(self, stop_after: float | None) -> None:
+        """The loop: updates, and now and then a record, a state, a validation."""
+        recipe, start = self.recipe, time.monotonic()
+        columns = ("step", "loss", "lr", "steps_per_second"), ("step", "set", "psnr", "ssim")
+        with (
+            Log(self, "log.csv", columns[0]) as log,
+            Log(self, "validation.csv", columns[1]) as scores,
+            Interruption() as interruption,
+        ):
+            if self._due(recipe.validate_every) and scores.last != self.step:  # killed between state and validation
+                self.validate(scores)
+            stop, since, clock = False, self.step, time.monotonic()
+            while not stop and self.step < recipe.steps:
+                self.update()
+                if record := self._due(recipe.log_every):
+                    loss = self.mean_loss(self.step - since)
+                    rate = (self.step - since) / (time.monotonic() - clock)
+                    log.write(self.step, f"{loss:.6g}", f"{recipe.learning_rate(self.step - 1):.4g}", f"{rate:.4g}")
+                    self.report.progress(self.step, loss, rate)
+                    since, clock = self.step, time.monotonic()
+                late = stop_after is not None and time.monotonic() - start > stop_after
+                late, interrupted = self._agree(late, interruption.asked, record)
+                stop = late or interrupted
+                if stop or self._due(recipe.save_every):
+                    self.save()
+                if interrupted:
+                    self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
+                    raise KeyboardInterrupt
+                if stop or self._due(recipe.validate_every):
+                    self.validate(scores)
+                    clock = time.monotonic()  # the rate is that of training alone
+
+    def _due(self, every: int) -> bool:
+        """Whether this is a step for what is done every so many steps, and after the last."""
+        return self.step == self.recipe.steps or (self.step > 0 and self.step % every == 0)
+
+    def update(self) -> None:
+        """One step. Does not wait for the GPU."""
+        self.rate.fill_(self.recipe.learning_rate(self.step))
+        self.advance(*self.batches[self.step])
+        self.step += 1
+
+    def _advance(self, low: Tensor, high: Tensor) -> None:
+        """Forward, backward, optimizer, average."""
+        self.optimizer.zero_grad()
+        with self.autocast:
+            loss = F.l1_loss(self.parallel(low), high)
+        loss.backward()
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.optimizer.step()
+        self.to_average(self.averaged, self.parameters, 0)
+        self.loss += loss.detach()
+
+    def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
+        """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
+
+        Several processes ask each other only when they record, since that waits for the GPU.
+        """
+        if self.process.world == 1:
+            return late, interrupted
+        if not record:
+            return False, False
+        votes = torch.tensor([float(late), float(interrupted)], device=self.process.device)
+        distributed.all_reduce(votes)
+        late, interrupted = (bool(vote) for vote in votes.tolist())
+        return late, interrupted
+
+    def mean_loss(self, steps: int) -> float:
+        """Over the last `steps` steps and all processes. Raises TrainingError when it or a weight is not finite."""
+        total = self.loss.clone()
+        self.loss.zero_()
+        if self.process.world > 1:
+            distributed.all_reduce(total)
+        loss = float(total) / (steps * self.process.world)
+        if not np.isfinite(loss):
+            self._diverged("the loss is not finite")
+        return loss
+
+    def _diverged(self, what: str) -> None:
+        kept = (
+            f"the last good state is step {self.saved} in {self.state_path}" if self.saved else "no state was written"
+        )
+        raise TrainingError(f"{what} by step {self.step}: {kept}; lower lr, lengthen warmup, or set clip")
+
+    def save(self) -> None:
+        """Writes state and averaged weights, unless they are not finite."""
+        norm = nn.utils.get_total_norm([*self.parameters, *self.averaged])
+        if not bool(torch.isfinite(norm + self.loss)):
+            self._diverged("loss or weights are not finite")
+        if self.process.first:
+            state = {
+                "ribsr_state": STATE_FORMAT,
+                "recipe": to_dict(self.recipe),
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            with checkpoint.atomic(self.state_path) as temporary:
+                torch.save(state, temporary)
+            checkpoint.save(self.average, weights_path(self.recipe))
+        self.saved = self.step
+
+    def validate(self, log: Log) -> None:
+        """Scores the averaged weights on the benchmark sets."""
+        if not self.process.first:
+            return
+        for folder in self.recipe.validation:
+            for name, paths in benchmark.find_sets(Path(folder)).items():
+                scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
+                psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
+                log.write(self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
+                self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
+
+    def upscale(self, pixels: np.ndarray) -> np.ndarray:
+        """The averaged model on an 8-bit picture [H, W, 3], in float32."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])).to(self.process.device)
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            y = self.average(x.float() / 255)
+        return (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+class Log:
+    """A CSV file that the first process writes; rows beyond the step that a run goes on from are dropped.
+
+    last: the step of the last row that was kept, if any.
+    """
+
+    def __init__(self, run: Run, name: str, columns: Sequence[str]):
+        self._path, self._columns, self._step = run.folder / name, columns, run.step
+        self._writes = run.process.first
+        self.last: int | None = None
+
+    def __enter__(self) -> Log:
+        if self._writes:
+            kept = [row for row in self._rows() if int(row[0]) <= self._step]
+            self.last = int(kept[-1][0]) if kept else None
+            self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+            self._writer = csv.writer(self._file)
+            self._writer.writerows([self._columns, *kept])
+            self._file.flush()
+        return self
+
+    def _rows(self) -> list[list[str]]:
+        if self._step == 0 or not self._path.exists():
+            return []
+        with open(self._path, newline="", encoding="utf-8") as file:
+            return [row for row in csv.reader(file) if len(row) == len(self._columns)][1:]
+
+    def __exit__(self, *error: object) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, *values: object) -> None:
+        """A row; the first value is the step."""
+        if self._writes:
+            self._writer.writerow(values)
+            self._file.flush()
+
+
+def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The state to go on from; None if there is none. Raises TrainingError for another recipe's or a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except checkpoint.DAMAGED as error:
+        raise TrainingError(f"{path}: damaged ({type(error).__name__}); remove it to start anew") from None
+    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT:
+        raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
+    ours = to_dict(recipe)
+    for name, value in state["recipe"].items():
+        if name not in FREE_FIELDS and ours.get(name) != value:
+            raise TrainingError(
+                f"{path}: belongs to a run with {name} {value!r}, not {ours.get(name)!r}; "
+                "restore that, or give another output folder"
+            )
+    return state
+
+
+def initial_model(recipe: Recipe) -> RIBModel:
+    """With the authors' initialisation, or the weights of `init`, its upsampler resized where the scale differs."""
+    config = recipe.network()
+    torch.manual_seed(recipe.seed)
+    model = build(config)
+    if recipe.init is not None:
+        start = checkpoint.load(recipe.init, model=recipe.model if recipe.model in CONFIGS else None)
+        if replace(start.config, scale=recipe.scale, name=config.name) != config:
+            raise TrainingError(f"{recipe.init}: holds a {start.config.name} of other sizes than {recipe.model}")
+        model.load_state_dict(resize_upsampler(start.state_dict(), start.config.scale, recipe.scale))
+    return model
+
+
+def resize_upsampler(params: Mapping[str, Tensor], scale: int, new_scale: int) -> dict[str, Tensor]:
+    """Weights of a model for `scale` as the start of one for `new_scale`, as the authors do it.
+
+    The output channels of the upsampler's last wide convolution are a grid (channel, scale, scale), which is resized
+    bilinearly; its 3x3 kernels and all other weights stay.
+    """
+    resized = dict(params)
+    for key in ("upsampler.up_conv.weight", "upsampler.up_conv.bias"):
+        value = params[key].detach()
+        grid = value.view(-1, scale, scale, value[0].numel()).permute(3, 0, 1, 2)
+        grid = F.interpolate(grid, size=(new_scale, new_scale), mode="bilinear", align_corners=False)
+        resized[key] = grid.permute(1, 2, 3, 0).reshape(-1, *value.shape[1:])
+    return resized

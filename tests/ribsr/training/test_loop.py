@@ -1,0 +1,304 @@
+"""Training runs of a tiny network on a CPU: interrupted, continued, shared, diverging."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import ribsr
+from ribsr import configs
+from ribsr.training import recipe
+from ribsr.configs import SSTConfig
+from ribsr.training.recipe import Folder, Recipe
+from ribsr.training.report import Report
+from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = SSTConfig("tiny", 6, (2, 2), (4, 8), (4, 4), 1, 1.5, "direct")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Recipe:
+    """Six steps of the tiny network on two photographs; validated on one."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("chelsea", "coffee"):
+        image = Image.open(ROOT / "engines" / "samples" / f"{name}.png")
+        image.crop((40, 40, 120, 110)).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "tiny.json").write_text(json.dumps(configs.to_dict(TINY)))
+    return Recipe(
+        model=str(tmp_path / "tiny.json"),
+        output=str(tmp_path / "run"),
+        train=(Folder(str(tmp_path / "pictures")),),
+        steps=6,
+        batch=4,
+        crop=8,
+        lr=1e-2,
+        warmup=2,
+        schedule="cosine",
+        clip=1.0,
+        ema=0.9,
+        precision="fp32",
+        compile=False,
+        log_every=2,
+        save_every=3,
+        validate_every=3,
+    )
+
+
+class Said(Report):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def state(plan: Recipe) -> dict[str, Any]:
+    found = read_state(Path(plan.output) / "state.pt", plan)
+    assert found is not None
+    return found
+
+
+def rows(plan: Recipe, name: str) -> list[list[str]]:
+    with open(Path(plan.output) / name, newline="") as file:
+        return list(csv.reader(file))
+
+
+def assert_equal_states(a: Recipe, b: Recipe) -> None:
+    one, two = state(a), state(b)
+    assert one["step"] == two["step"]
+    for part in ("model", "average"):
+        for key, value in one[part].items():
+            assert torch.equal(value, two[part][key]), (part, key)
+    for index, values in one["optimizer"]["state"].items():
+        for key, value in values.items():
+            assert torch.equal(value, two["optimizer"]["state"][index][key]), (index, key)
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a run end, without any farewell, before it makes this step."""
+    update = Run.update
+
+    def dying(run: Run) -> None:
+        if run.step == step:
+            raise KeyboardInterrupt
+        update(run)
+
+    monkeypatch.setattr(Run, "update", dying)
+
+
+def test_a_killed_run_reaches_the_same_weights(plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = replace(plan, output=str(tmp_path / "killed"), validation=(str(tmp_path / "pictures"),))
+    train(plan, None, Report())
+    with monkeypatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed, None, Report())
+    assert state(killed)["step"] == 3
+    assert [row[0] for row in rows(killed, "log.csv")] == ["step", "2", "4"]
+    said = Said()
+    train(killed, None, said)
+    assert said.lines[0] == f"going on from step 3 in {tmp_path / 'killed' / 'state.pt'}"
+    assert_equal_states(plan, killed)
+    assert [row[0] for row in rows(killed, "log.csv")] == ["step", "2", "4", "6"]
+    validation = rows(killed, "validation.csv")
+    assert [row[:2] for row in validation] == [["step", "set"], ["3", "pictures"], ["6", "pictures"]]
+    assert any(line.startswith("step 6: pictures ") for line in said.lines)
+    train(killed, None, said)
+    assert_equal_states(plan, killed)
+
+
+def test_it_learns_and_writes_a_checkpoint(plan: Recipe) -> None:
+    plan = replace(plan, steps=40, log_every=10)
+    train(plan, None, Report())
+    losses = [float(row[1]) for row in rows(plan, "log.csv")[1:]]
+    assert losses[-1] < 0.5 * losses[0]
+    model = ribsr.load(Path(plan.output) / "tiny-x2.safetensors")
+    assert model.config == TINY
+    average = state(plan)["average"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, average[key])
+        assert not torch.equal(value, state(plan)["model"][key])
+
+
+def test_stopping_after_a_time_is_no_loss(plan: Recipe, tmp_path: Path) -> None:
+    stopped = replace(plan, output=str(tmp_path / "stopped"))
+    train(plan, None, Report())
+    train(stopped, 0, Report())
+    assert state(stopped)["step"] == 1
+    train(stopped, None, Report())
+    assert_equal_states(plan, stopped)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_state_written(
+    plan: Recipe, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two states: nothing of the four steps made is lost, and the handlers are the old ones afterwards."""
+    stopped = replace(plan, output=str(tmp_path / "stopped"))
+    handlers = [signal.getsignal(of) for of in (signal.SIGINT, signal.SIGTERM)]
+    update = Run.update
+
+    def signalled(run: Run) -> None:
+        update(run)
+        if run.step == 4:
+            os.kill(os.getpid(), number)
+
+    said = Said()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, None, said)
+    assert said.lines[-1] == f"interrupted: step 4 is in {tmp_path / 'stopped' / 'state.pt'}; the same command goes on"
+    assert [signal.getsignal(of) for of in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert state(stopped)["step"] == 4
+    train(stopped, None, Report())
+    train(plan, None, Report())
+    assert_equal_states(plan, stopped)
+
+
+def test_a_run_killed_before_its_validation_makes_up_for_it(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = replace(plan, steps=3, validation=(str(tmp_path / "pictures"),))
+
+    def dying(run: Run, log: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "validate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed, None, Report())
+    assert [row[0] for row in rows(killed, "validation.csv")] == ["step"]
+    for _ in range(2):
+        train(killed, None, Report())
+        assert [row[0] for row in rows(killed, "validation.csv")] == ["step", "3"]
+
+
+def test_divergence_keeps_the_last_good_state(plan: Recipe) -> None:
+    train(replace(plan, steps=3, warmup=3, schedule="multistep"), None, Report())
+    path = Path(plan.output) / "state.pt"
+    values = torch.load(path)
+    wild = replace(plan, lr=1e38, clip=None, warmup=3, schedule="multistep")
+    torch.save({**values, "recipe": recipe.to_dict(wild)}, path)
+    before = path.read_bytes()
+    with pytest.raises(TrainingError, match=rf"by step \d: the last good state is step 3 in {path}; lower lr"):
+        train(wild, None, Report())
+    assert path.read_bytes() == before
+
+
+def test_another_recipe_or_a_damaged_state_is_refused(plan: Recipe) -> None:
+    train(replace(plan, steps=6), 0, Report())
+    with pytest.raises(TrainingError, match=r"state\.pt: belongs to a run with batch 4, not 8; restore that"):
+        train(replace(plan, batch=8), None, Report())
+    path = Path(plan.output) / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"state\.pt: damaged .*remove it to start anew"):
+        train(plan, None, Report())
+    torch.save({"params": {}}, path)
+    with pytest.raises(TrainingError, match=r"state\.pt: not a training state"):
+        train(plan, None, Report())
+
+
+def test_x3_starts_from_x2(plan: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = ribsr.build(TINY)
+    ribsr.save(model, tmp_path / "x2.pt")
+    tripled = initial_model(replace(plan, scale=3, init=str(tmp_path / "x2.pt"))).state_dict()
+    for key, value in model.state_dict().items():
+        if "up_conv" not in key:
+            assert torch.equal(tripled[key], value), key
+    weight, bias = model.upsampler.up_conv.weight, model.upsampler.up_conv.bias
+    for output in range(3):
+        for tap in (0, 4, 8):
+            grid = weight[4 * output : 4 * output + 4, 2].flatten(1)[:, tap].view(1, 1, 2, 2)
+            wanted = F.interpolate(grid, size=(3, 3), mode="bilinear").flatten()
+            got = tripled["upsampler.up_conv.weight"][9 * output : 9 * output + 9, 2].flatten(1)[:, tap]
+            torch.testing.assert_close(got, wanted)
+    assert bias is not None
+    middle = tripled["upsampler.up_conv.bias"].view(3, 3, 3)[:, 1, 1]
+    torch.testing.assert_close(middle, bias.view(3, 4).mean(1))
+    other = replace(TINY, windows=(8, 8))
+    ribsr.save(ribsr.build(other), tmp_path / "other.pt")
+    with pytest.raises(TrainingError, match=r"other\.pt: holds a tiny of other sizes than"):
+        initial_model(replace(plan, init=str(tmp_path / "other.pt")))
+
+
+def command(folder: Path, *arguments: str, processes: int = 0) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "ribsr", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_two_processes_train_what_one_does(plan: Recipe, tmp_path: Path) -> None:
+    import yaml
+
+    shared = replace(plan, output=str(tmp_path / "shared"))
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(recipe.to_dict(shared)))
+    result = command(tmp_path, "train", "shared.yaml", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("step 6/6: loss") == 1
+    assert result.stdout.count("wrote ") == 1
+    train(plan, None, Report())
+    one, two = state(plan), state(shared)
+    for key, value in one["average"].items():
+        torch.testing.assert_close(two["average"][key], value, rtol=0, atol=1e-5)
+    losses = [[float(row[1]) for row in rows(of, "log.csv")[1:]] for of in (plan, shared)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_command_reports_errors_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: esc-rib\ntrain: nowhere\ncompile: false\n")
+    result = command(tmp_path, "train", "a.yaml")
+    assert (result.returncode, result.stderr) == (1, "Error: nowhere: there is no such folder\n")
+    assert "Traceback" in command(tmp_path, "train", "a.yaml", "-v").stderr
+
+
+def test_help_is_instant() -> None:
+    code = (
+        "import sys\n"
+        "from ribsr.__main__ import main\n"
+        "try:\n"
+        "    main(['train', '--help'])\n"
+        "except SystemExit:\n"
+        "    print({'numpy', 'PIL', 'torch', 'rich', 'yaml'} & set(sys.modules) or 'light')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "--stop-after" in result.stdout
+    assert result.stdout.strip().endswith("light"), result.stdout + result.stderr
+
+
+def test_the_averaged_model_is_scored_as_it_is_written(plan: Recipe, tmp_path: Path) -> None:
+    from engines import open_engine
+    from ribsr import benchmark
+    from tools.evaluate import as_upscaler
+
+    plan = replace(plan, steps=2, validation=(str(tmp_path / "pictures"),))
+    train(plan, None, Report())
+    with open_engine(Path(plan.output) / "tiny-x2.safetensors") as engine:
+        scores = list(benchmark.score(as_upscaler(engine), sorted((tmp_path / "pictures").iterdir()), 2))
+    (row,) = rows(plan, "validation.csv")[1:]
+    assert float(row[2]) == pytest.approx(np.mean([score.psnr for score in scores]), abs=2e-3)
