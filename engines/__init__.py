@@ -12,11 +12,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.base import Description, Engine, Timer
-from engines.base import EngineError
+from engines.base import Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
 
-__all__ = ["Description", "Engine", "EngineError", "Tiled", "Timer", "find_model", "is_checkpoint", "open_engine"]
+__all__ = [
+    "Description",
+    "Engine",
+    "EngineError",
+    "OutOfMemory",
+    "Tiled",
+    "Timer",
+    "find_model",
+    "is_checkpoint",
+    "open_engine",
+]
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 """Suffixes that PyTorch runs."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, Timer
-from engines.base import EngineError
-from ribsr.base.errors import first_line
+from engines.base import Description, Engine, EngineError, LayerTime, Timer
 from engines.metadata import Stamp, read_stamp
+from ribsr.base.errors import first_line
+from ribsr.base.sizes import Limits
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,6 +46,7 @@ class ORTEngine(Engine):
         ort = _import_runtime()
         session, notes = _open(ort, self._path, device, threads)
         self._session: onnxruntime.InferenceSession | None = session
+        self._threads, self._providers = threads, session.get_providers()
         self._description = _describe(ort, self._path, session, stamp, notes)
 
     def describe(self) -> Description:
@@ -84,8 +87,29 @@ class ORTEngine(Engine):
         once = base.host_clock(lambda: self._guarded(x, lambda session: session.run_with_iobinding(binding)))
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        base.check_input(x, self._description)
+        self._guarded(x, lambda session: session)  # that it is open
+        with TemporaryDirectory() as folder:
+            import onnxruntime as ort
+
+            session = _create(ort, self._path, self._providers, self._threads, profile=Path(folder) / "profile")
+            for _ in range(1 + runs):
+                self._guarded(x, lambda _: session.run(["output"], {"input": x}))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _layer_times(events, runs)
+
     def close(self) -> None:
         self._session = None
+
+
+def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
+    """Means over all runs but the first, of the nodes' kernels in ONNX Runtime's trace (times in µs)."""
+    times: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
+    return [LayerTime(name, sum(each[-runs:]) / runs) for name, each in times.items()]
 
 
 def _import_runtime() -> Any:
@@ -101,13 +125,15 @@ def _import_runtime() -> Any:
     return onnxruntime
 
 
-def _session_options(ort: Any, threads: int | None) -> Any:
-    """The one place where sessions are configured."""
+def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any:
+    """The one place where sessions are configured. profile: where a trace goes, if there is to be one."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
     if threads is not None:
         options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
@@ -152,10 +178,14 @@ class _NotOnCUDA(Exception):
     """Why the CUDA provider does not run the model."""
 
 
-def _create(ort: Any, path: str, providers: list[str], threads: int | None) -> onnxruntime.InferenceSession:
+def _create(
+    ort: Any, path: str, providers: list[str], threads: int | None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     configured = [(name, PROVIDER_OPTIONS.get(name, {})) for name in providers]
     try:
-        return ort.InferenceSession(path, _session_options(ort, threads), providers=configured, enable_fallback=0)
+        return ort.InferenceSession(
+            path, _session_options(ort, threads, profile), providers=configured, enable_fallback=0
+        )
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:
             raise _NotOnCUDA(f"ONNX Runtime failed there ({first_line(error)})") from None

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, Timer
-from engines.base import EngineError
-from ribsr.base.errors import first_line
+from engines.base import Description, Engine, EngineError, Timer
+from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
 
 try:

@@ -6,32 +6,34 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ribsr.base.sizes import Size
+
 if TYPE_CHECKING:
     import numpy as np
 
 NAMES = ("astronaut", "coffee", "chelsea")
 
-SIZES = {"astronaut": (128, 128), "coffee": (131, 97), "chelsea": (5, 7)}
-"""(H, W) of each in `load`: a multiple of most windows, odd sides, and smaller than any window."""
+SIZES = {"astronaut": Size(128, 128), "coffee": Size(131, 97), "chelsea": Size(5, 7)}
+"""Of each in `load`: a multiple of most windows, odd sides, and smaller than any window."""
 
 
 def load() -> list[tuple[str, np.ndarray]]:
     """The samples as (name, RGB float32 [1, 3, H, W] in [0, 1]), at three sizes that are hard in different ways."""
-    return [(f"{name} {w}x{h}", sample(name, h, w)) for name, (h, w) in SIZES.items()]
+    return [(f"{name} {size}", sample(name, size)) for name, size in SIZES.items()]
 
 
-def at(height: int, width: int) -> list[tuple[str, np.ndarray]]:
+def at(size: Size) -> list[tuple[str, np.ndarray]]:
     """All samples at one size, as `load` gives them: for models of a fixed input shape."""
-    return [(f"{name} {width}x{height}", sample(name, height, width)) for name in NAMES]
+    return [(f"{name} {size}", sample(name, size)) for name in NAMES]
 
 
-def sample(name: str, height: int, width: int) -> np.ndarray:
-    """One sample, cut to [1, 3, height, width] from its middle, or continued by mirroring where it is smaller."""
+def sample(name: str, size: Size) -> np.ndarray:
+    """One sample, cut to [1, 3, H, W] of that size from its middle, or continued by mirroring where it is smaller."""
     import numpy as np
 
     pixels = _read(name)
-    for axis, size in ((2, height), (3, width)):
-        pixels = np.take(pixels, _indices(pixels.shape[axis], size), axis=axis)
+    for axis, side in ((2, size.height), (3, size.width)):
+        pixels = np.take(pixels, _indices(pixels.shape[axis], side), axis=axis)
     return np.ascontiguousarray(pixels)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engines.base import Description, Engine, check_input
-from engines.base import EngineError
+from engines.base import Description, Engine, EngineError, LayerTime, check_input, out_of_memory
+from ribsr.base.sizes import UNLIMITED, Limits, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +52,9 @@ class Span:
         return slice(scale * self.first, scale * self.last)
 
 
-def grid(windows: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The least sides (rows, columns) that are multiples of all windows' sides."""
-    return math.lcm(*(rows for rows, _ in windows)), math.lcm(*(columns for _, columns in windows))
+def grid(windows: tuple[tuple[int, int], ...]) -> Size:
+    """The least sides that are multiples of all windows' sides."""
+    return Size(math.lcm(*(rows for rows, _ in windows)), math.lcm(*(columns for _, columns in windows)))
 
 
 def least_overlap(step: int) -> int:
@@ -62,7 +62,7 @@ def least_overlap(step: int) -> int:
     return math.ceil(LEAST_OVERLAP / step) * step
 
 
-def cut(length: int, step: int, low: int, high: float) -> tuple[Span, ...]:
+def cut(length: int, step: int, low: int, high: int) -> tuple[Span, ...]:
     """Cuts an axis of `length` pixels into tiles of `low` to `high` pixels that start at multiples of `step`.
 
     They share `least_overlap(step)` pixels, or twice that if they may be four times as large: then the windows at a cut
@@ -71,7 +71,6 @@ def cut(length: int, step: int, low: int, high: float) -> tuple[Span, ...]:
     """
     if length <= high:
         return (Span(0, max(length, low), 0, length),)
-    high = int(high)
     longest = high // step * step
     shared = least_overlap(step)
     if longest >= 4 * shared:
@@ -104,69 +103,70 @@ def mirrored(indices: np.ndarray, size: int) -> np.ndarray:
 class Tiled(Engine):
     """Another engine for pictures of any size: those that it does not take, or larger than `tile`, go in parts.
 
-    tile: (H, W), the largest picture that the other engine is given; None: the largest that it takes. Pictures smaller
-    than it takes are continued by mirroring, and the result is cut. Closing it closes the other engine.
+    tile: the largest picture that the other engine is given; None: the largest that it takes. Pictures smaller than it
+    takes are continued by mirroring, and the result is cut. Closing it closes the other engine.
     """
 
-    def __init__(self, engine: Engine, tile: tuple[int, int] | None = None):
+    def __init__(self, engine: Engine, tile: Size | None = None):
         self._engine, self._inner = engine, engine.describe()
         self._grid = grid(self._inner.windows)
-        self._least = tuple(least_overlap(step) + step for step in self._grid)
-        self._low, self._most = _limits(self._inner)
-        self._high = (min(tile[0], self._most[0]), min(tile[1], self._most[1])) if tile else self._most
+        self._least = Size(*(least_overlap(step) + step for step in self._grid))
+        taken = self._inner.limits
+        self._tiles = Limits(taken.least, Size(*map(min, tile, taken.most)) if tile else taken.most)
 
     def describe(self) -> Description:
         """The other engine's, without limits to the size, and with a note of where pictures are cut."""
         notes = self._inner.notes
-        if min(self._high) < math.inf:
-            notes = (*notes, f"pictures larger than {wxh(self._high)} are cut into tiles")
-        return replace(self._inner, shape=(self._inner.shape[0], 3, None, None), sizes=None, notes=notes)
+        if min(self._tiles.most) < UNLIMITED:
+            notes = (*notes, f"pictures larger than {self._tiles.most} are cut into tiles")
+        return replace(self._inner, limits=Limits(), notes=notes)
 
-    def spans(self, height: int, width: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    def spans(self, size: Size) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
         """How a picture is cut: rows of tiles, and columns.
 
         Raises EngineError if tiles are to be smaller than the engine takes, or too small to overlap on the grid.
         """
-        path = self._inner.path
-        if any(high < low for low, high in zip(self._low, self._high, strict=True)):
-            takes = f"{wxh(self._low)} only" if self._low == self._most else f"{wxh(self._low)} and larger"
-            raise EngineError(f"{path}: takes pictures of {takes}; give no smaller tiles")
-        for size, high, most, least in zip((height, width), self._high, self._most, self._least, strict=True):
-            if size > high < least:
+        path, tiles = self._inner.path, self._tiles
+        if any(high < low for low, high in zip(tiles.least, tiles.most, strict=True)):
+            raise EngineError(f"{path}: takes pictures of {self._inner.limits}; give no smaller tiles")
+        taken = self._inner.limits.most
+        for side, high, most, least in zip(size, tiles.most, taken, self._least, strict=True):
+            if side > high < least:
                 advice = "export or build it for larger pictures" if most < least else "give larger ones"
                 raise EngineError(
-                    f"{path}: {width}x{height} cannot be cut into tiles of {wxh(self._high)}: this model's must be "
-                    f"{wxh(self._least)} at least, to overlap on its window grid; {advice}"
+                    f"{path}: {size} cannot be cut into tiles of {tiles.most}: this model's must be {self._least} at "
+                    f"least, to overlap on its window grid; {advice}"
                 )
-        (rows, columns), (h0, w0), (h1, w1) = self._grid, self._low, self._high
-        return cut(height, rows, h0, h1), cut(width, columns, w0, w1)
+        rows, columns = map(cut, size, self._grid, tiles.least, tiles.most)
+        return rows, columns
 
-    def largest(self, height: int, width: int) -> tuple[int, int]:
-        """The sides (H, W) of the largest tile that a picture is cut into. Raises EngineError as `spans` does."""
-        rows, columns = self.spans(height, width)
-        return max(span.size for span in rows), max(span.size for span in columns)
+    def largest(self, size: Size) -> Size:
+        """The sides of the largest tile that a picture is cut into. Raises EngineError as `spans` does."""
+        return Size(*(max(span.size for span in spans) for spans in self.spans(size)))
 
-    def smaller(self, height: int, width: int) -> tuple[int, int] | None:
-        """About half the largest tile (H, W) that a picture is cut into; None if it cannot be smaller."""
-        sizes = list(self.largest(height, width))
-        floors = [max(low, least) for low, least in zip(self._low, self._least, strict=True)]
-        for axis in sorted((0, 1), key=lambda axis: -sizes[axis]):
-            if sizes[axis] > floors[axis]:
-                sizes[axis] = max(floors[axis], math.ceil(sizes[axis] / 2))
-                return sizes[0], sizes[1]
+    def smaller(self, size: Size) -> Size | None:
+        """About half the largest tile that a picture is cut into; None if it cannot be smaller."""
+        sides = list(self.largest(size))
+        floors = list(map(max, self._tiles.least, self._least))
+        for axis in sorted((0, 1), key=lambda axis: -sides[axis]):
+            if sides[axis] > floors[axis]:
+                sides[axis] = max(floors[axis], math.ceil(sides[axis] / 2))
+                return Size(*sides)
         return None
 
     def run(self, x: np.ndarray, advance: Callable[[int], object] | None = None) -> np.ndarray:
         """As `Engine.run`. advance: called with 1 after every tile of a picture that is cut."""
         import numpy as np
 
-        check_input(x, self._inner.path, (self._inner.shape[0], 3, None, None))
-        b, _, height, width = x.shape
-        rows, columns = self.spans(height, width)
-        if (rows[0].size, columns[0].size) == (height, width):
+        check_input(x, replace(self._inner, limits=Limits()))
+        size, scale = Size.of(x), self._inner.scale
+        rows, columns = self.spans(size)
+        if (rows[0].size, columns[0].size) == size:
             return self._engine.run(x)
-        scale = self._inner.scale
-        y = np.empty((b, 3, scale * height, scale * width), np.float32)
+        try:
+            y = np.empty((*x.shape[:2], *size.times(scale)), np.float32)
+        except MemoryError:
+            raise out_of_memory(self._inner.path, x) from None
         for row in rows:
             strip = _taken(x, 2, row)
             for column in columns:
@@ -175,6 +175,17 @@ class Tiled(Engine):
                 if advance is not None:
                     advance(1)
         return y
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        """As `Engine.profile`, each layer's time summed up over the picture's tiles."""
+        check_input(x, replace(self._inner, limits=Limits()))
+        rows, columns = self.spans(Size.of(x))
+        total: dict[str, float] = {}
+        for row in rows:
+            for column in columns:
+                for layer in self._engine.profile(_taken(_taken(x, 2, row), 3, column), runs):
+                    total[layer.name] = total.get(layer.name, 0.0) + layer.milliseconds
+        return [LayerTime(name, milliseconds) for name, milliseconds in total.items()]
 
     def close(self) -> None:
         self._engine.close()
@@ -187,17 +198,3 @@ def _taken(x: np.ndarray, axis: int, span: Span) -> np.ndarray:
     if span.stop <= x.shape[axis]:
         return x[(slice(None),) * axis + (slice(span.start, span.stop),)]
     return np.take(x, mirrored(np.arange(span.start, span.stop), x.shape[axis]), axis)
-
-
-def _limits(description: Description) -> tuple[tuple[int, int], tuple[float, float]]:
-    """The smallest and the largest (H, W) that an engine takes."""
-    if description.sizes is not None:
-        return description.sizes
-    height, width = description.shape[2:]
-    return (height or 1, width or 1), (height or math.inf, width or math.inf)
-
-
-def wxh(size: tuple[float, ...]) -> str:
-    """(H, W) as users write it: `WxH`, a side without limit as `any`."""
-    height, width = ("any" if side == math.inf else str(side) for side in size)
-    return f"{width}x{height}"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.options import engine_options, tile_option
-from ribsr.base.command import Command, message
 from engines.base import EngineError, OutOfMemory
-from engines.tiles import Tiled, wxh
+from engines.options import engine_options, tile_option
+from engines.tiles import Tiled
+from ribsr.base.command import Command, message
+from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ def main(
     model_file: str,
     source: Path,
     target: Path,
-    tile: tuple[int, int] | None,
+    tile: Size | None,
     skip_existing: bool,
     **options: Any,
 ) -> None:
@@ -132,11 +133,11 @@ def _check_not_overwritten(source: Path, target: Path, model_file: Path) -> None
 class Enlarger:
     """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
 
-    tile: (H, W) of the largest tiles; smaller ones from the picture on for which memory does not suffice. bar: show a
+    tile: the largest tiles; smaller ones from the picture on for which memory does not suffice. bar: show a
     picture's tiles as a progress bar. seconds: that all runs took.
     """
 
-    def __init__(self, engine: Engine, tile: tuple[int, int] | None, *, bar: bool = False):
+    def __init__(self, engine: Engine, tile: Size | None, *, bar: bool = False):
         self._engine, self._tile, self._bar = engine, tile, bar
         self._said: set[str] = set()
         self.seconds = 0.0
@@ -150,30 +151,29 @@ class Enlarger:
                 try:
                     return self._attempt(tiled, x)
                 except OutOfMemory:
-                    self._take_smaller_tiles(tiled, *x.shape[2:])
+                    self._take_smaller_tiles(tiled, Size.of(x))
         finally:
             self.seconds += time.perf_counter() - start
 
     def _attempt(self, tiled: Tiled, x: np.ndarray) -> np.ndarray:
-        height, width = x.shape[2:]
-        rows, columns = tiled.spans(height, width)
-        count, size = len(rows) * len(columns), wxh(tiled.largest(height, width))
+        rows, columns = tiled.spans(Size.of(x))
+        count, largest = len(rows) * len(columns), tiled.largest(Size.of(x))
         if count > 1:
-            self._say(f"in {count} tiles of {size} at most")
-        elif size != wxh((height, width)):
-            self._say(f"continued by mirroring to {size}, the smallest that the model takes")
+            self._say(f"in {count} tiles of {largest} at most")
+        elif largest != Size.of(x):
+            self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
         if count == 1 or not self._bar:
             return tiled.run(x)
         with click.progressbar(length=count, file=sys.stderr) as bar:
             return tiled.run(x, bar.update)
 
-    def _take_smaller_tiles(self, tiled: Tiled, height: int, width: int) -> None:
-        size = wxh(tiled.largest(height, width))
-        self._tile = tiled.smaller(height, width)
+    def _take_smaller_tiles(self, tiled: Tiled, size: Size) -> None:
+        largest = tiled.largest(size)
+        self._tile = tiled.smaller(size)
         if self._tile is None:
             path = self._engine.describe().path
-            raise EngineError(f"{path}: out of memory on {size}, and tiles cannot be smaller; free memory")
-        self._say(f"out of memory on {size}; trying smaller tiles")
+            raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
+        self._say(f"out of memory on {largest}; trying smaller tiles")
 
     def _say(self, note: str) -> None:
         if note not in self._said:

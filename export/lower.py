@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from export import cyclic_window, fuse
+from ribsr.base.sizes import Size
 
 Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -131,17 +132,17 @@ def set_shape(value: onnx.ValueInfoProto, shape: tuple[int | str, ...]) -> None:
         dims.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
 
 
-def fix_shape(model: onnx.ModelProto, height: int, width: int, scale: int) -> None:
-    """Makes `model` take one size only: batch 1, 3 x height x width in, scale times that out."""
-    set_shape(model.graph.input[0], (1, 3, height, width))
-    set_shape(model.graph.output[0], (1, 3, height * scale, width * scale))
+def fix_shape(model: onnx.ModelProto, size: Size, scale: int) -> None:
+    """Makes `model` take pictures of one size only, one at a time."""
+    set_shape(model.graph.input[0], (1, 3, *size))
+    set_shape(model.graph.output[0], (1, 3, *size.times(scale)))
 
 
 @dataclass(frozen=True)
 class Scores:
     """One layer's attention scores for a picture: its window and how many there are."""
 
-    window: tuple[int, int]
+    window: Size
     count: int
 
     @property
@@ -150,15 +151,15 @@ class Scores:
         return 4 * self.count
 
 
-def attention_scores(bare: onnx.ModelProto, height: int, width: int) -> list[Scores]:
+def attention_scores(bare: onnx.ModelProto, size: Size) -> list[Scores]:
     """Per layer of a canonical graph, for one picture: heads · padded pixels · tokens of a window."""
     layers = []
     for node in bare.graph.node:
         if node.op_type == cyclic_window.NAME:
             attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
             wh, ww = attributes["window"]
-            pixels = -(-height // wh) * wh * (-(-width // ww) * ww)
-            layers.append(Scores((wh, ww), attributes["heads"] * pixels * wh * ww))
+            pixels = -(-size.height // wh) * wh * (-(-size.width // ww) * ww)
+            layers.append(Scores(Size(wh, ww), attributes["heads"] * pixels * wh * ww))
     return layers
 
 
@@ -168,14 +169,14 @@ def count_float32_attention(bare: onnx.ModelProto) -> int:
     return sum(node.op_type == cyclic_window.NAME and node.input[1] in single for node in bare.graph.node)
 
 
-def check_scores(bare: onnx.ModelProto, height: int, width: int, limit: float, otherwise: str) -> str:
+def check_scores(bare: onnx.ModelProto, size: Size, limit: float, otherwise: str) -> str:
     """What to tell the user of a `matmul` graph: its largest score tensor for a picture of that size.
 
     limit: GiB that it may have. Raises ValueError above it; otherwise: what to do then.
     """
-    largest = max(attention_scores(bare, height, width), key=lambda layer: layer.count)
+    largest = max(attention_scores(bare, size), key=lambda layer: layer.count)
     gib = largest.bytes / 2**30
-    where = f"at {width}x{height}, window {largest.window[0]}x{largest.window[1]}"
+    where = f"at {size}, window {largest.window}"
     if gib > limit:
         raise ValueError(
             f"largest score tensor: the form 'matmul' would materialise {gib:.1f} GiB of attention scores {where}; "

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ribsr.base.command import Command, FiniteRange, SizeType
-from ribsr.base.files import atomic, check_target, sha256
 from engines.metadata import PREFIX, Stamp
+from ribsr.base.command import Command, FiniteRange
+from ribsr.base.files import atomic, check_target, sha256
+from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +30,12 @@ QUICK = 2 * 10**9
 TOLERANCE = 1e-4
 """Largest error that a float32 file may have on the check pictures: the rule of tools/parity.py."""
 
-CHECK_SIZE = (40, 56)
-"""(H, W) of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
+CHECK_SIZE = Size(40, 56)
+"""Of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
 
 
-DYNAMIC_SIZE = (192, 192)
-"""(H, W) at which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
+DYNAMIC_SIZE = Size(192, 192)
+"""At which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
 
 
 SCORE_ADVICE = (
@@ -51,13 +52,13 @@ class ExportError(ValueError):
 class Options:
     """What may be chosen about an export; the command line's options of the same names.
 
-    static: (H, W). score_limit: GiB. verify: None runs the new file beside the checkpoint where that is quick.
+    score_limit: GiB. verify: None runs the new file beside the checkpoint where that is quick.
     """
 
     form: Form = "canonical"
     half: bool = False
     opset: int | None = None
-    static: tuple[int, int] | None = None
+    static: Size | None = None
     rib_tolerance: float = 0.0
     score_limit: float = 4.0
     verify: bool | None = None
@@ -97,7 +98,7 @@ def export_onnx(
         say(line)
     bare = trace(folded, opset)
     if options.static:
-        lower.fix_shape(bare, *options.static, network.config.scale)
+        lower.fix_shape(bare, options.static, network.config.scale)
     if options.half:
         magnitudes = precision.measure(lower.lower(bare, "canonical"), check_pictures(options.static))
         bare, report = precision.to_half(bare, magnitudes)
@@ -105,13 +106,13 @@ def export_onnx(
             say(line)
     if options.form == "matmul":
         size = options.static or DYNAMIC_SIZE
-        say(lower.check_scores(bare, *size, options.score_limit, SCORE_ADVICE))
+        say(lower.check_scores(bare, size, options.score_limit, SCORE_ADVICE))
     lowered = lower.lower(bare, options.form)
     stamp(lowered, network, options, sha256(checkpoint))
     onnx.checker.check_model(lowered)
     with atomic(output) as temporary:
         onnx.save_model(lowered, temporary)
-        scores = sum(layer.count for layer in lower.attention_scores(bare, *(options.static or CHECK_SIZE)))
+        scores = sum(layer.count for layer in lower.attention_scores(bare, options.static or CHECK_SIZE))
         say(_verify(temporary, network, options, scores))
     nodes = len(lowered.graph.node)
     size = output.stat().st_size / 2**20
@@ -138,7 +139,7 @@ def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoin
         scale=config.scale,
         windows=tuple((side, side) for side in config.windows),
         precision="fp16" if options.half else "fp32",
-        attention=options.form,
+        form=options.form,
         version=ribsr.__version__,
         checkpoint_sha256=checkpoint_sha256,
     )
@@ -147,11 +148,11 @@ def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoin
         model.metadata_props.add(key=PREFIX + name, value=value if isinstance(value, str) else json.dumps(value))
 
 
-def check_pictures(static: tuple[int, int] | None) -> list[np.ndarray]:
+def check_pictures(static: Size | None) -> list[np.ndarray]:
     """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
     from engines import samples
 
-    return [picture for _, picture in samples.at(*(static or CHECK_SIZE))]
+    return [picture for _, picture in samples.at(static or CHECK_SIZE)]
 
 
 def _verify(path: Path, network: RIBModel, options: Options, scores: int) -> str:

@@ -154,9 +154,7 @@ def _fake(
     return _empty_output(qkv, gate.shape)
 
 
-def kernel(
-    qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: attention.Geometry
-) -> Tensor:
+def kernel(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: attention.Geometry) -> Tensor:
     """The operator as a ribsr attention backend; RIB factors are brought to qkv's dtype."""
     window, heads, shift, scale = geometry
     rib_q, rib_k = rib_q.to(qkv.dtype), rib_k.to(qkv.dtype)

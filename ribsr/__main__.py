@@ -28,9 +28,9 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
     given = {name: value for name, value in (("init", init), ("output", output)) if value is not None}
     try:
         from ribsr.training import recipe
-        from ribsr.training.report import ProgressReport, Report
         from ribsr.training.loop import train as run
         from ribsr.training.loop import weights_path
+        from ribsr.training.report import ProgressReport, Report
 
         followed = replace(recipe.read(config), **given)
         first = os.environ.get("RANK", "0") == "0"

@@ -124,9 +124,7 @@ def reference(
     return (out * gate.to(dtype)).to(qkv.dtype)
 
 
-def _concatenated(
-    qkv: Tensor, rib_q: Tensor, rib_k: Tensor, geometry: Geometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def _concatenated(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Content and position side by side: q, k [B·windows, heads, N, D + R] and v [B·windows, heads, N, D]."""
     q, k, v = split_windows(qkv, 3, geometry)
     shape = (q.shape[0], -1, -1, -1)
@@ -317,7 +315,8 @@ class WindowAttention(nn.Module):
     def rib(self) -> tuple[Tensor, Tensor]:
         """rib_q, rib_k [heads, N, R] from the RIB's MLP, never below float32 whatever autocast says."""
         with torch.autocast(self.to_q.device.type, enabled=False):
-            return rib.factors(self.rib_features, self.to_hidden, self.hidden_b, self.to_q, self.to_k, self.core.geometry.scale)
+            parameters = (getattr(self, name) for name in self.RIB_PARAMETERS)
+            return rib.factors(self.rib_features, *parameters, scale=self.core.geometry.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(self.core(self.to_qkv(x), *self.rib(), self.gate(x)))

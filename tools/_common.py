@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import Tiled, find_model, is_checkpoint, open_engine
-from engines.base import PRECISIONS, Description
+from engines.base import PRECISIONS, Description, EngineError
 from ribsr.base.command import F
-from engines.base import EngineError
 from ribsr.base.files import atomic, check_target
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from engines import Engine, EngineError
 from engines.base import Description, Timer
 from engines.options import engine_options
 from ribsr.base.command import Command, SizeType
+from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
     console,
@@ -37,7 +38,7 @@ from tools._common import (
     open_model,
     write_json,
 )
-from tools.latency import measure, report, show, with_ratios
+from tools.latency import DEFAULT_SIZES, measure, report, show, with_ratios
 
 if TYPE_CHECKING:
     from ribsr.configs import Config
@@ -122,7 +123,7 @@ class AuthorsEngine(Engine):
             model=model,
             scale=scale,
             windows=tuple((side, side) for side in config.windows),
-            attention="authors",
+            form="authors",
             version="",
             checkpoint_sha256="",
         )
@@ -176,7 +177,7 @@ class Opener:
 @click.argument("network", metavar="NETWORK")
 @click.argument("names", nargs=-1, metavar="[MODEL...]")
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Of the authors' model.")
-@click.option("--size", "sizes", multiple=True, type=Size(), help="Of the input; may be repeated.  [default: 128x128]")
+@click.option("--size", "sizes", multiple=True, type=SizeType(), help="Of the input (repeatable).  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each model.")
 @json_option
 @engine_options
@@ -187,7 +188,7 @@ def main(
     network: str,
     names: tuple[str, ...],
     scale: int,
-    sizes: tuple[tuple[int, int], ...],
+    sizes: tuple[Size, ...],
     rounds: int,
     json_target: str | None,
     **options: Any,
@@ -200,7 +201,7 @@ def main(
     models = [*AUTHORS[device], *map(model_name, names)]
     opener = Opener(repository, network, scale, device)
     results = []
-    for size in sizes or ((128, 128),):
+    for size in sizes or DEFAULT_SIZES:
         timed = measure(models, size, {**options, "device": device}, rounds, WARMUP[device], opener)
         results += [result.to_json() for result in timed]
     values = report(with_ratios(results), [environment()], [{"rounds": rounds, "threads": options["threads"]}])

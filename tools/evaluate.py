@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
+from engines.base import EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
-from engines.base import EngineError
 from tools._common import (
     console,
     environment,

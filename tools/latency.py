@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
+from engines.base import EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, SizeType, message
-from engines.base import EngineError
+from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
     console,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     from engines import Engine
 
+DEFAULT_SIZES = (Size(128, 128),)
+
 PAUSE = 0.02
 """Seconds between two runs: OpenMP's and ONNX Runtime's threads spin for some milliseconds after their work."""
 
@@ -58,9 +61,7 @@ Opener = Callable[[ModelName, dict[str, Any]], "Engine"]
 """What opens a model in its process: picklable, so that it can be sent there."""
 
 
-def worker(
-    pipe: Connection, name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener = open_model
-) -> None:
+def worker(pipe: Connection, name: ModelName, size: Size, options: dict[str, Any], opener: Opener = open_model) -> None:
     """A model's process. Sends its description or an error, then a time in ms for every True that it receives.
 
     At False it sends its peak memory (process, GPU allocator) in bytes and ends.
@@ -76,12 +77,11 @@ def worker(
         pipe.send(EngineError(message(error)))  # subclasses with more arguments do not survive the way
 
 
-def _input(engine: Engine, size: tuple[int, int]) -> np.ndarray:
-    """The picture that is timed, at size (width, height), as often as the engine's batch wants it."""
+def _input(engine: Engine, size: Size) -> np.ndarray:
+    """The picture that is timed, as often as the engine's batch wants it."""
     from engines.samples import sample
 
-    width, height = size
-    return sample("astronaut", height, width).repeat(engine.describe().shape[0] or 1, axis=0)
+    return sample("astronaut", size).repeat(engine.describe().batch or 1, axis=0)
 
 
 def _peak_memory() -> int:
@@ -101,7 +101,7 @@ def _peak_memory() -> int:
 class Worker:
     """The parent's end of a model's process. Every method raises EngineError when the model or its process fails."""
 
-    def __init__(self, name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener):
+    def __init__(self, name: ModelName, size: Size, options: dict[str, Any], opener: Opener):
         self.name = name
         self.used_before = _gpu_memory()
         context = multiprocessing.get_context("spawn")
@@ -143,7 +143,7 @@ class Worker:
 
 
 @contextmanager
-def started(name: ModelName, size: tuple[int, int], options: dict[str, Any], opener: Opener) -> Iterator[Worker]:
+def started(name: ModelName, size: Size, options: dict[str, Any], opener: Opener) -> Iterator[Worker]:
     running = Worker(name, size, options, opener)
     try:
         yield running
@@ -191,14 +191,14 @@ def statistics(times: Sequence[float]) -> dict[str, float]:
 
 def measure(
     names: Sequence[ModelName],
-    size: tuple[int, int],
+    size: Size,
     options: dict[str, Any],
     rounds: int,
     warmup: int,
     opener: Opener = open_model,
 ) -> list[Result]:
-    """Times models at one size (width, height), interleaved. A model that fails is left out of further rounds."""
-    title = f"{size[0]}x{size[1]}"
+    """Times models at one size, interleaved. A model that fails is left out of further rounds."""
+    title = str(size)
     times: dict[int, list[float]] = {}
     workers: dict[int, Worker] = {}
     gpu_memory: dict[int, int | None] = {}
@@ -292,7 +292,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
             result["file"],
             result["size"],
             where(description),
-            description["attention"],
+            description["form"],
             description["precision"],
             *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
             _mebibytes(result["peak_memory"]),
@@ -311,17 +311,17 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
             out.print(f"Note: {note}", style="yellow", soft_wrap=True)
 
 
-def show_layers(out: Any, name: ModelName, size: tuple[int, int], options: dict[str, Any], count: int) -> None:
+def show_layers(out: Any, name: ModelName, size: Size, options: dict[str, Any], count: int) -> None:
     """Prints the `count` layers of a plan that take longest. Raises EngineError if it cannot be run."""
     from engines.trt.engine import TensorRTEngine
 
     with open_model(name, options) as engine:
         assert isinstance(engine, TensorRTEngine)
         layers = engine.profile(_input(engine, size))
-    total = sum(ms for _, ms in layers)
-    rows = table(f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size[0]}x{size[1]}", "ms", "share")
-    for layer, ms in sorted(layers, key=lambda entry: entry[1], reverse=True)[:count]:
-        rows.add_row(layer, f"{ms:.3f}", f"{ms / total:.1%}" if total else "")
+    total = sum(layer.milliseconds for layer in layers)
+    rows = table(f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size}", "ms", "share")
+    for layer in sorted(layers, key=lambda layer: layer.milliseconds, reverse=True)[:count]:
+        rows.add_row(layer.name, f"{layer.milliseconds:.3f}", f"{layer.milliseconds / total:.1%}" if total else "")
     out.print(rows)
     out.print(f"All layers: {total:.2f} ms, each timed on its own, which takes longer than a run", style="dim")
 
@@ -356,7 +356,7 @@ def _machines(environments: list[dict[str, Any]]) -> int:
 
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--size", "sizes", multiple=True, type=Size(), help="Of the input; may be repeated.  [default: 128x128]")
+@click.option("--size", "sizes", multiple=True, type=SizeType(), help="Of the input (repeatable).  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed runs of each model.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Runs before, not counted.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each .plan.")
@@ -368,7 +368,7 @@ def _machines(environments: list[dict[str, Any]]) -> int:
 def main(
     context: click.Context,
     names: tuple[str, ...],
-    sizes: tuple[tuple[int, int], ...],
+    sizes: tuple[Size, ...],
     rounds: int,
     warmup: int,
     layers: int | None,
@@ -392,7 +392,7 @@ def main(
         built = merge(names)
     else:
         results = []
-        for size in sizes or ((128, 128),):
+        for size in sizes or DEFAULT_SIZES:
             models = [model_name(name) for name in names]
             results += [result.to_json() for result in measure(models, size, options, rounds, warmup)]
         settings = {"rounds": rounds, "warmup": warmup, "device": options["device"], "threads": options["threads"]}
@@ -407,8 +407,8 @@ def main(
     if layers is not None:
         ran = {(result["file"], result["size"]) for result in built["results"] if not result["failure"]}
         for name in plans:
-            for size in sizes or ((128, 128),):
-                if (name, f"{size[0]}x{size[1]}") in ran:
+            for size in sizes or DEFAULT_SIZES:
+                if (name, str(size)) in ran:
                     show_layers(out, ModelName(name), size, options, layers)
     if any(result["failure"] for result in built["results"]):
         context.exit(1)

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 
 from engines import SUFFIXES, is_checkpoint
-from engines.base import Shape
+from engines.base import HALVES, EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType
-from engines.base import EngineError
 from ribsr.base.errors import first_line
 from ribsr.base.files import atomic, check_target
+from ribsr.base.sizes import Limits, Size
 from tools._common import (
     ModelName,
     console,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 MAX_ERROR = 1e-4
 HALF_FACTOR = 2.0
-HALVES = ("fp16", "bf16")
 RECORDING_FORMAT = 1
 
 Pictures = list[tuple[str, "np.ndarray"]]
@@ -122,8 +121,8 @@ class Reference(Protocol):
     description: dict[str, Any]
     """The fields of `engines.Description`, as in JSON."""
 
-    def pictures(self, shape: Shape) -> Pictures:
-        """The pictures to compare on, for a model that takes inputs of `shape`."""
+    def pictures(self, limits: Limits) -> Pictures:
+        """The pictures to compare on, for a model of these limits."""
         ...
 
     def output(self, name: str, x: np.ndarray) -> np.ndarray:
@@ -163,7 +162,7 @@ class Measured:
 class LiveReference(AbstractContextManager):
     """A model as reference. Its outputs are kept, so that each picture runs once per precision."""
 
-    def __init__(self, name: ModelName, options: dict[str, Any], given: Pictures, sizes: Sequence[tuple[int, int]]):
+    def __init__(self, name: ModelName, options: dict[str, Any], given: Pictures, sizes: Sequence[Size]):
         self._name, self._options, self._given, self._sizes = name, options, given, sizes
         self._engines: dict[str | None, Engine] = {}
         self._stack = ExitStack()
@@ -171,7 +170,7 @@ class LiveReference(AbstractContextManager):
         self.outputs: dict[tuple[str | None, str], np.ndarray] = {}
         description = self._engine(name.precision).describe()
         self.description: dict[str, Any] = asdict(description)
-        self._shape = description.shape
+        self._limits = description.limits
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -185,20 +184,18 @@ class LiveReference(AbstractContextManager):
             self._engines[precision] = self._stack.enter_context(engine)
         return self._engines[precision]
 
-    def pictures(self, shape: Shape) -> Pictures:
+    def pictures(self, limits: Limits) -> Pictures:
         from engines import samples
 
-        height, width = (a if a is not None else b for a, b in zip(shape[2:], self._shape[2:], strict=True))
+        fixed = limits.fixed or self._limits.fixed
         if self._given:
-            fitting = [(n, x) for n, x in self._given if height in (None, x.shape[2]) and width in (None, x.shape[3])]
+            fitting = [(name, x) for name, x in self._given if fixed in (None, Size.of(x))]
             if not fitting:
-                raise EngineError(f"takes pictures of {width}x{height} only; give one of that size with --image")
+                raise EngineError(f"takes pictures of {fixed} only; give one of that size with --image")
             return fitting
-        if height is not None and width is not None:
-            return samples.at(height, width)
-        if self._sizes:
-            return [picture for w, h in self._sizes for picture in samples.at(h, w)]
-        return samples.load()
+        if fixed is not None:
+            return samples.at(fixed)
+        return [picture for size in self._sizes for picture in samples.at(size)] or samples.load()
 
     def output(self, name: str, x: np.ndarray) -> np.ndarray:
         import numpy as np
@@ -222,7 +219,7 @@ class LiveReference(AbstractContextManager):
         """Writes inputs and outputs of all pictures that were used, or of the default ones; returns their number."""
         import numpy as np
 
-        for name, x in list(self.inputs.items()) or self.pictures(self._shape):
+        for name, x in list(self.inputs.items()) or self.pictures(self._limits):
             self.output(name, x)
             for precision in HALVES if halves else ():
                 self.half_output(precision, name, x)
@@ -252,16 +249,17 @@ class RecordedReference(AbstractContextManager):
         if meta["format"] != RECORDING_FORMAT:
             raise EngineError(f"{path}: a recording of format {meta['format']}; this version reads {RECORDING_FORMAT}")
         self.description: dict[str, Any] = meta["description"]
+        self.description.setdefault("form", self.description.get("attention"))  # its name until 0.1
         self._names: list[str] = meta["pictures"]
 
     def __exit__(self, *_: object) -> None:
         self._arrays.clear()
 
-    def pictures(self, shape: Shape) -> Pictures:
+    def pictures(self, limits: Limits) -> Pictures:
         recorded = [(name, self._arrays[f"input/{i}"]) for i, name in enumerate(self._names)]
-        fitting = [(n, x) for n, x in recorded if shape[2] in (None, x.shape[2]) and shape[3] in (None, x.shape[3])]
+        fitting = [(name, x) for name, x in recorded if limits.fixed in (None, Size.of(x))]
         if not fitting:
-            size = f"{shape[3]}x{shape[2]}"
+            size = limits.fixed
             raise EngineError(f"takes pictures of {size} only, and {self._path} has none; record with --size {size}")
         return fitting
 
@@ -304,10 +302,10 @@ def measure(
         with open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
-            pictures, left_out = _within(description, reference.pictures(description.shape))
+            pictures, left_out = _within(description, reference.pictures(description.limits))
             measured.warnings += [f"{name}: {line}" for line in left_out]
             for title, x in pictures:
-                y = engine.run(np.repeat(x, description.shape[0] or 1, axis=0))
+                y = engine.run(np.repeat(x, description.batch or 1, axis=0))
                 wanted = np.broadcast_to(reference.output(title, x), y.shape)
                 measured.per_picture[title] = Errors()
                 for errors in (measured.errors, measured.per_picture[title]):
@@ -320,16 +318,14 @@ def measure(
 
 def _within(description: Description, pictures: Pictures) -> tuple[Pictures, list[str]]:
     """The pictures whose size the model takes, and a line about those that it does not. Raises EngineError for none."""
-    if description.sizes is None:
-        return pictures, []
-    (h0, w0), (h1, w1) = description.sizes
-    fitting = [(n, x) for n, x in pictures if h0 <= x.shape[2] <= h1 and w0 <= x.shape[3] <= w1]
+    limits = description.limits
+    fitting = [(name, x) for name, x in pictures if limits.takes(Size.of(x))]
     if not fitting:
-        raise EngineError(f"takes pictures from {w0}x{h0} to {w1}x{h1} only; compare on such a size (--size)")
+        raise EngineError(f"takes pictures of {limits}; compare on such a size (--size)")
     outside = [title for title, x in pictures if all(x is not kept for _, kept in fitting)]
     if not outside:
         return fitting, []
-    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures from {w0}x{h0} to {w1}x{h1}"]
+    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures of {limits}"]
 
 
 def _differences(name: str, description: Description, reference: Reference) -> list[str]:
@@ -440,7 +436,7 @@ def _identify(name: ModelName, options: dict[str, Any]) -> tuple[tuple[str, int,
 
     if name.path.endswith(".onnx"):
         stamp = read_stamp(name.path)
-        if stamp.attention == "plugin":
+        if stamp.form == "plugin":
             raise EngineError(f"{name}: is in plugin form, which only TensorRT runs")
         return (stamp.model, stamp.scale, stamp.checkpoint_sha256), stamp.precision
     if name.path.endswith(".plan"):
@@ -477,7 +473,7 @@ def _show(out: Any, reference: Reference, results: list[Measured], pictures: lis
 
     of = reference.description
     out.print(
-        f"Reference: {of['path']}, {of['model']} x{of['scale']} {of['precision']}, {where(of)}, {of['attention']}",
+        f"Reference: {of['path']}, {of['model']} x{of['scale']} {of['precision']}, {where(of)}, {of['form']}",
         soft_wrap=True,
     )
     if pictures:
@@ -495,7 +491,7 @@ def _show(out: Any, reference: Reference, results: list[Measured], pictures: lis
         rows.add_row(
             result.name,
             where(description),
-            description.attention,
+            description.form,
             description.precision,
             f"{errors.psnr:.1f}",
             f"{errors.max_error:.2e}",
@@ -530,7 +526,7 @@ def _comparisons(
 
 
 def _open_reference(
-    name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[tuple[int, int]]
+    name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]
 ) -> LiveReference | RecordedReference:
     if not name.path.endswith(".npz"):
         return LiveReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
@@ -543,7 +539,7 @@ def _open_reference(
 @click.argument("names", nargs=-1, metavar="[REF MODEL...]")
 @click.option("--image", "images", multiple=True, metavar="FILE", help="Compare on this picture; may be repeated.")
 @click.option(
-    "--size", "sizes", multiple=True, type=Size(), help="Compare on the samples at this size; may be repeated."
+    "--size", "sizes", multiple=True, type=SizeType(), help="Compare on the samples at this size; may be repeated."
 )
 @click.option("--record", metavar="FILE.npz", help="Write the inputs and outputs of REF, to stand as REF elsewhere.")
 @click.option("--no-half", is_flag=True, help="Leave PyTorch's half-precision outputs out of the recording.")
@@ -565,7 +561,7 @@ def main(
     context: click.Context,
     names: tuple[str, ...],
     images: tuple[str, ...],
-    sizes: tuple[tuple[int, int], ...],
+    sizes: tuple[Size, ...],
     record: str | None,
     no_half: bool,
     max_error: float | None,

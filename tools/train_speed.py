@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from ribsr.base.command import Command
 from engines.base import EngineError
+from ribsr.base.command import Command
 from ribsr.base.errors import first_line
 from tools._common import console, environment, environment_line, table, write_json
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines import base
+from engines.base import Description, Engine, EngineError, LayerTime, Timer
 from engines.trt import gpu as cuda
 from engines.trt import versions as api
-from engines.base import Description, Engine, Timer
 from engines.trt.gpu import CUDAError
-from engines.base import EngineError
-from ribsr.base.files import sha256
 from engines.trt.manifest import Manifest, read_manifest
+from ribsr.base.files import sha256
+from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
     from engines.trt.gpu import GPU
@@ -54,7 +54,6 @@ class TensorRTEngine(Engine):
 
     def _describe(self, version: str) -> Description:
         manifest, stamp = self._manifest, self._manifest.stamp
-        b, c, h, w = (low if low == high else None for low, high in zip(self._smallest, self._largest, strict=True))
         return Description(
             path=self._path,
             runtime="tensorrt",
@@ -64,11 +63,11 @@ class TensorRTEngine(Engine):
             model=stamp.model,
             scale=stamp.scale,
             windows=stamp.windows,
-            attention=manifest.lowering,
+            form=manifest.form,
             version=stamp.version,
             checkpoint_sha256=stamp.checkpoint_sha256,
-            shape=(b, c, h, w),
-            sizes=((self._smallest[2], self._smallest[3]), (self._largest[2], self._largest[3])),
+            batch=self._smallest[0] if self._smallest[0] == self._largest[0] else None,
+            limits=Limits(Size(*self._smallest[2:]), Size(*self._largest[2:])),
         )
 
     def describe(self) -> Description:
@@ -81,7 +80,7 @@ class TensorRTEngine(Engine):
 
     def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
         self._check(x)
-        base.check_out(out, x, self._manifest.stamp.scale, part, self._path)
+        base.check_out(out, x, self._description, part)
         with self._lane(x) as lane:
             out[...] = lane.run(x, self._cuda_graphs)[(..., *part)]
 
@@ -100,8 +99,7 @@ class TensorRTEngine(Engine):
 
         return Timer("CUDA events, pictures on the GPU", once, lambda: taken)
 
-    def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
-        """Each layer's mean milliseconds over `runs` runs, in the engine's order. They add up to more than a run."""
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         self._check(x)
         profiler = api.profiler(self._trt)
         with self._lane(x) as lane:
@@ -110,20 +108,10 @@ class TensorRTEngine(Engine):
             for _ in range(runs):
                 lane.run(x, graphs=False)
             lane.context.profiler = None
-        return [(name, milliseconds / runs) for name, milliseconds in profiler.layers.items()]
+        return [LayerTime(name, milliseconds / runs) for name, milliseconds in profiler.layers.items()]
 
     def _check(self, x: np.ndarray) -> None:
-        base.check_input(x, self._path, (None, 3, None, None))
-        for size, low, high in zip(x.shape, self._smallest, self._largest, strict=True):
-            if not low <= size <= high:
-                (b0, _, h0, w0), (b1, _, h1, w1) = self._smallest, self._largest
-                took = f"{w0}x{h0}" if self._smallest == self._largest else f"{w0}x{h0} to {w1}x{h1}"
-                batch = f" in batches of {b0}" if b0 == b1 else f" in batches of {b0} to {b1}"
-                raise EngineError(
-                    f"{self._path}: was built for pictures of {took}{batch}, got {x.shape[0]} of "
-                    f"{x.shape[3]}x{x.shape[2]}; give --tile, or build one for that size with other --shapes: "
-                    f"{self._manifest.rebuild(self._path)}"
-                )
+        base.check_input(x, self._description, f"or build one for that size: {self._manifest.rebuild(self._path)}")
 
     @contextmanager
     def _lane(self, x: np.ndarray) -> Iterator[_Lane]:

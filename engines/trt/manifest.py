@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import EngineError
-from ribsr.base.files import atomic, sha256
 from engines.metadata import Stamp
+from ribsr.base.files import atomic, sha256
+from ribsr.base.sizes import Size
 
 FORMAT = 1
 """Changes when the fields below change their meaning."""
@@ -25,7 +26,7 @@ class Manifest:
 
     onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it.
     cuda: the driver's version. gpu, compute_capability: of the card that it was built on, e.g. `9.0`.
-    precision: fp32, fp16 or bf16. lowering: the attention's form: plugin, attention or matmul.
+    precision: fp32, fp16 or bf16. form: of the attention: plugin, attention or matmul.
     profile: `min`, `opt` and `max` shape [B, 3, H, W] of the input. plugin: `file` name and `sha256` of the plugin
     library that it needs, or None. stamp: what the ONNX file said of itself. build_seconds: of TensorRT's builder
     alone. layers: how many layers of each kind and precision the engine has.
@@ -40,7 +41,7 @@ class Manifest:
     gpu: str
     compute_capability: str
     precision: str
-    lowering: str
+    form: str
     profile: dict[str, list[int]]
     plugin: dict[str, str] | None
     stamp: Stamp
@@ -49,10 +50,10 @@ class Manifest:
 
     def rebuild(self, plan: str | Path) -> str:
         """The command that makes this plan again."""
-        smallest, preferred, largest = (f"{w}x{h}" for _, _, h, w in (self.profile[k] for k in ("min", "opt", "max")))
+        smallest, preferred, largest = (Size(*self.profile[name][2:]) for name in ("min", "opt", "max"))
         sizes = f"--size {preferred}" if smallest == largest else f"--shapes {smallest} {preferred} {largest}"
         options = [] if self.precision == "fp32" else [f"--{self.precision}"]
-        if options and self.plugin is None and self.stamp.attention == "canonical":
+        if options and self.plugin is None and self.stamp.form == "canonical":
             options.append("--no-plugin")
         words = [*options, *sizes.split(), "-o", str(plan)]
         return shlex.join(["python", "-m", "export.trt", "--onnx", self.onnx, *words])

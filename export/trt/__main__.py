@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ribsr.base.command import Command, FiniteRange, SizeType
-from ribsr.base.files import check_target, sha256
 from engines.metadata import read_stamp
 from export.onnx import ExportError
 from export.trt.build import Built, StillBuilding, build, in_background, inspect_plan
 from export.trt.graph import Graph, Options, Shapes, Source, choose_shapes, prepare, read
+from ribsr.base.command import Command, FiniteRange, SizeType
+from ribsr.base.files import check_target, sha256
+from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,8 @@ T = TypeVar("T")
 
 GIB = 2**30
 
-VERIFY_SIZES = ((192, 192), (97, 131))
-"""(H, W) of the pictures that a new engine is checked on, brought into its range: whole windows, and odd sides."""
+VERIFY_SIZES = (Size(192, 192), Size(97, 131))
+"""Of the pictures that a new engine is checked on, brought into its range: whole windows, and odd sides."""
 
 VERIFY_SCORES = 4 * 10**10
 """Attention scores of the check pictures up to which the check is made unasked: a minute or two on a few cores."""
@@ -78,7 +79,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
         # The plan goes first: with the manifest of an older plan beside it, it is refused for its hash.
         os.replace(trial, output)
         os.replace(manifest_path(trial), manifest_path(output))
-    sizes = " ".join(f"{w}x{h}" for h, w in dict.fromkeys(shapes))
+    sizes = " ".join(map(str, dict.fromkeys(shapes)))
     say(f"{inspection}; {memory / 2**20:.0f} MiB of GPU memory for activations at the largest size")
     say(
         f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {len(built.plan) / 2**20:.1f} MiB, "
@@ -139,7 +140,7 @@ def write_manifest_of(
     """The manifest beside the plan `path`: what it was made of, by what, for what."""
     from engines.trt.manifest import FORMAT, Manifest, write_manifest
 
-    smallest, preferred, largest = ([1, 3, height, width] for height, width in shapes)
+    smallest, preferred, largest = ([1, 3, *size] for size in shapes)
     library = graph.library
     write_manifest(
         path,
@@ -153,7 +154,7 @@ def write_manifest_of(
             gpu=gpu.name,
             compute_capability=gpu.compute_capability,
             precision=graph.precision,
-            lowering=graph.form,
+            form=graph.form,
             profile={"min": smallest, "opt": preferred, "max": largest},
             plugin=None if library is None else {"file": library.name, "sha256": sha256(library)},
             stamp=source.stamp,
@@ -177,7 +178,7 @@ def verify(plan: Path, source: Source, graph: Graph, shapes: Shapes, options: Op
 
     if options.verify is False:
         return "not run, as asked: tools/parity.py compares it with other engines"
-    if source.stamp.attention == "plugin":
+    if source.stamp.form == "plugin":
         return "not run: only TensorRT runs a file in form 'plugin'; tools/parity.py compares it with other engines"
     sizes = check_sizes(shapes)
     scores = [_scores(source, size) for size in sizes]
@@ -188,7 +189,7 @@ def verify(plan: Path, source: Source, graph: Graph, shapes: Shapes, options: Op
     worst, peak = math.inf, 0.0
     with TensorRTEngine(plan) as engine, ORTEngine(source.path, device="cpu") as reference:
         for size in sizes:
-            for name, picture in samples.at(*size)[:2]:
+            for name, picture in samples.at(size)[:2]:
                 quality, error = compare(engine.run(picture), reference.run(picture), name)
                 worst, peak = min(worst, quality), max(peak, error)
     least = LEAST_PSNR[graph.precision]
@@ -198,7 +199,7 @@ def verify(plan: Path, source: Source, graph: Graph, shapes: Shapes, options: Op
             f"{graph.precision}; nothing was written: "
             + ("try --bf16 (TensorRT 10 and later) or no half precision" if graph.precision == "fp16" else "report it")
         )
-    shown = ", ".join(f"{w}x{h}" for h, w in sizes)
+    shown = ", ".join(map(str, sizes))
     return (
         f"checked against ONNX Runtime on pictures of {shown}: PSNR at least {worst:.1f} dB, largest error {peak:.1e}"
     )
@@ -218,22 +219,16 @@ def compare(output: np.ndarray, reference: np.ndarray, name: str) -> tuple[float
     return (10 * math.log10(1 / error) if error else math.inf), float(np.abs(difference).max())
 
 
-def check_sizes(shapes: Shapes) -> list[tuple[int, int]]:
+def check_sizes(shapes: Shapes) -> list[Size]:
     """VERIFY_SIZES within the profile."""
-    smallest, _, largest = shapes
-    sizes = ((_clamp(h, smallest[0], largest[0]), _clamp(w, smallest[1], largest[1])) for h, w in VERIFY_SIZES)
-    return list(dict.fromkeys(sizes))
+    return list(dict.fromkeys(map(Limits(shapes[0], shapes[2]).nearest, VERIFY_SIZES)))
 
 
-def _clamp(value: int, least: int, most: int) -> int:
-    return max(least, min(value, most))
-
-
-def _scores(source: Source, size: tuple[int, int]) -> int:
+def _scores(source: Source, size: Size) -> int:
     """Attention scores of a picture; none are known of a flat file, whose pictures are small anyway."""
     from export.lower import attention_scores
 
-    return sum(layer.count for layer in attention_scores(source.model, *size))
+    return sum(layer.count for layer in attention_scores(source.model, size))
 
 
 # The command
@@ -249,13 +244,13 @@ def _scores(source: Source, size: tuple[int, int]) -> int:
 @click.option("--bf16", is_flag=True, help="bfloat16 (TensorRT 10 and later): float32's range, coarser than float16.")
 @click.option(
     "--shapes",
-    type=Size("WxH"),
+    type=SizeType(),
     nargs=3,
     metavar="MIN OPT MAX",
     help="Sizes of the pictures, each WIDTHxHEIGHT: the smallest, the one to be fastest at, the largest.  "
     "[default: 64x64 640x360 1280x720]",
 )
-@click.option("--size", type=Size("WxH"), help="Instead of --shapes: the only size, WIDTHxHEIGHT.")
+@click.option("--size", type=SizeType(), help="Instead of --shapes: the only size, WIDTHxHEIGHT.")
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -285,8 +280,8 @@ def main(
     output: Path | None,
     fp16: bool,
     bf16: bool,
-    shapes: tuple[tuple[int, int], ...] | None,
-    size: tuple[int, int] | None,
+    shapes: Shapes | None,
+    size: Size | None,
     no_plugin: bool,
     **options: Any,
 ) -> None:
@@ -298,10 +293,9 @@ def main(
         raise click.UsageError("--shapes and --size exclude each other")
     if (model or config) and ckpt is None:
         raise click.UsageError("--model and --config say what a checkpoint holds: they need --ckpt")
-    sizes = shapes or ((size,) * 3 if size else None)
     chosen = Options(
         precision="fp16" if fp16 else "bf16" if bf16 else None,
-        shapes=None if sizes is None else tuple((h, w) for w, h in sizes),  # pyright: ignore[reportArgumentType]
+        shapes=(size, size, size) if size else shapes or None,
         plugin=not no_plugin,
         **options,
     )

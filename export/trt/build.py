@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ribsr.base.files import atomic
 from export.onnx import ExportError
 from export.trt.graph import Graph, Options, Shapes
+from ribsr.base.files import atomic
 
 if TYPE_CHECKING:
     from export.trt.inspection import Inspection
@@ -57,7 +57,7 @@ def build(trt: Any, log: Any, graph: Graph, shapes: Shapes, options: Options, gp
         api.parse(trt, network, log, graph.model.SerializeToString())
         workspace = None if options.workspace is None else int(options.workspace * GIB)
         config = api.config(trt, builder, network, graph.precision == "fp16", workspace, options.optimization_level)
-        api.add_profile(builder, config, "input", *((1, 3, height, width) for height, width in shapes))
+        api.add_profile(builder, config, "input", *((1, 3, *size) for size in shapes))
         return builder, network, config
 
     progress.phase("reading the graph")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engines.metadata import Stamp, read_stamp
 from export.onnx import ExportError, check_pictures, describe_precision
+from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
     import onnx
 
     from export.lower import Form
 
-Size = tuple[int, int]
 Shapes = tuple[Size, Size, Size]
-"""The smallest, the preferred and the largest (H, W) of pictures."""
+"""The smallest, the preferred and the largest size of pictures."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Options:
     verify: bool | None = None
 
 
-SHAPES: Shapes = ((64, 64), (360, 640), (720, 1280))
-"""(H, W): from thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
+SHAPES: Shapes = (Size(64, 64), Size(360, 640), Size(720, 1280))
+"""From thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
 
 
 SCORE_ADVICE = (
@@ -54,12 +54,12 @@ SCORE_ADVICE = (
 
 @dataclass(frozen=True)
 class Source:
-    """An ONNX file of this toolkit: its stamp, its content, and its only (H, W) if it has one."""
+    """An ONNX file of this toolkit: its stamp, its content, and its only size if it has one."""
 
     path: Path
     stamp: Stamp
     model: onnx.ModelProto
-    static: tuple[int, int] | None
+    static: Size | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Graph:
 def read(path: Path) -> Source:
     """An ONNX file of this toolkit that TensorRT may take. Raises EngineError or ExportError for any other."""
     stamp = read_stamp(path)
-    if stamp.attention == "mha":
+    if stamp.form == "mha":
         raise ExportError(
             f"{path}: is in form 'mha', which only ONNX Runtime runs; export it again without --attention: "
             "python -m export.onnx --ckpt MODEL.pt"
@@ -101,17 +101,16 @@ def read(path: Path) -> Source:
         raise ExportError(f"{path}: not an ONNX file, or damaged; export or copy it again") from None
     dims = model.graph.input[0].type.tensor_type.shape.dim
     height, width = (dim.dim_value for dim in dims[2:])
-    return Source(path, stamp, model, (height, width) if height and width else None)
+    return Source(path, stamp, model, Size(height, width) if height and width else None)
 
 
 def choose_shapes(source: Source, options: Options) -> Shapes:
-    """The profile's (H, W). Raises ExportError if the file has one size and another was asked for, or for a mess."""
+    """The profile's sizes. Raises ExportError if the file has one size and another was asked for, or for a mess."""
     if source.static is not None:
         if options.shapes is not None and set(options.shapes) != {source.static}:
-            h, w = source.static
             raise ExportError(
-                f"{source.path}: takes pictures of {w}x{h} only; leave --shapes and --size out, or export it again "
-                "without --static"
+                f"{source.path}: takes pictures of {source.static} only; leave --shapes and --size out, or export it "
+                "again without --static"
             )
         return source.static, source.static, source.static
     shapes = options.shapes or SHAPES
@@ -141,7 +140,7 @@ def prepare(
             f"{source.path}: has opset {opset}, TensorRT {trt.__version__} reads 17; export without --opset"
         )
     form, library = choose_form(trt, source, precision, opset, options, say)
-    if stamp.attention != "canonical":
+    if stamp.form != "canonical":
         model = lower.strip(source.model)
         if form == "plugin" and hopper:
             model = fuse.for_hopper(model)
@@ -151,7 +150,7 @@ def prepare(
         if precision != stamp.precision:
             bare = type_graph(source, bare, precision, say)
         if form == "matmul":
-            say(lower.check_scores(bare, *shapes[2], options.score_limit, SCORE_ADVICE))
+            say(lower.check_scores(bare, shapes[2], options.score_limit, SCORE_ADVICE))
         model = lower.lower(bare, form, hopper=hopper)
         float32 = float32_products(model, lower.count_float32_attention(bare))
     _fix_batch(model, shapes, stamp.scale)
@@ -166,9 +165,9 @@ def check_precision(trt: Any, source: Source, options: Options) -> str:
     wanted = options.precision or stamp.precision
     if wanted == "bf16" and not api.has_bfloat16(trt):
         raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.__version__}; use --fp16")
-    if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.attention != "canonical"):
+    if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.form != "canonical"):
         raise ExportError(
-            f"{source.path}: is in {stamp.precision} and form '{stamp.attention}', which leaves no choice of "
+            f"{source.path}: is in {stamp.precision} and form '{stamp.form}', which leaves no choice of "
             f"precision; for {wanted} take the canonical float32 file: python -m export.onnx --ckpt MODEL.pt"
         )
     return wanted
@@ -180,7 +179,7 @@ def choose_form(
     """The lowering, and the plugin library if it is `plugin`; says why if it is something else."""
     from engines.trt import versions as api
 
-    form: Any = source.stamp.attention
+    form: Any = source.stamp.form
     has_attention = api.version(trt) >= api.ATTENTION
     if form == "plugin":
         if not options.plugin:
@@ -276,7 +275,7 @@ def _fix_batch(model: onnx.ModelProto, shapes: Shapes, scale: int) -> None:
     from export.lower import fix_shape, set_shape
 
     if len(set(shapes)) == 1:
-        fix_shape(model, *shapes[0], scale)
+        fix_shape(model, shapes[0], scale)
     else:
         set_shape(model.graph.input[0], (1, 3, "height", "width"))
         set_shape(model.graph.output[0], (1, 3, "output_height", "output_width"))

@@ -63,9 +63,7 @@ class Limits:
 
     def nearest(self, size: Size) -> Size:
         """Of the sizes that are taken, the one with the least change to each side."""
-        height, width = (
-            max(low, min(side, high)) for side, low, high in zip(size, self.least, self.most, strict=True)
-        )
+        height, width = (max(low, min(side, high)) for side, low, high in zip(size, self.least, self.most, strict=True))
         return Size(height, width)
 
     def __str__(self) -> str:

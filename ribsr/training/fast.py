@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribsr import attention, escrib, sst
-from ribsr.training.depthwise import depthwise
 from ribsr.layers import RIBModel
+from ribsr.training.depthwise import depthwise
 
 MEMORY_BUDGET = 0.9
 """AOTAutograd's budget for what the backward pass needs. Below 1 it computes elementwise results again instead of

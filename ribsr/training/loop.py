@@ -27,11 +27,11 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.training import fast
 from ribsr.configs import CONFIGS
-from ribsr.training.data import Batches, Crops, read_pairs, storage_device
 from ribsr.layers import RIBModel
 from ribsr.models import build
+from ribsr.training import fast
+from ribsr.training.data import Batches, Crops, read_pairs, storage_device
 from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 

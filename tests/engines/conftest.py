@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.engines import fakes
 import pytest
+
+from tests.engines import fakes
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.engines import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
 

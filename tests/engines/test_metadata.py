@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.engines import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
 from engines.metadata import Stamp, read_properties, read_stamp
+from tests.engines import fakes
 
 
 def test_a_stamp_is_read_back(tmp_path: Path) -> None:
-    path = fakes.write_onnx(tmp_path / "a.onnx", scale=3, attention="matmul", sha256="ab" * 32)
+    path = fakes.write_onnx(tmp_path / "a.onnx", scale=3, form="matmul", sha256="ab" * 32)
     assert read_stamp(path) == Stamp("tiny", 3, ((4, 4), (8, 8)), "fp32", "matmul", "0.1.0", "ab" * 32)
 
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 
 from engines import Description, EngineError, open_engine
 from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _NotOnCUDA
+from tests.engines import fakes
 
 ort = pytest.importorskip("onnxruntime")
 on_cpu_wheel = pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="needs ONNX Runtime's CPU wheel")
@@ -69,7 +69,7 @@ def test_the_description_says_what_runs_where(onnx_file: Path) -> None:
             model="tiny",
             scale=2,
             windows=((4, 4), (8, 8)),
-            attention="mha",
+            form="mha",
             version="0.1.0",
             checkpoint_sha256=fakes.SHA,
         )
@@ -120,7 +120,7 @@ def test_a_closed_engine_says_so(onnx_file: Path) -> None:
 
 
 def test_plugin_files_are_for_tensorrt(tmp_path: Path) -> None:
-    path = fakes.write_onnx(tmp_path / "a.onnx", attention="plugin")
+    path = fakes.write_onnx(tmp_path / "a.onnx", form="plugin")
     with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --attention mha"):
         open_engine(path)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.engines import fakes
 import numpy as np
 import pytest
+
+from tests.engines import fakes
 
 torch = pytest.importorskip("torch")
 

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import Description, Engine, EngineError, Tiled, open_engine, samples, tiles
-from engines.base import Shape, check_input
-from engines.base import OutOfMemory
+from engines.base import OutOfMemory, Shape, check_input
 
 Sizes = tuple[tuple[int, int], tuple[int, int]]
 

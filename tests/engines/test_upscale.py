@@ -10,18 +10,18 @@ import threading
 import time
 from pathlib import Path
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines import open_engine, upscale
-from ribsr.base import pictures
 from engines.base import out_of_memory
 from engines.ort import ORTEngine
-from ribsr.base.pictures import read_picture, to_bytes
 from engines.upscale import main
+from ribsr.base import pictures
+from ribsr.base.pictures import read_picture, to_bytes
+from tests.engines import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -47,9 +47,9 @@ def test_it_is_exported_by_name(shipped: Path) -> None:
     pytest.importorskip("onnx")
     from click.testing import CliRunner
 
-    from ribsr.base.files import sha256
     from engines.metadata import read_stamp
     from export.onnx import main
+    from ribsr.base.files import sha256
 
     result = CliRunner().invoke(main, ["--ckpt", "tiny-x2"])
     assert result.exit_code == 0, result.output

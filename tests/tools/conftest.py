@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "engines")]
-
+from ribsr.base.files import sha256
 from tests.engines import fakes
-
-from ribsr.base.files import sha256  # noqa: E402
 
 
 @pytest.fixture

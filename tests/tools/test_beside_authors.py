@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.engines import fakes
 from tools.beside_authors import AuthorsEngine, import_authors, main
 
 SST = """

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from ribsr.base.files import sha256
+from tests.engines import fakes
 from tools.evaluate import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.engines import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from engines import EngineError
-from engines.trt.gpu import CUDAError
 from engines.trt.engine import TensorRTEngine
+from engines.trt.gpu import CUDAError
+from tests.engines import fakes
 from tools import latency
 from tools._common import ModelName, console
 from tools.latency import _grown, _rotated, main, statistics, with_ratios

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.engines import fakes
 import numpy as np
 import pytest
-from tests.engines.trt import test_manifest as test_plan
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines import Description, Engine
-from ribsr.base.files import sha256
 from engines.trt.manifest import write_manifest
+from ribsr.base.files import sha256
+from tests.engines import fakes
+from tests.engines.trt import test_manifest as test_plan
 from tools import parity
 from tools._common import ModelName, open_model
 from tools.parity import Errors, main
@@ -253,7 +253,7 @@ def test_models_that_cannot_be_compared_fail_with_the_reason(folder: Path) -> No
 
 def test_without_arguments_what_is_left_out_is_listed_with_the_reason(folder: Path) -> None:
     fakes.write_onnx(Path("foreign.onnx"), stamped=False)
-    fakes.write_onnx(Path("plugin.onnx"), attention="plugin", sha256=sha256("x2.pt"))
+    fakes.write_onnx(Path("plugin.onnx"), form="plugin", sha256=sha256("x2.pt"))
     fakes.write_onnx(Path("stale.onnx"), sha256="ab" * 32)
     fakes.write_onnx(Path("x4.onnx"), scale=4, sha256="cd" * 32)
     Path("x2.plan").write_bytes(b"plan")

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.engines import fakes
 import numpy as np
 import pytest
-from tests.engines.trt import test_manifest as test_plan
 
 from engines import EngineError, open_engine
 from engines.trt import gpu as cuda
 from engines.trt import versions as api
-from engines.trt.manifest import write_manifest
 from engines.trt.engine import TensorRTEngine
+from engines.trt.manifest import write_manifest
 from plugins import library
+from tests.engines import fakes
+from tests.engines.trt import test_manifest as test_plan
 
 SMALLEST, LARGEST = (1, 3, 4, 4), (1, 3, 32, 48)
 

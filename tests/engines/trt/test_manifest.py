@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from engines import EngineError
-from ribsr.base.files import sha256
 from engines.metadata import Stamp
 from engines.trt.manifest import FORMAT, Manifest, manifest_path, read_manifest, write_manifest
+from ribsr.base.files import sha256
 
 STAMP = Stamp("tiny", 2, ((4, 4), (8, 8)), "fp16", "canonical", "0.1.0", "0" * 64)
 
@@ -27,7 +27,7 @@ def manifest(plan: Path) -> Manifest:
         gpu="NVIDIA H100",
         compute_capability="9.0",
         precision="fp16",
-        lowering="plugin",
+        form="plugin",
         profile={"min": [1, 3, 64, 64], "opt": [1, 3, 360, 640], "max": [1, 3, 720, 1280]},
         plugin={"file": "libribsr_tensorrt8.so", "sha256": "2" * 64},
         stamp=STAMP,
@@ -56,7 +56,7 @@ def test_the_command_that_builds_it_again(plan: Path) -> None:
     )
     static = replace(made, precision="fp32", profile=dict.fromkeys(("min", "opt", "max"), [1, 3, 360, 640]))
     assert static.rebuild("a b.plan") == "python -m export.trt --onnx x2.onnx --size 640x360 -o 'a b.plan'"
-    assert " --fp16 --no-plugin --shapes " in replace(made, plugin=None, lowering="matmul").rebuild(plan)
+    assert " --fp16 --no-plugin --shapes " in replace(made, plugin=None, form="matmul").rebuild(plan)
 
 
 def refusal(plan: Path) -> str:

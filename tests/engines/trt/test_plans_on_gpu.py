@@ -31,10 +31,10 @@ import pytest
 from engines import EngineError, open_engine, samples
 from engines.trt import gpu as cuda
 from engines.trt import versions as api
-from ribsr.base.files import sha256
-from ribsr.base.pictures import Picture, read_picture, write_picture
 from export.trt import LEAST_PSNR, compare
 from plugins import library
+from ribsr.base.files import sha256
+from ribsr.base.pictures import Picture, read_picture, write_picture
 
 pytestmark = pytest.mark.gpu
 

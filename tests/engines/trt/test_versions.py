@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt, instance, recorded
 
-from engines.trt import versions as api
 from engines.base import EngineError
+from engines.trt import versions as api
+from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt, instance, recorded
 
 HERE = Path(__file__).parent
 BINDINGS = Path(os.environ.get("TENSORRT_BINDINGS") or HERE.parents[1] / ".venv" / "tensorrt")

@@ -22,18 +22,18 @@ from click.testing import CliRunner, Result
 
 import ribsr
 from engines import EngineError
-from engines.trt import gpu as cuda
-from engines.trt import versions as api
-from ribsr.base.files import sha256
 from engines.metadata import read_stamp
 from engines.ort import ORTEngine
+from engines.trt import gpu as cuda
+from engines.trt import versions as api
 from export import fuse
-from export.trt import build as trt_build
 from export import trt as command
 from export.onnx import Options as ONNXOptions
 from export.onnx import export_onnx
+from export.trt import build as trt_build
 from plugins import build as plugins_build
 from plugins import library
+from ribsr.base.files import sha256
 from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt
 from tests.export.test_inspection import NEW, OLD, layer
 

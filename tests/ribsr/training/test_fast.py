@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import ribsr
 from ribsr import attention
-from ribsr.training import fast
 from ribsr.configs import Config, ESCRIBConfig, SSTConfig
+from ribsr.training import fast
 from ribsr.training.fast import Depthwise, Pointwise
 
 SST = SSTConfig("tiny", 12, (2, 2), (4, 8), (4, 6), 2, 1.5, "direct")

@@ -20,11 +20,11 @@ from PIL import Image
 
 import ribsr
 from ribsr import configs
-from ribsr.training import recipe
 from ribsr.configs import SSTConfig
+from ribsr.training import recipe
+from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
 from ribsr.training.recipe import Folder, Recipe
 from ribsr.training.report import Report
-from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
 
 ROOT = Path(__file__).resolve().parents[2]
 

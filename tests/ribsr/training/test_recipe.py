@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ribsr import CONFIGS
-from ribsr.training import recipe
 from ribsr.__main__ import main
+from ribsr.training import recipe
 from ribsr.training.recipe import Folder, Recipe, RecipeError
 
 

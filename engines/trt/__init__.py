@@ -1,0 +1,1 @@
+"""TensorRT: plans and their manifests, what differs between TensorRT's versions, and the little of CUDA it takes."""
