@@ -1,4 +1,5 @@
-"""CUDA kernels for ribsr: their sources, their C interface, its build, and the PyTorch operator on it.
+"""CUDA kernels for ribsr: their sources, their C interface, their build, and the operators around them; see README.md.
 
-`python -m plugins.build` makes the shared library, `plugins.library` calls it, `plugins.torch` registers the operator.
+`python -m plugins.build` makes the shared library (`plugins.compiler`), `plugins.library` calls it, `plugins.pytorch`
+registers the PyTorch operators.
 """

@@ -217,22 +217,21 @@ def plugin_library(trt: Any, say: Callable[[str], None]) -> Path:
     Raises _NoPlugin if there is none, LibraryError if there is one but it does not work.
     """
     from engines.trt import versions as api
-    from plugins import build as builder
-    from plugins import library
+    from plugins import compiler, library
 
     major = api.version(trt)[0]
     path = library.tensorrt_path(major)
     if not path.exists() and not os.environ.get(library.TENSORRT_VARIABLE):
         try:
-            include = builder.find_tensorrt().get(major)
+            include = compiler.find_tensorrt().get(major)
             if include is None:
                 raise _NoPlugin(
                     f"{path.name} is not built and there are no headers of TensorRT {major} to build it with: "
                     "python -m plugins.build --tensorrt-include DIR"
                 )
             say(f"building {path} with the headers in {include}; this takes a few minutes")
-            builder.build_tensorrt(include)
-        except builder.BuildError as error:
+            compiler.build_tensorrt(include)
+        except compiler.BuildError as error:
             raise _NoPlugin(f"{path.name} cannot be built: {error}") from None
     library.load_tensorrt(trt, path)
     return path

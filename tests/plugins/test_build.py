@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tomllib
+from click.testing import CliRunner
 
-from plugins import build, library
+from plugins import build, compiler, library
 
 
 @pytest.fixture(scope="module")
 def built() -> Path:
     """The library, built if it was not up to date."""
     try:
-        build.find_nvcc()
-    except build.BuildError:
+        compiler.find_nvcc()
+    except compiler.BuildError:
         pytest.skip("needs nvcc")
-    build.build()
-    return build.LIBRARY
+    compiler.build()
+    return compiler.LIBRARY
 
 
 @pytest.fixture
@@ -66,22 +73,158 @@ def refused(params: library.Params) -> str:
 
 
 def test_missing_compiler_is_named() -> None:
-    with pytest.raises(build.BuildError, match="--nvcc names 'no-such-nvcc'"):
-        build.find_nvcc("no-such-nvcc")
+    with pytest.raises(compiler.BuildError, match="--nvcc names 'no-such-nvcc'"):
+        compiler.find_nvcc("no-such-nvcc")
 
 
 def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("NVCC", "CUDA_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(build.os, "access", lambda *_: False)
-    with pytest.raises(build.BuildError, match="install the CUDA toolkit"):
-        build.find_nvcc()
+    monkeypatch.setattr(compiler.os, "access", lambda *_: False)
+    with pytest.raises(compiler.BuildError, match="install the CUDA toolkit"):
+        compiler.find_nvcc()
 
 
 def test_second_build_makes_nothing(built: Path) -> None:
     assert built.exists()
-    assert build.build() is False
+    assert compiler.build() is False
+
+
+@dataclass(frozen=True)
+class Builds:
+    """Builds by a program that takes the compiler's part and writes down how it is called."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Builds:
+        (folder / "nvcc").write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "$*" >> {folder}/calls\n'
+            'while [ "$1" != -o ]; do shift; done\necho "$*" > "$2"\n'
+        )
+        (folder / "nvcc").chmod(0o755)
+        return cls(folder)
+
+    def run(self) -> bool:
+        return compiler.build(self.folder / "out" / "kernels.so", nvcc=str(self.folder / "nvcc"), jobs=1)
+
+    @property
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+    @property
+    def compiled(self) -> dict[Path, str]:
+        """How the compiler was called for each source."""
+        found = [(re.search(r" -c (\S+) ", call), call) for call in self.calls]
+        return {Path(match[1]): call for match, call in found if match}
+
+
+@pytest.fixture
+def builds(tmp_path: Path) -> Builds:
+    return Builds.make(tmp_path)
+
+
+def test_every_source_is_compiled_and_linked(builds: Builds) -> None:
+    assert builds.run()
+    sources = set(compiler.SOURCE.rglob("*.cu"))
+    assert {"attention", "feed_forward", "attention_inputs", "layer_norm", "depthwise", "shared"} == {
+        source.parent.name for source in sources
+    }
+    assert set(builds.compiled) == sources
+    linked = re.findall(r"\S+\.o\b", builds.calls[-1])
+    assert len(set(linked)) == len(linked) == len(sources)  # files of one name in two folders do not share an object
+    assert all(Path(name).exists() for name in linked)
+
+
+def test_hopper_sources_are_compiled_for_hopper_alone(builds: Builds) -> None:
+    builds.run()
+    for source, call in builds.compiled.items():
+        assert "arch=compute_90a" in call
+        assert ("arch=compute_80" in call) == ("hopper" not in source.name), source
+
+
+def test_added_operator_is_compiled(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator's folder is compiled because it is there, and again when a header in it changes."""
+    builds.run()
+    before = len(builds.calls)
+    source = builds.folder / "src"
+    shutil.copytree(compiler.SOURCE, source)
+    monkeypatch.setattr(compiler, "SOURCE", source)
+    assert not builds.run()  # the same content, elsewhere
+
+    added = source / "twice"
+    added.mkdir()
+    for name in ("portable.cu", "hopper.cu"):
+        (added / name).write_text("")
+    assert builds.run()
+    assert len(builds.calls) == before + 3  # two files and the link
+    assert {"twice.portable.cu.o", "twice.hopper.cu.o"} <= {Path(name).name for name in builds.calls[-1].split()}
+    assert not builds.run()
+    (added / "twice.h").write_text("")
+    assert builds.run()
+
+
+TWICE = """
+#include "shared/interface.h"
+
+__global__ void twice(float *data) { data[threadIdx.x] *= 2.0f; }
+
+extern "C" RIBSR_API int32_t ribsr_twice(float *data, void *stream) {
+  RIBSR_CHECK(data != nullptr, "data is null");
+  twice<<<1, 32, 0, static_cast<cudaStream_t>(stream)>>>(data);
+  return ribsr::launched(cudaGetLastError());
+}
+"""
+
+
+def test_added_operator_is_in_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real compiler: a folder with one file, beside what operators share."""
+    try:
+        compiler.find_nvcc()
+    except compiler.BuildError:
+        pytest.skip("needs nvcc")
+    source = tmp_path / "src"
+    shutil.copytree(compiler.SOURCE / "shared", source / "shared")
+    shutil.copy(compiler.SOURCE / "kernels.map", source)
+    (source / "twice").mkdir()
+    (source / "twice" / "portable.cu").write_text(TWICE)
+    monkeypatch.setattr(compiler, "SOURCE", source)
+    assert compiler.build(tmp_path / "kernels.so")
+    made = ctypes.CDLL(str(tmp_path / "kernels.so"))
+    made.ribsr_error_message.restype = ctypes.c_char_p
+    assert made.ribsr_twice(None, None) == 1
+    assert made.ribsr_error_message() == b"data is null"
+
+
+def test_package_has_all_sources() -> None:
+    """What pip installs can be built."""
+    root = compiler.ROOT
+    data = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["plugins"]
+    packed = {file for pattern in data for file in root.glob(pattern)}
+    wanted = [*compiler.SOURCE.rglob("*"), *compiler.INCLUDE.rglob("*")]
+    assert [file for file in wanted if file.is_file() and file not in packed] == []
+
+
+def test_command_fails_in_one_line() -> None:
+    result = CliRunner().invoke(build.main, ["--nvcc", "no-such-nvcc"])
+    assert result.exit_code == 1
+    assert result.output == "Error: --nvcc names 'no-such-nvcc', which is not an executable file\n"
+
+
+def test_verbose_command_fails_with_a_traceback() -> None:
+    command = [sys.executable, "-m", "plugins.build", "--nvcc", "no-such-nvcc", "-v"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=compiler.ROOT.parent)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert "BuildError: --nvcc names 'no-such-nvcc'" in result.stderr
+
+
+def test_program_that_is_no_compiler(tmp_path: Path) -> None:
+    result = CliRunner().invoke(build.main, ["--nvcc", "false", "-o", str(tmp_path / "kernels.so")])
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "false --version failed with exit code 1: is it a CUDA compiler?" in result.output
 
 
 def test_library_needs_no_cuda_library(built: Path) -> None:

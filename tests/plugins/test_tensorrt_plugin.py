@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from plugins import build, library
+from plugins import build, compiler, library
 
 DRIVER = Path(__file__).with_name("v3_driver.cpp")
 
 
 def given_headers() -> dict[int, Path]:
     given = os.environ.get("RIBSR_TENSORRT_INCLUDE", "")
-    return build.find_tensorrt([Path(folder) for folder in given.split(os.pathsep) if folder])
+    return compiler.find_tensorrt([Path(folder) for folder in given.split(os.pathsep) if folder])
 
 
 def has_gpu() -> bool:
@@ -38,8 +38,8 @@ def has_gpu() -> bool:
 @pytest.fixture(scope="module")
 def headers() -> dict[int, Path]:
     try:
-        build.find_nvcc()
-    except build.BuildError:
+        compiler.find_nvcc()
+    except compiler.BuildError:
         pytest.skip("needs nvcc")
     return given_headers() or pytest.skip("needs TensorRT headers: name their folder with RIBSR_TENSORRT_INCLUDE")
 
@@ -47,7 +47,7 @@ def headers() -> dict[int, Path]:
 @pytest.fixture(scope="module")
 def built(headers: dict[int, Path]) -> dict[int, Path]:
     """The plugin libraries by TensorRT major version, built if they were not up to date."""
-    return {major: build.build_tensorrt(include)[0] for major, include in headers.items()}
+    return {major: compiler.build_tensorrt(include)[0] for major, include in headers.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def driver(headers: dict[int, Path], built: dict[int, Path], tmp_path_factory: p
     if major < 10:
         pytest.skip("needs the headers of TensorRT 10 or 11: name their folder with RIBSR_TENSORRT_INCLUDE")
     program = tmp_path_factory.mktemp("driver") / "v3_driver"
-    command = [build.find_nvcc(), "-std=c++17", "-O2", "-I", headers[major], DRIVER, "-o", program]
+    command = [compiler.find_nvcc(), "-std=c++17", "-O2", "-I", headers[major], DRIVER, "-o", program]
     subprocess.run(command, check=True)
     return [str(program), str(built[major])]
 
@@ -73,8 +73,8 @@ def drive(command: list[str]) -> str:
 def test_driven_on_the_host(driver: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin asks for as much workspace as its kernel does."""
     output = drive([*driver, "--host-only"])
-    build.build()
-    monkeypatch.setenv(library.VARIABLE, str(build.LIBRARY))
+    compiler.build()
+    monkeypatch.setenv(library.VARIABLE, str(compiler.LIBRARY))
     library.load.cache_clear()
     for label, size in {
         "layer norm, 96 channels": 0,
@@ -94,7 +94,7 @@ def test_driven_on_the_gpu(driver: list[str]) -> None:
 
 def test_second_build_makes_nothing(headers: dict[int, Path], built: dict[int, Path]) -> None:
     for major, include in headers.items():
-        assert build.build_tensorrt(include) == (built[major], False)
+        assert compiler.build_tensorrt(include) == (built[major], False)
 
 
 def test_exported_and_needed_symbols(built: dict[int, Path]) -> None:
@@ -126,8 +126,8 @@ def write_headers(folder: Path, version: str) -> Path:
 )
 def test_version_of_headers(tmp_path: Path, version: str, major: int) -> None:
     include = write_headers(tmp_path / "include", version)
-    assert build.tensorrt_major(include) == major
-    assert build.find_tensorrt([include]) == {major: include}
+    assert compiler.tensorrt_major(include) == major
+    assert compiler.find_tensorrt([include]) == {major: include}
 
 
 @pytest.mark.parametrize(
@@ -142,30 +142,30 @@ def test_headers_that_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, message: str
 ) -> None:
     include = write_headers(tmp_path / "include", version)
-    with pytest.raises(build.BuildError, match=message):
-        build.find_tensorrt([include])
-    monkeypatch.setattr(build, "TENSORRT_PLACES", ())
-    monkeypatch.setenv(build.TENSORRT_VARIABLE, str(include))
-    with pytest.raises(build.BuildError, match=message):
-        build.find_tensorrt()
+    with pytest.raises(compiler.BuildError, match=message):
+        compiler.find_tensorrt([include])
+    monkeypatch.setattr(compiler, "TENSORRT_PLACES", ())
+    monkeypatch.setenv(compiler.TENSORRT_VARIABLE, str(include))
+    with pytest.raises(compiler.BuildError, match=message):
+        compiler.find_tensorrt()
 
 
 def test_headers_in_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of each version counts, what cannot be used is passed over, and given folders replace them all."""
     names = [("old", 7), ("a", 10), ("b", 10), ("c", 8)]
     places = [write_headers(tmp_path / name, f"#define NV_TENSORRT_MAJOR {major}\n") for name, major in names]
-    monkeypatch.delenv(build.TENSORRT_VARIABLE, raising=False)
-    monkeypatch.setattr(build, "TENSORRT_PLACES", (tmp_path / "missing", *places))
-    assert build.find_tensorrt() == {10: tmp_path / "a", 8: tmp_path / "c"}
-    monkeypatch.setenv(build.TENSORRT_VARIABLE, str(tmp_path / "b"))
-    assert build.find_tensorrt() == {10: tmp_path / "b", 8: tmp_path / "c"}
-    assert build.find_tensorrt([tmp_path / "a"]) == {10: tmp_path / "a"}
+    monkeypatch.delenv(compiler.TENSORRT_VARIABLE, raising=False)
+    monkeypatch.setattr(compiler, "TENSORRT_PLACES", (tmp_path / "missing", *places))
+    assert compiler.find_tensorrt() == {10: tmp_path / "a", 8: tmp_path / "c"}
+    monkeypatch.setenv(compiler.TENSORRT_VARIABLE, str(tmp_path / "b"))
+    assert compiler.find_tensorrt() == {10: tmp_path / "b", 8: tmp_path / "c"}
+    assert compiler.find_tensorrt([tmp_path / "a"]) == {10: tmp_path / "a"}
 
 
 def test_two_folders_of_one_version(tmp_path: Path) -> None:
     folders = [write_headers(tmp_path / name, "#define NV_TENSORRT_MAJOR 10\n") for name in ("a", "b")]
-    with pytest.raises(build.BuildError, match="are both of TensorRT 10: name one of them"):
-        build.find_tensorrt(folders)
+    with pytest.raises(compiler.BuildError, match="are both of TensorRT 10: name one of them"):
+        compiler.find_tensorrt(folders)
 
 
 def test_command_names_missing_headers(tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_command_names_missing_headers(tmp_path: Path) -> None:
 
 
 def test_command_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(build.TENSORRT_VARIABLE, raising=False)
-    monkeypatch.setattr(build, "TENSORRT_PLACES", ())
-    monkeypatch.setattr(build, "build", lambda *_, **__: True)
+    monkeypatch.delenv(compiler.TENSORRT_VARIABLE, raising=False)
+    monkeypatch.setattr(compiler, "TENSORRT_PLACES", ())
+    monkeypatch.setattr(compiler, "build", lambda *_, **__: True)
     result = CliRunner().invoke(build.main, ["-o", str(tmp_path / "kernels.so")])
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -190,14 +190,14 @@ def test_command_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_failed_compiler_is_one_line(tmp_path: Path) -> None:
     """The first error is quoted; the rest is in a file that the message names."""
-    compiler = tmp_path / "nvcc"
-    compiler.write_text(
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
         "echo 'note: much else'; echo 'x.cu(3): error: expected a ;' >&2; echo 'x.cu(9): error: another' >&2; exit 2\n"
     )
-    compiler.chmod(0o755)
-    with pytest.raises(build.BuildError) as error:
-        build.build(tmp_path / "out" / "kernels.so", nvcc=str(compiler), jobs=1)
+    nvcc.chmod(0o755)
+    with pytest.raises(compiler.BuildError) as error:
+        compiler.build(tmp_path / "out" / "kernels.so", nvcc=str(nvcc), jobs=1)
     message = str(error.value)
     assert "\n" not in message
     assert "nvcc failed: x.cu(3): error: expected a ;" in message
@@ -286,7 +286,7 @@ def test_library_of_another_version(
 
 def test_path_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.TENSORRT_VARIABLE, raising=False)
-    assert library.tensorrt_path(10) == build.LIBRARY.with_name("libribsr_tensorrt10.so")
+    assert library.tensorrt_path(10) == compiler.LIBRARY.with_name("libribsr_tensorrt10.so")
     monkeypatch.setenv(library.TENSORRT_VARIABLE, "elsewhere.so")
     assert library.tensorrt_path(10) == Path("elsewhere.so")
 

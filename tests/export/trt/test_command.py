@@ -22,18 +22,17 @@ from click.testing import CliRunner, Result
 
 import ribsr
 from engines import EngineError
-from engines.metadata import read_stamp
-from engines.ort import ORTEngine
 from engines.trt import gpu as cuda
 from engines.trt import versions as api
+from ribsr.base.files import sha256
+from engines.metadata import read_stamp
+from engines.ort import ORTEngine
 from export import fuse
+from export.trt import build as trt_build
 from export import trt as command
 from export.onnx import Options as ONNXOptions
 from export.onnx import export_onnx
-from export.trt import build as trt_build
-from plugins import build as plugins_build
-from plugins import library
-from ribsr.base.files import sha256
+from plugins import compiler, library
 from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt
 from tests.export.test_inspection import NEW, OLD, layer
 
@@ -399,8 +398,8 @@ def test_library_is_built_where_headers_are(gpu, here, monkeypatch):
     path = here / "lib" / "built.so"
     monkeypatch.setattr(library, "tensorrt_path", lambda major: path)
     major = int(gpu.trt.__version__.split(".")[0])
-    monkeypatch.setattr(plugins_build, "find_tensorrt", lambda: {major: Path("headers")})
-    monkeypatch.setattr(plugins_build, "build_tensorrt", lambda include: path.write_bytes(b"new"))
+    monkeypatch.setattr(compiler, "find_tensorrt", lambda: {major: Path("headers")})
+    monkeypatch.setattr(compiler, "build_tensorrt", lambda include: path.write_bytes(b"new"))
     result = invoke("--fp16")
     assert result.exit_code == 0, result.output
     assert f"building {path} with the headers in headers" in result.output
@@ -418,12 +417,12 @@ def test_without_a_library_another_form_is_taken_and_said(gpu, here, monkeypatch
     monkeypatch.delenv(library.TENSORRT_VARIABLE)
     monkeypatch.setattr(library, "tensorrt_path", lambda major: here / "lib" / "none.so")
     major = int(gpu.trt.__version__.split(".")[0])
-    monkeypatch.setattr(plugins_build, "find_tensorrt", lambda: {major: Path("headers")} if headers else {})
+    monkeypatch.setattr(compiler, "find_tensorrt", lambda: {major: Path("headers")} if headers else {})
 
     def fails(include: Path) -> None:
-        raise plugins_build.BuildError("nvcc not found")
+        raise compiler.BuildError("nvcc not found")
 
-    monkeypatch.setattr(plugins_build, "build_tensorrt", fails)
+    monkeypatch.setattr(compiler, "build_tensorrt", fails)
     result = invoke("--fp16", "--size", "48x32")
     assert result.exit_code == 0, result.output
     assert "form 'matmul' instead of the plugin" in result.output

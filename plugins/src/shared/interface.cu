@@ -1,0 +1,70 @@
+// The parts of the C interface that belong to no operator.
+#include "shared/interface.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+namespace {
+
+thread_local char message[512];
+
+}  // namespace
+
+namespace ribsr {
+
+int32_t fail(int32_t code, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(message, sizeof(message), format, arguments);
+  va_end(arguments);
+  return code;
+}
+
+void clear_message() { message[0] = '\0'; }
+
+Map map_of(const RibsrMap &map) {
+  return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
+}
+
+bool vectorised(const RibsrMap &map, long long height, long long width) {
+  const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
+  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 &&
+         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 &&
+         columns >= 0 && rows < (1ll << 28) && columns < (1ll << 28) &&
+         (height - 1) * rows + (width - 1) * columns < (1ll << 31);
+}
+
+bool whole_vectors(const RibsrMap &map, int channels) {
+  return channels % 8 == 0 || map.column_stride == (channels + 7) / 8 * 8;
+}
+
+int32_t current_device(Device *device) {
+  Device &d = *device;
+  cudaError_t error = cudaGetDevice(&d.index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d.major, cudaDevAttrComputeCapabilityMajor, d.index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d.minor, cudaDevAttrComputeCapabilityMinor, d.index);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, d.index);
+  }
+  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "no usable CUDA device: %s", cudaGetErrorString(error));
+  if (d.major < 8) {
+    return fail(RIBSR_UNSUPPORTED, "device %d has compute capability %d.%d: 8.0 or later is needed", d.index, d.major,
+                d.minor);
+  }
+  return RIBSR_OK;
+}
+
+int32_t launched(cudaError_t error) {
+  if (error != cudaSuccess) return fail(RIBSR_CUDA_ERROR, "launch failed: %s", cudaGetErrorString(error));
+  return RIBSR_OK;
+}
+
+}  // namespace ribsr
+
+extern "C" {
+
+const char *ribsr_error_message(void) { return message; }
+
+int32_t ribsr_interface_version(void) { return 6; }
+
+}  // extern "C"
