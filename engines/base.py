@@ -28,6 +28,10 @@ class EngineError(RibsrError, RuntimeError):
     """A model that cannot be opened or run."""
 
 
+class NotInstalled(EngineError):
+    """A package that a runtime needs is missing; the message says how to install it."""
+
+
 class OutOfMemory(EngineError):
     """An input too large for the memory there is; a smaller one may do."""
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -150,6 +150,48 @@ class Reference(Protocol):
     def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
         """PyTorch's output in half precision for the same weights; None if the reference cannot say."""
         ...
+
+
+class EngineReference:
+    """An open engine as reference. Its outputs are kept, so that each picture runs once per precision.
+
+    half: opens PyTorch with the same weights in a precision; None where there is no checkpoint. A context manager that
+    closes all engines.
+    """
+
+    def __init__(self, engine: Engine, half: Callable[[str], Engine] | None = None):
+        self._engines, self._half = {"": engine}, half
+        self.inputs: dict[str, np.ndarray] = {}
+        self.outputs: dict[tuple[str, str], np.ndarray] = {}
+        """By precision (`""`: the engine's own) and picture."""
+
+    def output(self, name: str, x: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        y = self._run("", name, x)
+        if not np.isfinite(y).all():
+            path = self._engines[""].describe().path
+            raise EngineError(f"{path}: the reference itself gives NaN or infinite values on {name}")
+        return y
+
+    def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
+        return None if self._half is None else self._run(precision, name, x)
+
+    def _run(self, precision: str, name: str, x: np.ndarray) -> np.ndarray:
+        if (precision, name) not in self.outputs:
+            if precision not in self._engines:
+                assert self._half is not None
+                self._engines[precision] = self._half(precision)
+            self.inputs[name] = x
+            self.outputs[precision, name] = self._engines[precision].run(x)
+        return self.outputs[precision, name]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for engine in self._engines.values():
+            engine.close()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, LayerTime, Timer
+from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_stamp
 from ribsr.base.errors import first_line
 from ribsr.base.sizes import Limits
@@ -118,7 +118,7 @@ def _import_runtime() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise EngineError(
+        raise NotInstalled(
             "running an .onnx file needs ONNX Runtime, which is not installed: pip install 'ribsr[ort]' (CPU) "
             "or 'ribsr[ort-gpu]'"
         ) from None

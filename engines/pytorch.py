@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, Timer
+from engines.base import Description, Engine, EngineError, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
 
@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise EngineError("checkpoints need PyTorch, which is not installed: pip install 'ribsr[export]'") from None
+    raise NotInstalled("checkpoints need PyTorch, which is not installed: pip install 'ribsr[export]'") from None
 
 from torch.overrides import TorchFunctionMode
 
