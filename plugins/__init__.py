@@ -1,4 +1,5 @@
-"""CUDA kernels for ribsr: their sources, their C interface, its build, and the PyTorch operator on it.
+"""CUDA kernels for ribsr: the table of operators, their sources and C interface, the build, the PyTorch operators.
 
-`python -m plugins.build` makes the shared library, `plugins.library` calls it, `plugins.torch` registers the operator.
+A row of `plugins.operators` is an operator. `python -m plugins.build` makes the shared library, `plugins.library` calls
+it, `plugins.pytorch` registers the operators with PyTorch, `plugins.testing` makes inputs and compares with float64.
 """
