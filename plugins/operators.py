@@ -9,10 +9,11 @@ header, a folder of kernels and a test. Needs neither torch nor numpy; the refer
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -123,20 +124,20 @@ class Operator:
         """The PyTorch operator's name in the namespace `ribsr`: feed_forward."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.name).lower()
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, str]:
         """Inputs, then weights: name → shape."""
         return {**self.inputs, **self.weights}
 
-    @property
+    @cached_property
     def floats(self) -> tuple[str, ...]:
         return tuple(attribute.name for attribute in self.attributes if attribute.kind == "float")
 
-    @property
+    @cached_property
     def maps(self) -> tuple[str, ...]:
         return tuple(name for name, shape in {**self.tensors, **self.outputs}.items() if is_map(shape))
 
-    @property
+    @cached_property
     def pointers(self) -> tuple[str, ...]:
         arrays = tuple(name for name, shape in self.tensors.items() if not is_map(shape))
         return (*arrays, "workspace") if self.has_workspace else arrays
@@ -181,9 +182,9 @@ class Operator:
             raise ValueError(f"{self.name}: got {len(shapes)} tensors, expected {', '.join(self.tensors)}")
         for (name, expected), shape in zip(self.tensors.items(), shapes, strict=True):
             known = dict(values)
-            dimensions = expected.split()
+            dimensions = _dimensions(expected)
             pairs = zip(dimensions, shape, strict=False)
-            if len(shape) != len(dimensions) or not all(_solve(one, size, values) for one, size in pairs):
+            if len(shape) != len(dimensions) or not all(_solve(*one, size, values) for one, size in pairs):
                 raise ValueError(f"{self.name}: {name} is {list(shape)}, expected {_explained(expected, known)}")
         return values
 
@@ -195,25 +196,32 @@ def is_map(shape: str) -> bool:
 
 def sizes(shape: str, values: Mapping[str, int]) -> list[int]:
     """The dimensions of a tensor, where all integers are known."""
-    result = []
-    for dimension in shape.split():
-        size = 1
-        for factor in dimension.split("*"):
-            size *= int(factor) if factor.isdigit() else values[factor]
-        result.append(size)
-    return result
+    return [math.prod([values[name] for name in names], start=number) for number, names in _dimensions(shape)]
 
 
-def _solve(dimension: str, size: int, values: dict[str, Any]) -> bool:
-    """Whether a dimension may be of this size. The factor that is not known yet, if there is one, becomes known."""
-    factors = dimension.split("*")
-    unknown = [factor for factor in factors if not factor.isdigit() and factor not in values]
-    (known,) = sizes("*".join(factor for factor in factors if factor not in unknown) or "1", values)
-    if not unknown:
-        return size == known
-    if known < 1 or size % known:
+@cache
+def _dimensions(shape: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Each dimension as a number and names, whose product it is."""
+    dimensions = (dimension.split("*") for dimension in shape.split())
+    return tuple(
+        (math.prod(int(one) for one in factors if one.isdigit()), tuple(one for one in factors if not one.isdigit()))
+        for factors in dimensions
+    )
+
+
+def _solve(number: int, names: Sequence[str], size: int, values: dict[str, Any]) -> bool:
+    """Whether a dimension may be of this size. The name that has no value yet, if there is one, gets it."""
+    unknown = None
+    for name in names:
+        if name in values:
+            number *= values[name]
+        else:
+            unknown = name
+    if unknown is None:
+        return size == number
+    if number < 1 or size % number:
         return False
-    values[unknown[0]] = size // known
+    values[unknown] = size // number
     return True
 
 

@@ -25,58 +25,21 @@ FLOOR = 3.0e12
 
 
 @dataclass(frozen=True)
-class AttentionLayer:
-    """Attention with square windows on a map of `height` x `width` pixels."""
+class Layer:
+    """An operator on a map of `height` x `width` pixels.
 
-    window: int
-    head_width: int
-    rank: int
-    heads: int
-    height: int = 360
-    width: int = 640
-
-    @property
-    def windows(self) -> int:
-        return -(-self.height // self.window) * -(-self.width // self.window)
-
-    @property
-    def scores(self) -> int:
-        return self.windows * self.heads * self.window**4
-
-    @property
-    def operator(self) -> Operator:
-        return operators.CYCLIC_WINDOW_ATTENTION
-
-    def fits(self, capability: str) -> bool:
-        """Whether the kernel takes these widths on this compute capability."""
-        return self.operator.fits(self.head_width, self.rank, capability=capability)
-
-    def __str__(self) -> str:
-        layer = f"window {self.window:2d}  D {self.head_width} R {self.rank}"
-        return f"{layer}  {self.windows:4d} windows x {self.heads} heads"
-
-
-_WIDE = ((96, 32), (64, 32), (48, 32), (48, 16), (32, 16), (16, 16))
-_NARROW = ((96, 24), (64, 24), (48, 16), (32, 24), (32, 16), (16, 24), (16, 16), (8, 16))
-ATTENTION_LAYERS = (
-    *(AttentionLayer(window, 32, rank, 6) for window, rank in _WIDE),
-    *(AttentionLayer(window, 16, rank, 3) for window, rank in _NARROW),
-)
-
-
-@dataclass(frozen=True)
-class MapLayer:
-    """A memory-bound operator on maps of `height` x `width` pixels."""
+    widths: the other integers in the shapes of its tensors; the attention has a `window` for both sides.
+    """
 
     operator: Operator
     widths: dict[str, int]
-    attributes: dict[str, Any] = field(default_factory=lambda: {"epsilon": 1e-6})
+    attributes: dict[str, Any] = field(default_factory=dict)
     height: int = 360
     width: int = 640
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The integers in the shapes of the operator's tensors."""
+        """All integers in the shapes of its maps."""
         return {"batch": 1, **self.widths, "height": self.height, "width": self.width}
 
     @property
@@ -89,18 +52,38 @@ class MapLayer:
     def floor_ms(self) -> float:
         return self.bytes / FLOOR * 1e3
 
+    @property
+    def windows(self) -> int:
+        """Of an attention."""
+        return -(-self.height // self.widths["window"]) * -(-self.width // self.widths["window"])
+
+    @property
+    def scores(self) -> int:
+        """Of an attention."""
+        return self.windows * self.widths["heads"] * self.widths["window"] ** 4
+
     def fits(self, capability: str) -> bool:
         """Whether the kernel takes these widths on this compute capability."""
         limited = (self.widths[name] for name in self.operator.widths.names)
         return self.operator.fits(*limited, capability=capability)
 
     def __str__(self) -> str:
-        channels, *others = self.widths.values()
-        words = "".join(f" hidden {width}" for width in others)
-        words += "".join(f" {name}" for name, value in self.attributes.items() if value is True)
-        return f"{self.operator.short:16}  C {channels:3d}{words:20}"
+        words = [f"{name} {value}" for name, value in self.widths.items()]
+        words += [name for name, value in self.attributes.items() if value is True]
+        return f"{self.operator.short:16} {' '.join(words):43}"
 
 
+def _attention(heads: int, head_width: int, *windows_and_ranks: tuple[int, int]) -> list[Layer]:
+    widths = {"heads": heads, "head_width": head_width}
+    named = ({"window": window, "rank": rank, **widths} for window, rank in windows_and_ranks)
+    return [Layer(operators.CYCLIC_WINDOW_ATTENTION, one) for one in named]
+
+
+ATTENTION_LAYERS = (
+    *_attention(6, 32, (96, 32), (64, 32), (48, 32), (48, 16), (32, 16), (16, 16)),
+    *_attention(3, 16, (96, 24), (64, 24), (48, 16), (32, 24), (32, 16), (16, 24), (16, 16), (8, 16)),
+)
+_NORM = {"epsilon": 1e-6}
 _GELUS = (
     ((96, 192, 384), {"add_gelu": False, "input_gelu": False}),
     ((72, 96, 192, 384), {"add_gelu": True, "input_gelu": False}),
@@ -108,11 +91,12 @@ _GELUS = (
 )
 _HIDDEN = ((48, 72), (64, 80), (64, 96), (192, 384))
 MAP_LAYERS = (
-    *(MapLayer(operators.CHANNEL_LAYER_NORM, {"channels": c}) for c in (48, 64, 180, 192, 256)),
-    *(MapLayer(operators.DEPTHWISE_CONV3X3, {"channels": c}, gelus) for channels, gelus in _GELUS for c in channels),
-    *(MapLayer(operators.FEED_FORWARD, {"channels": c, "hidden": hidden}) for c, hidden in _HIDDEN),
-    *(MapLayer(operators.ATTENTION_INPUTS, {"channels": c}) for c in (48, 64, 192)),
+    *(Layer(operators.CHANNEL_LAYER_NORM, {"channels": c}, _NORM) for c in (48, 64, 180, 192, 256)),
+    *(Layer(operators.DEPTHWISE_CONV3X3, {"channels": c}, gelus) for channels, gelus in _GELUS for c in channels),
+    *(Layer(operators.FEED_FORWARD, {"channels": c, "hidden": hidden}, _NORM) for c, hidden in _HIDDEN),
+    *(Layer(operators.ATTENTION_INPUTS, {"channels": c}, _NORM) for c in (48, 64, 192)),
 )
+"""Operators whose time is that of reading and writing their maps."""
 
 
 def require_gpu() -> None:
@@ -166,32 +150,33 @@ def measure(calls: Calls, repeats: int) -> float:
     return median(in_turn([calls], repeats)[0])
 
 
-def attention_calls(layer: AttentionLayer, bf16: bool, path: str, **inputs: Any) -> Calls:
+def attention_calls(layer: Layer, bf16: bool, path: str, **inputs: Any) -> Calls:
     """Our kernel; inputs: more fields of `plugins.testing.AttentionCase`."""
     from plugins.testing import AttentionCase
 
-    window, size = (layer.window, layer.window), (layer.height, layer.width)
-    shape = {"window": window, "d": layer.head_width, "r": layer.rank, "size": size, "heads": layer.heads}
+    window, d, r, heads = (layer.widths[name] for name in ("window", "head_width", "rank", "heads"))
+    shape = {"window": (window, window), "d": d, "r": r, "heads": heads, "size": (layer.height, layer.width)}
     case = AttentionCase(**shape, dtype=dtype_of(bf16), path=path, **inputs)
-    return [case.prepare() for _ in range(_sets(5 * layer.heads * layer.head_width * layer.height * layer.width * 2))]
+    return [case.prepare() for _ in range(_sets(layer.bytes))]
 
 
-def cudnn_calls(layer: AttentionLayer, bf16: bool) -> list[Calls]:
+def cudnn_calls(layer: Layer, bf16: bool) -> list[Calls]:
     """cuDNN's attention, with V of its own width and padded to that of Q and K."""
-    joint = layer.head_width + layer.rank
-    return [_cudnn_calls(layer, bf16, joint, width) for width in (layer.head_width, joint)]
+    d = layer.widths["head_width"]
+    return [_cudnn_calls(layer, bf16, width) for width in (d, d + layer.widths["rank"])]
 
 
-def _cudnn_calls(layer: AttentionLayer, bf16: bool, joint: int, width_v: int) -> Calls:
+def _cudnn_calls(layer: Layer, bf16: bool, width_v: int) -> Calls:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            scaled_dot_product_attention(q, k, v, scale=layer.head_width**-0.5)
+            scaled_dot_product_attention(q, k, v, scale=layer.widths["head_width"] ** -0.5)
 
-    shape = (layer.windows, layer.heads, layer.window**2)
+    shape = (layer.windows, layer.widths["heads"], layer.widths["window"] ** 2)
+    joint = layer.widths["head_width"] + layer.widths["rank"]
     calls = []
     for _ in range(_sets(math.prod(shape) * (2 * joint + 2 * width_v) * 2)):
         inputs = (torch.randn(*shape, n, device="cuda").to(dtype_of(bf16)) for n in (joint, joint, width_v))
@@ -199,7 +184,7 @@ def _cudnn_calls(layer: AttentionLayer, bf16: bool, joint: int, width_v: int) ->
     return calls
 
 
-def map_calls(layer: MapLayer, bf16: bool, *, ours: bool) -> Calls:
+def map_calls(layer: Layer, bf16: bool, *, ours: bool) -> Calls:
     """Our kernel, on maps with pixels a multiple of 8 channels apart, as TensorRT has them; or PyTorch's operators.
 
     Beside a kernel of several layers PyTorch runs its 1x1 convolutions alone, and our kernels what lies between.

@@ -17,7 +17,6 @@ Attention's and cuDNN's graphs are replayed in turn, and the ratio is the median
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,8 +32,7 @@ from tools._common import json_option, write_json
 from tools._kernels import (
     ATTENTION_LAYERS,
     MAP_LAYERS,
-    AttentionLayer,
-    MapLayer,
+    Layer,
     attention_calls,
     cudnn_calls,
     in_turn,
@@ -47,13 +45,13 @@ Result = tuple[str, dict[str, Any]]
 """A case's line, and its figures for the JSON file."""
 
 
-def attention_row(layer: AttentionLayer, bf16: bool, path: str, repeats: int, cudnn: bool) -> Result:
+def attention_row(layer: Layer, bf16: bool, path: str, repeats: int, cudnn: bool) -> Result:
     """Measure one case. The ratio is the median over rounds, each with its own."""
     alternatives = [attention_calls(layer, bf16, path), *(cudnn_calls(layer, bf16) if cudnn else ())]
     rounds, *others = in_turn(alternatives, repeats)
     ours = median(rounds)
     line = f"{layer}: {ours:7.3f} ms {layer.scores / ours / 1e9:5.2f}e12 scores/s"
-    row = {**asdict(layer), "ours_ms": ours}
+    row = {"operator": layer.operator.short, **layer.sizes, "ours_ms": ours}
     if cudnn:
         faster = min(others, key=median)
         row["cudnn_ms"] = theirs = median(faster)
@@ -62,12 +60,12 @@ def attention_row(layer: AttentionLayer, bf16: bool, path: str, repeats: int, cu
     return line, row
 
 
-def map_row(layer: MapLayer, bf16: bool, repeats: int, torch_too: bool) -> Result:
+def map_row(layer: Layer, bf16: bool, repeats: int, torch_too: bool) -> Result:
     """Measure one case."""
     ours = measure(map_calls(layer, bf16, ours=True), repeats)
     line = f"{layer}: {ours:7.4f} ms {layer.bytes / ours / 1e9:5.2f} TB/s   {ours / layer.floor_ms:5.2f} floors"
-    row = {"operator": layer.operator.short, **layer.sizes, **layer.attributes}
-    row |= {"ours_ms": ours, "floor_ms": layer.floor_ms}
+    row = {"operator": layer.operator.short, **layer.sizes, **layer.attributes, "ours_ms": ours}
+    row["floor_ms"] = layer.floor_ms
     if torch_too:
         row["torch_ms"] = theirs = measure(map_calls(layer, bf16, ours=False), repeats)
         other = "apart" if layer.operator.weights else "torch"
@@ -101,7 +99,7 @@ def main(only: tuple[str, ...], bf16: bool, path: str, ours: bool, repeats: int,
         if not layer.fits(capability):
             show(f"{layer}: not on compute capability {capability}")
             continue
-        if isinstance(layer, AttentionLayer):
+        if layer in ATTENTION_LAYERS:
             line, row = attention_row(layer, bf16, path, repeats, not ours)
         else:
             line, row = map_row(layer, bf16, repeats, not ours)

@@ -93,9 +93,9 @@ def call_of(file: Path, call: Callable[[], object]) -> None:
 def measure(files: Sequence[Path], bf16: bool, data: str, windows: Sequence[int]) -> None:
     """Print one line per case, and the mean ratios."""
     ratios = []
-    click.echo(f"{'case':45} cuDNN ms" + "".join(f" | {file.stem[-14:]:>14}" for file in files))
+    click.echo(f"{'case':60} cuDNN ms" + "".join(f" | {file.stem[-14:]:>14}" for file in files))
     for layer in ATTENTION_LAYERS:
-        if windows and layer.window not in windows:
+        if windows and layer.widths["window"] not in windows:
             continue
         calls = attention_calls(layer, bf16, "hopper", **TIMED[data])  # shared by all libraries
         alternatives = [[partial(call_of, file, call) for call in calls] for file in files]
@@ -104,8 +104,8 @@ def measure(files: Sequence[Path], bf16: bool, data: str, windows: Sequence[int]
         row = [median(b / a for a, b in zip(rounds, theirs, strict=True)) for rounds in ours]
         ratios.append(row)
         cells = "".join(f" | {median(ms):7.4f} {ratio:5.3f}x" for ms, ratio in zip(ours, row, strict=True))
-        click.echo(f"{layer!s:45} {median(theirs):8.4f}{cells}")
-    click.echo(f"{'mean':54}" + "".join(f" | {mean(column):13.3f}x" for column in zip(*ratios, strict=True)))
+        click.echo(f"{layer!s:60} {median(theirs):8.4f}{cells}")
+    click.echo(f"{'mean':69}" + "".join(f" | {mean(column):13.3f}x" for column in zip(*ratios, strict=True)))
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
