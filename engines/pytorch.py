@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 import ribsr
 from plugins import library as kernel_library
+from plugins.operators import CYCLIC_WINDOW_ATTENTION
 from ribsr.attention import WindowAttention
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def _suits_kernel(model: RIBModel, device: torch.device, dtype: torch.dtype) -> 
         return False
     layers = [module for module in model.modules() if isinstance(module, WindowAttention)]
     widths = [layer.to_qkv.out_channels // (3 * layer.core.geometry.heads) for layer in layers]
-    return all(kernel_library.is_tuned(width, layer.to_q.shape[2]) for width, layer in zip(widths, layers, strict=True))
+    ranks = [layer.to_q.shape[2] for layer in layers]
+    return all(map(CYCLIC_WINDOW_ATTENTION.is_tuned, widths, ranks))
 
 
 def _register_kernel() -> None:

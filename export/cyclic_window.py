@@ -11,8 +11,10 @@ from typing import Literal
 import onnx
 import onnx.parser
 
-DOMAIN = "ribsr"
-NAME = "CyclicWindowAttention"
+from plugins import operators
+
+DOMAIN = operators.DOMAIN
+NAME = operators.CYCLIC_WINDOW_ATTENTION.name
 VERSION = 1
 PLUGIN = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 """Attributes that lead TensorRT's parser to the plugin: below 10.10 it ignores the node's domain."""

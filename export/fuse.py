@@ -1,17 +1,13 @@
 """The `plugin` form: what TensorRT is slow at becomes nodes that our plugins take, in the domain `ribsr`.
 
-ChannelLayerNorm (x [B, C, H, W], weight [C], bias [C]; epsilon) → like x: LayerNorm over the channels, for
-    Transpose → LayerNormalization → Transpose.
-DepthwiseConv3x3 (x [B, C, H, W], weight [C, 1, 3, 3], bias [C]; add_gelu, input_gelu) → like x: a depthwise convolution
-    of stride and padding 1; with add_gelu = 1 x + GELU(conv(x)); with input_gelu = 1 all of that of GELU(x), not of x.
-    The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
-FeedForward (x [B, C, H, W], then weight and bias of norm [C], expand [E, C, 1, 1], depthwise [E, 1, 3, 3] and contract
-    [C, E, 1, 1]; epsilon) → like x: x + contract(u + GELU(depthwise(u))) of u = GELU(expand(LayerNorm(x))), for the two
-    above with a convolution behind each and a sum, where `library.fits_feed_forward`.
-AttentionInputs (x [B, C, H, W], then weight and bias of norm [C], project [3C, C, 1, 1], depthwise [C, 1, 3, 3] and mix
-    [C, C, 1, 1]; epsilon) → qkv [B, 3C, H, W], gate like x: project(n) and mix(depthwise(n)) of n = LayerNorm(x), for
-    the first two and a convolution behind each, where `library.fits_attention_inputs`.
-CyclicWindowAttention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
+`plugins.operators` is the table of these nodes: inputs, attributes, widths, and a reference. Here is what becomes one:
+
+channel layer norm: Transpose → LayerNormalization → Transpose.
+depthwise convolution: one of stride and padding 1; with add_gelu = 1 x + GELU(conv(x)); with input_gelu = 1 all of that
+    of GELU(x), not of x. The feed-forward blocks are both: u + GELU(conv(u)) of u = GELU(x).
+feed-forward half: the two above with a convolution behind each and a sum, where the widths fit.
+attention's inputs: the first two and a convolution behind each, to qkv and to the gate, where the width fits.
+The attention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
 Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
 `export.precision` keeps in float32, and whatever else looks different, stays in standard operators.
@@ -28,20 +24,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from export import cyclic_window
-from plugins import library
+from plugins import operators
 
-LAYER_NORM, DEPTHWISE = "ChannelLayerNorm", "DepthwiseConv3x3"
-FEED_FORWARD, ATTENTION_INPUTS = "FeedForward", "AttentionInputs"
-PLUGINS = (cyclic_window.NAME, LAYER_NORM, DEPTHWISE, FEED_FORWARD, ATTENTION_INPUTS)
-"""The operators of the domain `ribsr` that a graph in plugin form may have."""
+LAYER_NORM, DEPTHWISE = operators.CHANNEL_LAYER_NORM.name, operators.DEPTHWISE_CONV3X3.name
+FEED_FORWARD, ATTENTION_INPUTS = operators.FEED_FORWARD, operators.ATTENTION_INPUTS
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-def to_plugins(bare: onnx.ModelProto, *, hopper: bool = False) -> onnx.ModelProto:
+def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
     """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32.
 
-    hopper: whether it is to run on compute capability 9.0, where wider layers become one node each.
+    capability: the compute capability that it is for ("9.0"), where wider layers may become one node; None: for any.
     """
     graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
@@ -61,20 +55,20 @@ def to_plugins(bare: onnx.ModelProto, *, hopper: bool = False) -> onnx.ModelProt
     for node in attentions:
         _fuse_gate(graph, node)
     graph.cleanup()  # what has been replaced reads no tensors any more
-    return _with_whole_layers(bare, graph, hopper=hopper)
+    return _with_whole_layers(bare, graph, capability)
 
 
-def for_hopper(plugin: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph in plugin form, made for any GPU, as it is for compute capability 9.0: with wide layers as one node."""
-    return _with_whole_layers(plugin, gs.import_onnx(plugin), hopper=True)
+def for_capability(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
+    """A graph in plugin form, made for any GPU, as it is for a compute capability: with wide layers as one node."""
+    return _with_whole_layers(plugin, gs.import_onnx(plugin), capability)
 
 
-def _with_whole_layers(model: onnx.ModelProto, graph: Any, *, hopper: bool) -> onnx.ModelProto:
+def _with_whole_layers(model: onnx.ModelProto, graph: Any, capability: str | None) -> onnx.ModelProto:
     """The model that `graph` of layer norms and depthwise convolutions comes to, which was made of `model`."""
     for node in list(graph.nodes):
         if node.op == DEPTHWISE:
-            _fuse_feed_forward(graph, node, hopper)
-            _fuse_attention_inputs(graph, node, hopper)
+            _fuse_feed_forward(graph, node, capability)
+            _fuse_attention_inputs(graph, node, capability)
     graph.cleanup().toposort()
     lowered = gs.export_onnx(graph)
     lowered.ir_version, lowered.producer_name = model.ir_version, model.producer_name
@@ -82,9 +76,9 @@ def _with_whole_layers(model: onnx.ModelProto, graph: Any, *, hopper: bool) -> o
 
 
 def count(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each of PLUGINS a model has."""
+    """How many nodes of each operator of the table a model has."""
     ops = [node.op_type for node in model.graph.node if node.domain == cyclic_window.DOMAIN]
-    return {name: ops.count(name) for name in PLUGINS}
+    return {name: ops.count(name) for name in operators.NAMES}
 
 
 def _fuse_gate(graph: Any, attention: gs.Node) -> None:
@@ -99,7 +93,7 @@ def _fuse_gate(graph: Any, attention: gs.Node) -> None:
 
 
 def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
-    """Transpose → norm → Transpose as one ChannelLayerNorm, if that is what stands there."""
+    """Transpose → norm → Transpose as one node, if that is what stands there."""
     before = _producer(norm.inputs[0])
     after = _only_consumer(norm.outputs[0])
     if (
@@ -118,7 +112,7 @@ def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
 
 
 def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> None:
-    """A depthwise 3x3 convolution as one DepthwiseConv3x3, with the GELU and the addition behind it if they are."""
+    """A depthwise 3x3 convolution as one node, with the GELU and the addition behind it if they are."""
     x, weight = conv.inputs[:2]
     channels = conv.attrs.get("group", 1)
     if not (
@@ -139,8 +133,8 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> Non
     _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], [output])
 
 
-def _fuse_feed_forward(graph: Any, depthwise: gs.Node, hopper: bool) -> None:
-    """norm → expand → depthwise with GELUs → contract → + x as one FeedForward, if that is what stands there."""
+def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -> None:
+    """norm → expand → depthwise with GELUs → contract → + x as one node, if that is what stands there."""
     if not (depthwise.attrs["add_gelu"] and depthwise.attrs["input_gelu"]):
         return
     expand, contract = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
@@ -155,18 +149,18 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node, hopper: bool) -> None:
     if not (
         any(tensor is x for tensor in total.inputs)
         and list(contract.inputs[1].shape[:2]) == [channels, hidden]
-        and library.fits_feed_forward(channels, hidden, hopper=hopper)
+        and FEED_FORWARD.fits(channels, hidden, capability=capability)
         and all(len(tensor.outputs) == 1 for tensor in between)
         and not any(tensor is output for tensor in between for output in graph.outputs)
     ):
         return
     weights = [*norm.inputs[1:], *_with_bias(expand), *depthwise.inputs[1:], *_with_bias(contract)]
     attributes = {"epsilon": norm.attrs["epsilon"]}
-    _replace(graph, FEED_FORWARD, total.name, attributes, [x, *weights], total.outputs)
+    _replace(graph, FEED_FORWARD.name, total.name, attributes, [x, *weights], total.outputs)
 
 
-def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, hopper: bool) -> None:
-    """norm → project and norm → depthwise → mix as one AttentionInputs, if that is what stands there."""
+def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | None) -> None:
+    """norm → project and norm → depthwise → mix as one node, if that is what stands there."""
     norm, mix = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
     if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix):
         return
@@ -180,13 +174,13 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, hopper: bool) -> None
         and _is_pointwise(project)
         and list(project.inputs[1].shape[:2]) == [3 * channels, channels]
         and list(mix.inputs[1].shape[:2]) == [channels, channels]
-        and library.fits_attention_inputs(channels, hopper=hopper)
+        and ATTENTION_INPUTS.fits(channels, capability=capability)
         and not any(tensor is output for tensor in (n, depthwise.outputs[0]) for output in graph.outputs)
     ):
         return
     weights = [*norm.inputs[1:], *_with_bias(project), *depthwise.inputs[1:], *_with_bias(mix)]
     attributes = {"epsilon": norm.attrs["epsilon"]}
-    _replace(graph, ATTENTION_INPUTS, norm.name, attributes, [x, *weights], [project.outputs[0], mix.outputs[0]])
+    _replace(graph, ATTENTION_INPUTS.name, norm.name, attributes, [x, *weights], [project.outputs[0], mix.outputs[0]])
 
 
 def _is_pointwise(node: gs.Node) -> bool:

@@ -31,17 +31,17 @@ LARGEST_CONSTANT = 1 << 20
 """Bytes above which a constant expression is left to the runtime: a file should not carry every window's RIB."""
 
 
-def lower(bare: onnx.ModelProto, form: Form, *, hopper: bool = False) -> onnx.ModelProto:
+def lower(bare: onnx.ModelProto, form: Form, capability: str | None = None) -> onnx.ModelProto:
     """A canonical graph without body, as `export.canonical.trace` gives it, in the form for one runtime.
 
-    hopper: whether `plugin` is for compute capability 9.0; other forms do not ask. Raises ValueError where the form
-    needs a newer opset than the graph has, and `plugin` half precision that the graph does not have.
+    capability: the compute capability that `plugin` is for; None: any. Raises ValueError where the form needs a newer
+    opset than the graph has, and `plugin` half precision that the graph does not have.
     """
     opset = opset_of(bare)
     if form == "attention" and opset < 23:
         raise ValueError(f"the form 'attention' needs opset 23 (ONNX Attention), the graph has {opset}; use --opset 23")
     if form == "plugin":
-        return fuse.to_plugins(bare, hopper=hopper)
+        return fuse.to_plugins(bare, capability)
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     model.functions.append(cyclic_window.function("mha" if form == "canonical" else form, opset))

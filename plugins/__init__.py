@@ -1,5 +1,6 @@
-"""CUDA kernels for ribsr: their sources, their C interface, their build, and the operators around them; see README.md.
+"""CUDA kernels for ribsr: the table of operators, their sources and C interface, the build, the PyTorch operators.
 
-`python -m plugins.build` makes the shared library (`plugins.compiler`), `plugins.library` calls it, `plugins.pytorch`
-registers the PyTorch operators.
+A row of `plugins.operators` is an operator. `python -m plugins.build` makes the shared library (`plugins.compiler`),
+`plugins.library` calls it, `plugins.pytorch` registers the operators with PyTorch, `plugins.testing` makes inputs and
+compares with float64. README.md says how to add one.
 """

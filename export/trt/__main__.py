@@ -54,14 +54,13 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     from engines.trt import versions as api
     from engines.trt.manifest import manifest_path
     from export.trt.progress import Progress
-    from plugins.library import HOPPER
 
     check_targets(output, options)
     source = read(onnx_file)
     shapes = choose_shapes(source, options)
     trt, gpu = find_machine()
     say(f"{onnx_file}: {source.stamp.model} x{source.stamp.scale}; TensorRT {trt.__version__} on {gpu.name}")
-    graph = prepare(trt, source, shapes, options, gpu.compute_capability == HOPPER, say)
+    graph = prepare(trt, source, shapes, options, gpu.compute_capability, say)
     with TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as folder:
         trial = Path(folder) / output.name
         log = api.logger(trt)

@@ -122,11 +122,11 @@ def choose_shapes(source: Source, options: Options) -> Shapes:
 
 
 def prepare(
-    trt: Any, source: Source, shapes: Shapes, options: Options, hopper: bool, say: Callable[[str], None]
+    trt: Any, source: Source, shapes: Shapes, options: Options, capability: str | None, say: Callable[[str], None]
 ) -> Graph:
     """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
 
-    hopper: whether it is for compute capability 9.0. Raises ExportError or ValueError for what cannot be had, and says
+    capability: the compute capability that it is for. Raises ExportError or ValueError for what cannot be had, and says
     what is taken instead of what.
     """
     from engines.trt import versions as api
@@ -142,8 +142,8 @@ def prepare(
     form, library = choose_form(trt, source, precision, opset, options, say)
     if stamp.form != "canonical":
         model = lower.strip(source.model)
-        if form == "plugin" and hopper:
-            model = fuse.for_hopper(model)
+        if form == "plugin" and capability:
+            model = fuse.for_capability(model, capability)
         float32 = float32_products(model, 0)
     else:
         bare = lower.strip(source.model)
@@ -151,7 +151,7 @@ def prepare(
             bare = type_graph(source, bare, precision, say)
         if form == "matmul":
             say(lower.check_scores(bare, shapes[2], options.score_limit, SCORE_ADVICE))
-        model = lower.lower(bare, form, hopper=hopper)
+        model = lower.lower(bare, form, capability)
         float32 = float32_products(model, lower.count_float32_attention(bare))
     _fix_batch(model, shapes, stamp.scale)
     return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)

@@ -13,72 +13,34 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 import ribsr
-from export import cyclic_window, fuse, lower, precision
+from export import fuse, lower, precision
 from export.canonical import trace
 from export.fold import fold
-from plugins import pytorch as operator
-from ribsr.attention import reference
+from plugins import operators
+from plugins.operators import HOPPER
 from tests.export.conftest import run, traced
 
 
-class CyclicWindowAttention(OpRun):
-    op_domain = cyclic_window.DOMAIN
+def evaluated(row: operators.Operator) -> type[OpRun]:
+    """An operator for ONNX's reference evaluator: the table's reference, in float64."""
 
-    def _run(self, qkv, rib_q, rib_k, gate, window, heads, shift, scale, gate_sigmoid, **_):
-        if gate_sigmoid:
-            gate = 1 / (1 + np.exp(-np.asarray(gate, np.float64)))
-        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (qkv, rib_q, rib_k, gate)]
-        y = reference(*tensors, window=tuple(window), heads=heads, shift=tuple(shift), scale=scale)
-        return (y.numpy().astype(qkv.dtype),)
+    def _run(self, *inputs, plugin_version, plugin_namespace, **attributes):
+        results = row.reference(*(torch.from_numpy(np.asarray(x, np.float64)) for x in inputs), **attributes)
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(result.numpy().astype(inputs[0].dtype) for result in results)
 
-
-class ChannelLayerNorm(OpRun):
-    op_domain = cyclic_window.DOMAIN
-
-    def _run(self, x, weight, bias, epsilon, **_):
-        wide = x.astype(np.float64)
-        centred = wide - wide.mean(1, keepdims=True)
-        normal = centred / np.sqrt(np.square(centred).mean(1, keepdims=True) + epsilon)
-        columns = (1, -1, 1, 1)
-        return ((normal * weight.reshape(columns) + bias.reshape(columns)).astype(x.dtype),)
+    return type(row.name, (OpRun,), {"op_domain": operators.DOMAIN, "_run": _run})
 
 
-class DepthwiseConv3x3(OpRun):
-    op_domain = cyclic_window.DOMAIN
-
-    def _run(self, x, weight, bias, add_gelu, input_gelu, **_):
-        tensors = [torch.from_numpy(np.asarray(value, np.float64)) for value in (x, weight, bias)]
-        if input_gelu:
-            tensors[0] = torch.nn.functional.gelu(tensors[0])
-        y = torch.nn.functional.conv2d(tensors[0], tensors[1], tensors[2], padding=1, groups=x.shape[1])
-        if add_gelu:
-            y = tensors[0] + torch.nn.functional.gelu(y)
-        return (y.numpy().astype(x.dtype),)
-
-
-class FeedForward(OpRun):
-    op_domain = cyclic_window.DOMAIN
-
-    def _run(self, x, *weights, epsilon, **_):
-        first, *others = (torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights))
-        return (operator.feed_forward_reference(first, others, epsilon).numpy().astype(x.dtype),)
-
-
-class AttentionInputs(OpRun):
-    op_domain = cyclic_window.DOMAIN
-
-    def _run(self, x, *weights, epsilon, **_):
-        first, *others = (torch.from_numpy(np.asarray(value, np.float64)) for value in (x, *weights))
-        results = operator.attention_inputs_reference(first, others, epsilon)
-        return tuple(result.numpy().astype(x.dtype) for result in results)
+PLUGINS = [evaluated(row) for row in operators.OPERATORS]
+ATTENTION, LAYER_NORM = operators.CYCLIC_WINDOW_ATTENTION.name, operators.CHANNEL_LAYER_NORM.name
+DEPTHWISE, FEED_FORWARD = operators.DEPTHWISE_CONV3X3.name, operators.FEED_FORWARD.name
+ATTENTION_INPUTS = operators.ATTENTION_INPUTS.name
 
 
 def evaluate(model: onnx.ModelProto, x: np.ndarray, name: str = "input") -> list[np.ndarray]:
     """What ONNX's reference evaluator makes of a model in plugin form."""
     return [np.asarray(y) for y in ReferenceEvaluator(model, new_ops=PLUGINS).run(None, {name: x})]
-
-
-PLUGINS = [CyclicWindowAttention, ChannelLayerNorm, DepthwiseConv3x3, FeedForward, AttentionInputs]
 
 
 def half_of(bare: onnx.ModelProto, dtype: str = "fp16") -> onnx.ModelProto:
@@ -107,8 +69,8 @@ def test_fused_graph_computes_the_same(name, opset, monkeypatch):
     monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
     fused = lower.lower(bare, "plugin")
     count = fuse.count(fused)
-    assert (count.pop("FeedForward") > 0) == (name in NARROW)
-    assert (count.pop("AttentionInputs") > 0) == (name in NARROW_ATTENTION)
+    assert (count.pop(FEED_FORWARD) > 0) == (name in NARROW)
+    assert (count.pop(ATTENTION_INPUTS) > 0) == (name in NARROW_ATTENTION)
     assert min(count.values()) > 0
     x = golden.x[:1, :, :13, :10]
     (y,) = evaluate(fused, x)
@@ -138,35 +100,35 @@ def small(name: str, opset: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize(
-    ("name", "hopper"),
-    [("sst-light", False), ("sst-l+", False), ("esc-rib", False), ("esc-rib", True), *((name, True) for name in WIDE)],
+    ("name", "capability"),
+    [("sst-light", None), ("sst-l+", "8.9"), ("esc-rib", None), *((name, HOPPER) for name in ("esc-rib", *WIDE))],
 )
-def test_released_networks_are_fused_completely(name, hopper, dtype, opset):
+def test_released_networks_are_fused_completely(name, capability, dtype, opset):
     bare = small(name, opset)
-    fused = lower.lower(half_of(bare, dtype), "plugin", hopper=hopper)
+    fused = lower.lower(half_of(bare, dtype), "plugin", capability)
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
-    whole = hopper and name in WIDE
-    assert count["FeedForward"] == (count["CyclicWindowAttention"] if whole or name in NARROW else 0)
-    assert count["AttentionInputs"] == (count["CyclicWindowAttention"] if whole or name in NARROW_ATTENTION else 0)
-    norms = count["ChannelLayerNorm"] + count["FeedForward"] + count["AttentionInputs"]
+    whole = capability == HOPPER and name in WIDE
+    assert count[FEED_FORWARD] == (count[ATTENTION] if whole or name in NARROW else 0)
+    assert count[ATTENTION_INPUTS] == (count[ATTENTION] if whole or name in NARROW_ATTENTION else 0)
+    norms = count[LAYER_NORM] + count[FEED_FORWARD] + count[ATTENTION_INPUTS]
     assert norms == before.count("LayerNormalization")
-    assert count["CyclicWindowAttention"] == before.count("CyclicWindowAttention")
+    assert count[ATTENTION] == before.count(ATTENTION)
     weights = {tensor.name: list(tensor.dims) for tensor in bare.graph.initializer}
     depthwise = [
         node
         for node in bare.graph.node
         if node.op_type == "Conv" and weights[node.input[1]] == [attributes_of(node)["group"], 1, 3, 3]
     ]
-    assert count["DepthwiseConv3x3"] + count["FeedForward"] + count["AttentionInputs"] == len(depthwise) > 0
+    assert count[DEPTHWISE] + count[FEED_FORWARD] + count[ATTENTION_INPUTS] == len(depthwise) > 0
     # One with GELU for each feed-forward block, one without for each attention's gate.
-    nodes = [attributes_of(node) for node in fused.graph.node if node.op_type == "DepthwiseConv3x3"]
+    nodes = [attributes_of(node) for node in fused.graph.node if node.op_type == DEPTHWISE]
     gates = sum(node["add_gelu"] == 0 for node in nodes)
-    assert gates == count["CyclicWindowAttention"] - count["AttentionInputs"]
+    assert gates == count[ATTENTION] - count[ATTENTION_INPUTS]
     assert all(node["add_gelu"] == node["input_gelu"] for node in nodes)
     assert sum(found.count(op) for op in ("Erf", "Gelu")) == before.count("Erf") + before.count("Gelu") - 2 * (
-        sum(node["add_gelu"] for node in nodes) + count["FeedForward"]
+        sum(node["add_gelu"] for node in nodes) + count[FEED_FORWARD]
     )
 
 
@@ -176,7 +138,7 @@ def test_network_fused_for_hopper_computes_the_same(name, monkeypatch):
     monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
     bare = small(name, 17)
     x = np.random.default_rng(0).random((1, 3, 13, 10), np.float32)
-    (y,) = evaluate(lower.lower(bare, "plugin", hopper=True), x)
+    (y,) = evaluate(lower.lower(bare, "plugin", HOPPER), x)
     np.testing.assert_allclose(y, run(lower.lower(bare, "canonical"), x), rtol=0, atol=1e-5)
 
 
@@ -186,20 +148,21 @@ def test_network_fused_for_hopper_computes_the_same(name, monkeypatch):
 def test_plugin_form_is_fused_for_hopper_later_as_at_once(name, dtype, opset):
     half = half_of(small(name, opset), dtype)
     apart = lower.lower(half, "plugin")
-    whole = fuse.for_hopper(apart)
-    assert whole == lower.lower(half, "plugin", hopper=True)
+    whole = fuse.for_capability(apart, HOPPER)
+    assert whole == lower.lower(half, "plugin", HOPPER)
     assert (whole == apart) == (name not in WIDE)
+    assert fuse.for_capability(apart, "8.9") == apart
 
 
-@pytest.mark.parametrize("hopper", [False, True])
-def test_wide_layers_are_fused_for_hopper_alone(hopper):
+@pytest.mark.parametrize(("capability", "wide"), [(None, False), ("8.9", False), (HOPPER, True), ("12.0", False)])
+def test_wide_layers_are_fused_for_hopper_alone(capability, wide):
     for model, name, fused in (
-        (feed_forward(192, 384), "FeedForward", hopper),
-        (feed_forward(192, 96), "FeedForward", False),
-        (attention_inputs(192, 192), "AttentionInputs", hopper),
-        (attention_inputs(384, 384), "AttentionInputs", False),
+        (feed_forward(192, 384), FEED_FORWARD, wide),
+        (feed_forward(192, 96), FEED_FORWARD, False),
+        (attention_inputs(192, 192), ATTENTION_INPUTS, wide),
+        (attention_inputs(384, 384), ATTENTION_INPUTS, False),
     ):
-        assert fuse.count(fuse.to_plugins(model, hopper=hopper))[name] == int(fused)
+        assert fuse.count(fuse.to_plugins(model, capability))[name] == int(fused)
 
 
 @pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
@@ -209,28 +172,24 @@ def test_plugin_nodes_have_their_attributes_inputs_and_one_type(name, dtype, num
     onnx.checker.check_model(fused)
     constants = {tensor.name: tensor for tensor in fused.graph.initializer}
     assert not fused.functions
-    expected = {
-        "CyclicWindowAttention": {"window", "heads", "shift", "scale", "gate_sigmoid"},
-        "ChannelLayerNorm": {"epsilon"},
-        "DepthwiseConv3x3": {"add_gelu", "input_gelu"},
-    }
-    if name in NARROW:
-        expected["FeedForward"] = {"epsilon"}
-    if name in NARROW_ATTENTION:
-        expected["AttentionInputs"] = {"epsilon"}
-    inputs = {"CyclicWindowAttention": 4, "FeedForward": 9, "AttentionInputs": 9}
+    rows = {row.name: row for row in operators.OPERATORS}
+    expected = {ATTENTION, LAYER_NORM, DEPTHWISE}
+    expected |= {FEED_FORWARD} if name in NARROW else set()
+    expected |= {ATTENTION_INPUTS} if name in NARROW_ATTENTION else set()
     seen = set()
     for node in fused.graph.node:
         if node.domain != "ribsr":
             continue
         seen.add(node.op_type)
         attributes = attributes_of(node)
-        assert set(attributes) == expected[node.op_type] | {"plugin_version", "plugin_namespace"}
+        row = rows[node.op_type]
+        assert set(attributes) == {one.name for one in row.attributes} | {"plugin_version", "plugin_namespace"}
         assert (attributes["plugin_version"], attributes["plugin_namespace"]) == (b"1", b"ribsr")
-        assert len(node.input) == inputs.get(node.op_type, 3)
+        assert len(node.input) == len(row.tensors)
+        assert len(node.output) == len(row.outputs)
         for tensor in node.input:
             assert tensor not in constants or constants[tensor].data_type == number
-    assert seen == set(expected)
+    assert seen == expected
     kinds = {tensor.data_type for tensor in fused.graph.initializer} - {onnx.TensorProto.INT64}
     assert kinds == {number}
 
@@ -241,7 +200,7 @@ def test_sigmoid_that_something_else_reads_stays(name):
     gates = [node.output[0] for node in half.graph.node if node.op_type == "Sigmoid"]
     half.graph.output.append(onnx.helper.make_tensor_value_info(gates[0], onnx.TensorProto.FLOAT16, None))
     nodes = lower.lower(half, "plugin").graph.node
-    fused = [attributes_of(node)["gate_sigmoid"] for node in nodes if node.op_type == "CyclicWindowAttention"]
+    fused = [attributes_of(node)["gate_sigmoid"] for node in nodes if node.op_type == ATTENTION]
     assert sorted(fused) == [0] + [1] * (len(gates) - 1)
     assert [node.output[0] for node in nodes if node.op_type == "Sigmoid"] == gates[:1]
 
@@ -257,7 +216,7 @@ def test_missing_bias_becomes_zeros():
     fused = lower.lower(half_of(without), "plugin")
     constants = {tensor.name: tensor for tensor in fused.graph.initializer}
     for node in fused.graph.node:
-        if node.op_type == "DepthwiseConv3x3":
+        if node.op_type == DEPTHWISE:
             bias, weight = (onnx.numpy_helper.to_array(constants[node.input[i]]) for i in (2, 1))
             assert bias.shape == weight.shape[:1]
             assert not bias.any()
@@ -280,7 +239,7 @@ def test_what_stays_in_float32_stays_a_standard_operator():
     fused = lower.lower(half, "plugin")
     before = [node.op_type for node in bare.graph.node].count("LayerNormalization")
     count = fuse.count(fused)
-    assert count["ChannelLayerNorm"] + count["FeedForward"] == before - 1
+    assert count[LAYER_NORM] + count[FEED_FORWARD] == before - 1
     assert [node.op_type for node in fused.graph.node].count("LayerNormalization") == 1
 
 
@@ -316,7 +275,7 @@ def one_block(consumer: bool, padding: int = 1, divisor: float = 2**0.5) -> onnx
 )
 def test_gelu_is_fused_only_where_it_is_one_and_nobody_else_reads_the_convolution(model, add_gelu):
     fused = fuse.to_plugins(model)
-    (node,) = (node for node in fused.graph.node if node.op_type == "DepthwiseConv3x3")
+    (node,) = (node for node in fused.graph.node if node.op_type == DEPTHWISE)
     assert attributes_of(node)["add_gelu"] == add_gelu
     x = np.random.default_rng(1).random((1, 4, 6, 5)).astype(np.float16)
     for mine, theirs in zip(evaluate(fused, x, "x"), evaluate(model, x, "x"), strict=True):
@@ -324,7 +283,7 @@ def test_gelu_is_fused_only_where_it_is_one_and_nobody_else_reads_the_convolutio
 
 
 def test_convolutions_of_another_padding_are_left_alone():
-    assert fuse.count(fuse.to_plugins(one_block(consumer=False, padding=0)))["DepthwiseConv3x3"] == 0
+    assert fuse.count(fuse.to_plugins(one_block(consumer=False, padding=0)))[DEPTHWISE] == 0
 
 
 def with_weights(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -382,7 +341,7 @@ def test_feed_forward_is_fused_where_it_is_one_of_few_channels(options, fused):
     """In every case the graph computes the same; the bias that the last convolution lacks is zero."""
     model = feed_forward(**options)
     plugin = fuse.to_plugins(model)
-    assert fuse.count(plugin)["FeedForward"] == int(fused)
+    assert fuse.count(plugin)[FEED_FORWARD] == int(fused)
     assert fused == (len(plugin.graph.node) == 1)
     rng = np.random.default_rng(1)
     channels = options.get("channels", 8)
@@ -399,7 +358,7 @@ def test_feed_forward_with_a_weight_in_float32_is_not_fused():
             single = onnx.numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(single, "cw"))
     count = fuse.count(fuse.to_plugins(model))
-    assert (count["FeedForward"], count["ChannelLayerNorm"], count["DepthwiseConv3x3"]) == (0, 1, 1)
+    assert (count[FEED_FORWARD], count[LAYER_NORM], count[DEPTHWISE]) == (0, 1, 1)
 
 
 def attention_inputs(
@@ -446,7 +405,7 @@ def test_attention_inputs_are_fused_where_they_are_of_few_channels(options, fuse
     """In every case the graph computes the same; the bias that the last convolution lacks is zero."""
     model = attention_inputs(**options)
     plugin = fuse.to_plugins(model)
-    assert fuse.count(plugin)["AttentionInputs"] == int(fused)
+    assert fuse.count(plugin)[ATTENTION_INPUTS] == int(fused)
     assert fused == (len(plugin.graph.node) == 1)
     x = np.random.default_rng(1).normal(size=(1, options.get("channels", 8), 6, 5)).astype(np.float16)
     results = [ReferenceEvaluator(one, new_ops=PLUGINS).run(None, {"x": x}) for one in (plugin, model)]
@@ -458,4 +417,4 @@ def test_attention_inputs_whose_norm_is_read_once_more_are_not_fused():
     model = attention_inputs()
     model.graph.node.append(onnx.helper.make_node("Sigmoid", ["norm"], ["more"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT16, None))
-    assert fuse.count(fuse.to_plugins(model))["AttentionInputs"] == 0
+    assert fuse.count(fuse.to_plugins(model))[ATTENTION_INPUTS] == 0

@@ -9,25 +9,23 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import pytorch as operator  # noqa: E402
+from plugins.operators import ATTENTION_INPUTS, HOPPER  # noqa: E402
+from plugins.pytorch import Call  # noqa: E402
+from plugins.testing import exact, poisoned  # noqa: E402
+from plugins.testing import random_weights as random_weights_of  # noqa: E402
 from tests.plugins.test_feed_forward import check, elsewhere, on_hopper  # noqa: E402
-from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
+from tests.plugins.test_layer_norm_depthwise import on_gpu  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [48, 64, 40, 56, 8, 16]
 EPSILON = 1e-6
-WIDE = pytest.param(library.HOPPER_ATTENTION_INPUTS_WIDTH, marks=on_hopper)
+(WIDE_CHANNELS,) = ATTENTION_INPUTS.widths.wide[HOPPER]
+WIDE = pytest.param(WIDE_CHANNELS, marks=on_hopper)
 
 
 def random_weights(channels: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
-    """Such that no part of a sum is lost in another."""
-    c = channels
-    shapes = ((c,), (c,), (3 * c, c, 1, 1), (3 * c,), (c, 1, 3, 3), (c,), (c, c, 1, 1), (c,))
-    scales = (0.3, 1, c**-0.5, 1, 1 / 3, 1, c**-0.5, 1)
-    weights = [scale * torch.randn(shape, device=device) for shape, scale in zip(shapes, scales, strict=True)]
-    weights[0] += 1
-    return [weight.to(dtype) for weight in weights]
+    return random_weights_of(ATTENTION_INPUTS, dtype, device, channels=channels)
 
 
 def outputs(batch: int, channels: int, h: int, w: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -35,20 +33,18 @@ def outputs(batch: int, channels: int, h: int, w: int, dtype: torch.dtype) -> li
 
 
 def run(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-    workspace = operator.attention_inputs_workspace(x)
-    params = operator.attention_inputs_parameters(out[0], out[1], x, weights, EPSILON, workspace)
-    library.call(params, torch.cuda.current_stream().cuda_stream)
+    Call(ATTENTION_INPUTS, [x, *weights], out, epsilon=EPSILON)()
 
 
 def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return operator.attention_inputs_reference(x.double(), [weight.double() for weight in weights], epsilon=EPSILON)
+    return exact(ATTENTION_INPUTS, x, *weights, epsilon=EPSILON)
 
 
 def run_and_check(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor], scale: float = 1) -> None:
     """In an emulation of the kernel on a CPU the errors were at most 6e-4 in float16 and 2.8e-3 in bfloat16."""
     run(x, out, weights)
-    for mine, exact in zip(out, reference(x, weights), strict=True):
-        check(mine, exact, scale)
+    for mine, wanted in zip(out, reference(x, weights), strict=True):
+        check(mine, wanted, scale)
 
 
 @on_gpu
@@ -138,20 +134,20 @@ def test_attention_inputs_of_a_part(channels: int) -> None:
 def test_attention_inputs_operator() -> None:
     x = torch.randn(2, 48, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, torch.float16)
-    out = operator.attention_inputs(x, weights, epsilon=EPSILON)
-    for mine, exact in zip(out, reference(x, weights), strict=True):
+    out = torch.ops.ribsr.attention_inputs(x, weights, epsilon=EPSILON)
+    for mine, wanted in zip(out, reference(x, weights), strict=True):
         assert mine.is_contiguous(memory_format=torch.channels_last)
-        check(mine, exact)
+        check(mine, wanted)
     with pytest.raises(TypeError, match="float32"):
-        operator.attention_inputs(x.float(), weights, epsilon=EPSILON)
+        torch.ops.ribsr.attention_inputs(x.float(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="channels-last"):
-        operator.attention_inputs(x.contiguous(), weights, epsilon=EPSILON)
+        torch.ops.ribsr.attention_inputs(x.contiguous(), weights, epsilon=EPSILON)
 
 
 @on_gpu
 @elsewhere
 def test_wide_layers_are_refused_elsewhere() -> None:
-    channels = library.HOPPER_ATTENTION_INPUTS_WIDTH
+    channels = WIDE_CHANNELS
     x = poisoned(1, channels, 9, 11, torch.float16, "padded")
     with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
         run(x, outputs(1, channels, 9, 11, torch.float16), random_weights(channels, torch.float16))
@@ -163,16 +159,16 @@ def test_in_a_graph(channels: int) -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(channels, torch.float16)
-    operator.attention_inputs(x, weights, epsilon=EPSILON)
+    torch.ops.ribsr.attention_inputs(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = operator.attention_inputs(x, weights, epsilon=EPSILON)
+        out = torch.ops.ribsr.attention_inputs(x, weights, epsilon=EPSILON)
     x.copy_(torch.randn(x.shape, device="cuda"))
     for one in out:
         one.fill_(torch.nan)
     graph.replay()
-    for mine, exact in zip(out, reference(x, weights), strict=True):
-        check(mine, exact)
+    for mine, wanted in zip(out, reference(x, weights), strict=True):
+        check(mine, wanted)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -188,7 +184,7 @@ def test_attention_inputs_on_cpu(layout: torch.memory_format) -> None:
     modules = (norm, attention.to_qkv, attention.gate[0], attention.gate[1])
     weights = [weight.detach() for module in modules for weight in module.parameters()]
     arguments = (x, weights, EPSILON)
-    qkv, gate = operator.attention_inputs(*arguments)
+    qkv, gate = torch.ops.ribsr.attention_inputs(*arguments)
     assert qkv.is_contiguous(memory_format=layout)
     assert gate.is_contiguous(memory_format=layout)
     n = norm(x)
@@ -197,22 +193,31 @@ def test_attention_inputs_on_cpu(layout: torch.memory_format) -> None:
     torch.library.opcheck(torch.ops.ribsr.attention_inputs, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize(("index", "shape"), [(0, (13,)), (2, (24, 12, 1, 1)), (4, (12, 1, 5, 5)), (6, (12, 12))])
-def test_attention_inputs_refuse_shapes_that_do_not_fit(index: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("index", "shape", "message"),
+    [
+        (0, (13,), r"norm_weight is \[13\], expected \[channels\] with channels = 12"),
+        (2, (24, 12, 1, 1), r"project_weight is .*, expected \[3\*channels, channels, 1, 1\] with channels = 12"),
+        (4, (12, 1, 5, 5), r"depthwise_weight is .*, expected \[channels, 1, 3, 3\] with channels = 12"),
+        (6, (12, 12), r"mix_weight is \[12, 12\], expected \[channels, channels, 1, 1\] with channels = 12"),
+    ],
+)
+def test_attention_inputs_refuse_shapes_that_do_not_fit(index: int, shape: tuple[int, ...], message: str) -> None:
     weights = random_weights(12, torch.float32, "cpu")
     weights[index] = torch.zeros(shape)
-    with pytest.raises(ValueError, match=r"expected \[B, C, H, W\] and .*\[3C, C, 1, 1\]"):
-        operator.attention_inputs(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.ribsr.attention_inputs(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
 
 
 @pytest.mark.parametrize(
     ("channels", "fits"), [(48, True), (64, True), (8, True), (72, False), (44, False), (0, False), (384, False)]
 )
-@pytest.mark.parametrize("hopper", [False, True])
-def test_which_widths_fit(channels: int, fits: bool, hopper: bool) -> None:
-    assert library.fits_attention_inputs(channels, hopper=hopper) == fits
+@pytest.mark.parametrize("capability", [None, "8.9", HOPPER])
+def test_which_widths_fit(channels: int, fits: bool, capability: str | None) -> None:
+    assert ATTENTION_INPUTS.fits(channels, capability=capability) == fits
 
 
 def test_wide_layers_fit_on_hopper_alone() -> None:
-    assert library.fits_attention_inputs(192, hopper=True)
-    assert not library.fits_attention_inputs(192)
+    assert ATTENTION_INPUTS.fits(192, capability=HOPPER)
+    assert not ATTENTION_INPUTS.fits(192)
+    assert not ATTENTION_INPUTS.fits(192, capability="12.0")

@@ -57,15 +57,15 @@ def refusal(loaded: None) -> Callable[..., str]:
             "rib_q": pointer,
             "rib_k": pointer,
         }
-        values |= {name: library.Map(pointer, 1, 1, 1, 1) for name in ("qkv", "gate", "out")}
+        values |= {name: operators.Map(pointer, 1, 1, 1, 1) for name in ("qkv", "gate", "out")}
         with pytest.raises(library.LibraryError) as error:
-            library.chosen_path(library.AttentionParams(**(values | changes)))
+            library.chosen_path(operators.CYCLIC_WINDOW_ATTENTION.params(**(values | changes)))
         return str(error.value)
 
     return call
 
 
-def refused(params: library.Params) -> str:
+def refused(params: operators.Params) -> str:
     """What the library says of parameters that it must refuse before it looks for a device."""
     with pytest.raises(library.LibraryError) as error:
         library.call(params, 0)
@@ -249,7 +249,7 @@ def test_parameters_are_checked(refusal: Callable[..., str], changes: dict[str, 
 
 
 def test_callers_of_another_version_are_refused(built: Path) -> None:
-    params = library.AttentionParams(struct_size=8)
+    params = operators.CYCLIC_WINDOW_ATTENTION.params(struct_size=8)
     handle = ctypes.CDLL(str(built))
     handle.ribsr_error_message.restype = ctypes.c_char_p
     assert handle.ribsr_attention(ctypes.byref(params), None) == 1
@@ -259,29 +259,29 @@ def test_callers_of_another_version_are_refused(built: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "changes", "message"),
     [
-        (library.LayerNormParams, {"dtype": 0}, "ChannelLayerNorm: dtype 0 is neither float16"),
-        (library.LayerNormParams, {"channels": 0}, "channels is 0"),
-        (library.LayerNormParams, {"batch": 0}, "all must be positive"),
-        (library.LayerNormParams, {"height": 1 << 20, "width": 1 << 11}, "at most 2^30 pixels"),
-        (library.LayerNormParams, {"epsilon": -1.0}, "epsilon is -1"),
-        (library.LayerNormParams, {"epsilon": float("nan")}, "epsilon is nan"),
-        (library.LayerNormParams, {"bias": None}, "an array is null"),
-        (library.DepthwiseParams, {"dtype": 3}, "DepthwiseConv3x3: dtype 3 is neither float16"),
-        (library.DepthwiseParams, {"channels": -8}, "channels is -8"),
-        (library.DepthwiseParams, {"width": 0}, "all must be positive"),
-        (library.DepthwiseParams, {"epilogue": 2}, "epilogue 2 is unknown"),
-        (library.DepthwiseParams, {"input_gelu": 2}, "input_gelu is 2"),
-        (library.DepthwiseParams, {"weight": None}, "an array is null"),
-        (library.DepthwiseParams, {}, "must not overlap"),
+        (operators.CHANNEL_LAYER_NORM.params, {"dtype": 0}, "ChannelLayerNorm: dtype 0 is neither float16"),
+        (operators.CHANNEL_LAYER_NORM.params, {"channels": 0}, "channels is 0"),
+        (operators.CHANNEL_LAYER_NORM.params, {"batch": 0}, "all must be positive"),
+        (operators.CHANNEL_LAYER_NORM.params, {"height": 1 << 20, "width": 1 << 11}, "at most 2^30 pixels"),
+        (operators.CHANNEL_LAYER_NORM.params, {"epsilon": -1.0}, "epsilon is -1"),
+        (operators.CHANNEL_LAYER_NORM.params, {"epsilon": float("nan")}, "epsilon is nan"),
+        (operators.CHANNEL_LAYER_NORM.params, {"bias": None}, "an array is null"),
+        (operators.DEPTHWISE_CONV3X3.params, {"dtype": 3}, "DepthwiseConv3x3: dtype 3 is neither float16"),
+        (operators.DEPTHWISE_CONV3X3.params, {"channels": -8}, "channels is -8"),
+        (operators.DEPTHWISE_CONV3X3.params, {"width": 0}, "all must be positive"),
+        (operators.DEPTHWISE_CONV3X3.params, {"epilogue": 2}, "epilogue 2 is unknown"),
+        (operators.DEPTHWISE_CONV3X3.params, {"input_gelu": 2}, "input_gelu is 2"),
+        (operators.DEPTHWISE_CONV3X3.params, {"weight": None}, "an array is null"),
+        (operators.DEPTHWISE_CONV3X3.params, {}, "must not overlap"),
     ],
 )
 def test_parameters_of_the_other_kernels_are_checked(
-    loaded: None, params: Callable[..., library.Params], changes: dict[str, object], message: str
+    loaded: None, params: Callable[..., operators.Params], changes: dict[str, object], message: str
 ) -> None:
     pointer = ctypes.addressof(ctypes.create_string_buffer(64))  # checks come before any access
-    maps = {name: library.Map(pointer, 1, 1, 1, 1) for name in ("input", "out")}
+    maps = {name: operators.Map(pointer, 1, 1, 1, 1) for name in ("x", "out")}
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 8, "height": 4, "width": 4, "epsilon": 1e-5}
-    if params is library.DepthwiseParams:
+    if params is operators.DEPTHWISE_CONV3X3.params:
         del values["epsilon"]
     assert message in refused(params(**(values | maps | {"weight": pointer, "bias": pointer} | changes)))
 
@@ -289,9 +289,9 @@ def test_parameters_of_the_other_kernels_are_checked(
 @pytest.mark.usefixtures("loaded")
 def test_narrow_and_unsupported_widths_need_no_workspace() -> None:
     for widths in ((48, 72), (64, 96), (72, 72), (192, 96), (64, 384), (0, 0), (-192, -384)):
-        assert library.feed_forward_workspace(*widths) == 0
+        assert library.workspace(operators.FEED_FORWARD, *widths) == 0
     for channels in (48, 64, 72, 384, 0, -192):
-        assert library.attention_inputs_workspace(channels) == 0
+        assert library.workspace(operators.ATTENTION_INPUTS, channels) == 0
 
 
 @pytest.mark.parametrize(
@@ -321,13 +321,13 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
     strides = {"batch_stride": 1024, "channel_stride": 1, "row_stride": 256, "column_stride": 64}
     strides |= {name: value for name, value in changes.items() if name in strides}
     out = pointer + 16 if "out" not in changes else pointer
-    maps = {"input": library.Map(pointer, **strides), "out": library.Map(out, **strides)}
+    maps = {"x": operators.Map(pointer, **strides), "out": operators.Map(out, **strides)}
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "hidden": 72, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "out"}}
     for name in {"expand_weight", "contract_bias", "workspace"} & changed.keys():
         changed[name] = changed[name] and pointer + 8
-    weights = dict.fromkeys(library.FEED_FORWARD_WEIGHTS, pointer)
-    params = library.FeedForwardParams(**(values | maps | weights | changed))
+    weights = dict.fromkeys(operators.FEED_FORWARD.weights, pointer)
+    params = operators.FEED_FORWARD.params(**(values | maps | weights | changed))
     assert message in refused(params)
 
 
@@ -354,12 +354,12 @@ def test_parameters_of_attention_inputs_are_checked(loaded: None, changes: dict[
     pointer = (ctypes.addressof(memory) + 15) // 16 * 16
     strides = {"batch_stride": 4096, "channel_stride": 1, "row_stride": 1024, "column_stride": 144}
     strides |= {name: value for name, value in changes.items() if name in strides}
-    places = {"input": 0, "qkv": 16, "gate": changes.get("gate", 32)}
-    maps = {name: library.Map(pointer + place, **strides) for name, place in places.items()}
+    places = {"x": 0, "qkv": 16, "gate": changes.get("gate", 32)}
+    maps = {name: operators.Map(pointer + place, **strides) for name, place in places.items()}
     values = {"dtype": library.FLOAT16, "batch": 1, "channels": 48, "height": 4, "width": 4}
     changed = {name: value for name, value in changes.items() if name not in {*strides, "gate"}}
     for name in {"mix_weight", "workspace"} & changed.keys():
         changed[name] = pointer + 8
-    weights = dict.fromkeys(library.ATTENTION_INPUTS_WEIGHTS, pointer)
-    params = library.AttentionInputsParams(**(values | maps | weights | changed))
+    weights = dict.fromkeys(operators.ATTENTION_INPUTS.weights, pointer)
+    params = operators.ATTENTION_INPUTS.params(**(values | maps | weights | changed))
     assert message in refused(params)

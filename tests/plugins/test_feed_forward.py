@@ -9,8 +9,11 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import pytorch as operator  # noqa: E402
-from tests.plugins.test_layer_norm_depthwise import on_gpu, poisoned  # noqa: E402
+from plugins.operators import FEED_FORWARD, HOPPER  # noqa: E402
+from plugins.pytorch import Call  # noqa: E402
+from plugins.testing import exact, poisoned, relative_error  # noqa: E402
+from plugins.testing import random_weights as random_weights_of  # noqa: E402
+from tests.plugins.test_layer_norm_depthwise import on_gpu  # noqa: E402
 
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative; in an emulation of the kernel on a CPU the errors were 3.5e-4 and 3.2e-3."""
@@ -27,35 +30,28 @@ elsewhere = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0),
     reason="the kernels take wide layers here",
 )
-WIDE = pytest.param(*library.HOPPER_FEED_FORWARD_WIDTHS, marks=on_hopper)
+WIDE_WIDTHS = FEED_FORWARD.widths.wide[HOPPER]
+WIDE = pytest.param(*WIDE_WIDTHS, marks=on_hopper)
 
 
 def random_weights(channels: int, hidden: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
-    """Such that no part of the sum is lost in another."""
-    c, e = channels, hidden
-    shapes = ((c,), (c,), (e, c, 1, 1), (e,), (e, 1, 3, 3), (e,), (c, e, 1, 1), (c,))
-    scales = (0.3, 1, c**-0.5, 1, 1 / 3, 1, e**-0.5, 1)
-    weights = [scale * torch.randn(shape, device=device) for shape, scale in zip(shapes, scales, strict=True)]
-    weights[0] += 1
-    return [weight.to(dtype) for weight in weights]
+    return random_weights_of(FEED_FORWARD, dtype, device, channels=channels, hidden=hidden)
 
 
 def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    return operator.feed_forward_reference(x.double(), [weight.double() for weight in weights], epsilon=EPSILON)
+    return exact(FEED_FORWARD, x, *weights, epsilon=EPSILON)
 
 
 def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor]) -> None:
-    workspace = operator.feed_forward_workspace(x, weights)
-    params = operator.feed_forward_parameters(out, x, weights, EPSILON, workspace)
-    library.call(params, torch.cuda.current_stream().cuda_stream)
+    Call(FEED_FORWARD, [x, *weights], [out], epsilon=EPSILON)()
 
 
 def check(out: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
     """The norm of the error over the result's, of the map and of its border alone; scale: of the tolerance."""
     border = torch.ones(out.shape[2:], dtype=torch.bool, device=out.device)
     border[1:-1, 1:-1] = False
-    for mine, exact in ((out, expected), (out[..., border], expected[..., border])):
-        error = ((mine.double() - exact).norm() / exact.norm()).item()
+    for mine, wanted in ((out, expected), (out[..., border], expected[..., border])):
+        error = relative_error(mine, wanted)
         assert error <= scale * TOLERANCE[out.dtype], f"relative error {error:.2e}"  # NaN fails too
 
 
@@ -177,13 +173,13 @@ def test_feed_forward_of_a_part(channels: int, hidden: int) -> None:
 def test_feed_forward_operator() -> None:
     x = torch.randn(2, 48, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(48, 72, torch.float16)
-    out = operator.feed_forward(x, weights, epsilon=EPSILON)
+    out = torch.ops.ribsr.feed_forward(x, weights, epsilon=EPSILON)
     assert out.is_contiguous(memory_format=torch.channels_last)
     check(out, reference(x, weights))
     with pytest.raises(TypeError, match="float32"):
-        operator.feed_forward(x.float(), weights, epsilon=EPSILON)
+        torch.ops.ribsr.feed_forward(x.float(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="channels-last"):
-        operator.feed_forward(x.contiguous(), weights, epsilon=EPSILON)
+        torch.ops.ribsr.feed_forward(x.contiguous(), weights, epsilon=EPSILON)
     with pytest.raises(library.LibraryError, match="must not overlap"):
         run(x, x, weights)
 
@@ -191,7 +187,7 @@ def test_feed_forward_operator() -> None:
 @on_gpu
 @elsewhere
 def test_wide_layers_are_refused_elsewhere() -> None:
-    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    channels, hidden = WIDE_WIDTHS
     x, out = (poisoned(1, channels, 9, 11, torch.float16, "padded") for _ in range(2))
     with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
         run(x, out, random_weights(channels, hidden, torch.float16))
@@ -201,14 +197,15 @@ def test_wide_layers_are_refused_elsewhere() -> None:
 @on_hopper
 def test_calls_one_after_the_other_may_share_a_workspace() -> None:
     """Each has its weights in it before it begins, and not before the one before has ended."""
-    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    channels, hidden = WIDE_WIDTHS
     x, *outs = (poisoned(1, channels, 200, 131, torch.float16, "padded") for _ in range(5))
     x.copy_(torch.randn(x.shape, device="cuda"))
     weights = [random_weights(channels, hidden, torch.float16) for _ in outs]
-    workspace = operator.feed_forward_workspace(x, weights[0])
+    workspace = None
     for out, own in zip(outs, weights, strict=True):
-        params = operator.feed_forward_parameters(out, x, own, EPSILON, workspace)
-        library.call(params, torch.cuda.current_stream().cuda_stream)
+        call = Call(FEED_FORWARD, [x, *own], [out], workspace=workspace, epsilon=EPSILON)
+        call()
+        workspace = call.workspace
     for out, own in zip(outs, weights, strict=True):
         check(out, reference(x, own))
 
@@ -218,7 +215,7 @@ def test_calls_one_after_the_other_may_share_a_workspace() -> None:
 @pytest.mark.parametrize("rows", ["further apart", "nearer than columns"])
 def test_other_strides(rows: str) -> None:
     """Rows that are no whole number of pixels apart; rows next to each other, columns not."""
-    channels, hidden = library.HOPPER_FEED_FORWARD_WIDTHS
+    channels, hidden = WIDE_WIDTHS
     h, w = 37, 41
     if rows == "further apart":
         x, out = (
@@ -241,10 +238,10 @@ def test_in_a_graph(channels: int, hidden: int) -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
     weights = random_weights(channels, hidden, torch.float16)
-    operator.feed_forward(x, weights, epsilon=EPSILON)
+    torch.ops.ribsr.feed_forward(x, weights, epsilon=EPSILON)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = operator.feed_forward(x, weights, epsilon=EPSILON)
+        out = torch.ops.ribsr.feed_forward(x, weights, epsilon=EPSILON)
     x.copy_(torch.randn(x.shape, device="cuda"))
     out.fill_(torch.nan)
     graph.replay()
@@ -262,18 +259,30 @@ def test_feed_forward_on_cpu(layout: torch.memory_format) -> None:
     x = torch.randn(2, 12, 5, 7, dtype=torch.float64).to(memory_format=layout)
     weights = [weight.detach() for weight in (*norm.parameters(), *block.parameters())]
     arguments = (x, weights, EPSILON)
-    out = operator.feed_forward(*arguments)
+    out = torch.ops.ribsr.feed_forward(*arguments)
     assert out.is_contiguous(memory_format=layout)
     torch.testing.assert_close(out, (x + block(norm(x))).detach())
     torch.library.opcheck(torch.ops.ribsr.feed_forward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize(("index", "shape"), [(0, (13,)), (2, (18, 12)), (4, (18, 1, 5, 5)), (6, (18, 12, 1, 1))])
-def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("index", "shape", "message"),
+    [
+        (0, (13,), r"norm_weight is \[13\], expected \[channels\] with channels = 12"),
+        (2, (18, 12), r"expand_weight is \[18, 12\], expected \[hidden, channels, 1, 1\] with channels = 12"),
+        (4, (18, 1, 5, 5), r"depthwise_weight is .*, expected \[hidden, 1, 3, 3\] with hidden = 18"),
+        (
+            6,
+            (18, 12, 1, 1),
+            r"contract_weight is .*, expected \[channels, hidden, 1, 1\] with channels = 12, hidden = 18",
+        ),
+    ],
+)
+def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[int, ...], message: str) -> None:
     weights = random_weights(12, 18, torch.float32, "cpu")
     weights[index] = torch.zeros(shape)
-    with pytest.raises(ValueError, match=r"expected \[B, C, H, W\] and .*\[E, C, 1, 1\]"):
-        operator.feed_forward(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.ribsr.feed_forward(torch.zeros(1, 12, 5, 7), weights, epsilon=EPSILON)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +290,12 @@ def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[in
     [(48, 72, True), (64, 96, True), (8, 8, True), (72, 72, False), (48, 104, False), (44, 72, False), (48, 0, False),
      (192, 96, False), (64, 384, False), (384, 192, False)],
 )  # fmt: skip
-@pytest.mark.parametrize("hopper", [False, True])
-def test_which_widths_fit(channels: int, hidden: int, fits: bool, hopper: bool) -> None:
-    assert library.fits_feed_forward(channels, hidden, hopper=hopper) == fits
+@pytest.mark.parametrize("capability", [None, "8.9", HOPPER])
+def test_which_widths_fit(channels: int, hidden: int, fits: bool, capability: str | None) -> None:
+    assert FEED_FORWARD.fits(channels, hidden, capability=capability) == fits
 
 
 def test_wide_layers_fit_on_hopper_alone() -> None:
-    assert library.fits_feed_forward(192, 384, hopper=True)
-    assert not library.fits_feed_forward(192, 384)
+    assert FEED_FORWARD.fits(192, 384, capability=HOPPER)
+    assert not FEED_FORWARD.fits(192, 384)
+    assert not FEED_FORWARD.fits(192, 384, capability="12.0")

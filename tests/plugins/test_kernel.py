@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,11 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import pytorch as operator  # noqa: E402
-from ribsr import attention  # noqa: E402
+from plugins.operators import CYCLIC_WINDOW_ATTENTION as ATTENTION  # noqa: E402
+from plugins.operators import HOPPER  # noqa: E402
+from plugins.pytorch import Call, kernel  # noqa: E402
+from plugins.testing import TOLERANCE, AttentionCase, exact, relative_error  # noqa: E402
+from ribsr.attention import Geometry  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +25,6 @@ pytestmark = [
     pytest.mark.skipif(not library.path().exists(), reason="needs the library: python -m plugins.build"),
 ]
 
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
 
 MEMORY = 8 * 2**30
@@ -39,92 +42,12 @@ def bounded_memory() -> Iterator[None]:
 
 
 def on_hopper() -> bool:
-    return torch.cuda.get_device_capability() == (9, 0)
+    return "{}.{}".format(*torch.cuda.get_device_capability()) == HOPPER
 
 
-def poisoned(b: int, c: int, h: int, w: int, dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """A [b, c, h, w] view of NaN-filled memory: nchw, or nhwc with the pixel stride padded to a multiple of 8."""
-    if layout == "nchw":
-        return torch.full((b, c, h, w), torch.nan, dtype=dtype, device="cuda")
-    padded = -(-c // 8) * 8
-    return torch.full((b, h, w, padded), torch.nan, dtype=dtype, device="cuda")[..., :c].permute(0, 3, 1, 2)
-
-
-def quadratic_bias(window: tuple[int, int], depth: float, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors [N, 4] of a bias that falls with the squared distance, by `depth` from corner to corner.
-
-    Mirrored: the distance from the query's mirror image in the window's centre.
-    """
-    y, x = (torch.linspace(-1, 1, size) for size in window)
-    place = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
-    a, ones = depth / 8, torch.ones(len(place), 1)
-    square = place.square().sum(1, keepdim=True)
-    factors_q = torch.cat([-a * square, ones, 2 * a * (-place if mirrored else place)], 1)
-    return factors_q, torch.cat([ones, -a * square, place], 1)
-
-
-def check(
-    *,
-    window: tuple[int, int],
-    d: int,
-    r: int,
-    size: tuple[int, int],
-    dtype: torch.dtype,
-    heads: int = 2,
-    batch: int = 1,
-    shift: tuple[int, int] = (0, 0),
-    layout: str = "nhwc",
-    path: str = "auto",
-    factor: float = 1.0,
-    expected_path: str | None = None,
-    gate_sigmoid: bool = False,
-    depth: float = 0.0,
-    mirrored: bool = False,
-) -> None:
-    """Run on fresh random inputs, q and rib_q multiplied by `factor`, and compare with the float64 reference.
-
-    With a depth, every other head's first four RIB factors are those of `quadratic_bias`.
-    """
-    h, w = size
-    c = heads * d
-    qkv = poisoned(batch, 3 * c, h, w, dtype, layout)
-    gate = poisoned(batch, c, h, w, dtype, layout)
-    out = poisoned(batch, c, h, w, dtype, layout)
-    values = torch.randn(batch, 3 * c, h, w, device="cuda")
-    values[:, :c] *= factor
-    qkv.copy_(values)
-    gate.copy_(torch.randn(batch, c, h, w, device="cuda") * 4 if gate_sigmoid else torch.rand(batch, c, h, w).cuda())
-    tokens = window[0] * window[1]
-    rib_q = torch.randn(heads, tokens, r, device="cuda") * factor
-    rib_k = torch.randn(heads, tokens, r, device="cuda")
-    scale = d**-0.5
-    if depth:
-        for factors, bias in zip((rib_q, rib_k), quadratic_bias(window, depth / scale, mirrored), strict=True):
-            factors[::2, :, :4] = bias.cuda()
-    rib_q, rib_k = rib_q.to(dtype), rib_k.to(dtype)
-
-    params = operator.parameters(
-        out, qkv, rib_q, rib_k, gate, list(window), heads, list(shift), scale, path, gate_sigmoid
-    )
-    if expected_path is not None:
-        assert library.chosen_path(params) == expected_path
-    library.call(params, torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
-
-    expected = attention.reference(
-        qkv.double(),
-        rib_q.double(),
-        rib_k.double(),
-        gate.double().sigmoid() if gate_sigmoid else gate.double(),
-        window=window,
-        heads=heads,
-        shift=shift,
-        scale=scale,
-    )
-    error = ((out.double() - expected).norm() / expected.norm()).item()
-    assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"  # NaN fails too
-    if layout == "nhwc" and c % 8:  # what lies between the pixels is not ours
-        assert out.as_strided((batch, h, w, -c % 8), out.permute(0, 2, 3, 1).stride(), c).isnan().all()
+def check(**case: Any) -> None:
+    """Run an `AttentionCase` of these fields, and compare with the float64 reference."""
+    assert AttentionCase(**case).failure() == ""
 
 
 SIZES = {8: (19, 45), 16: (33, 50), 32: (40, 70), 48: (50, 97), 64: (65, 30), 96: (100, 60)}
@@ -143,7 +66,7 @@ def test_tuned_widths(window: int, d: int, r: int, path: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("layout", ["padded", "nchw"])
 @pytest.mark.parametrize(
     ("window", "d", "r", "size"),
     [
@@ -181,7 +104,7 @@ def test_large_scores(window: int, factor: float, path: str, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("layout", ["padded", "nchw"])
 @pytest.mark.parametrize("path", ["auto", "portable"])
 @pytest.mark.parametrize(("window", "d"), [(8, 16), (16, 32), (48, 32), (12, 30)])
 def test_gate_through_the_sigmoid(window: int, d: int, path: str, layout: str, dtype: torch.dtype) -> None:
@@ -217,7 +140,7 @@ def test_scores_that_depend_on_places(
 @pytest.mark.parametrize("nats", [20.0, 60.0, 250.0])
 def test_one_key_far_above_the_others(nats: float, dtype: torch.dtype) -> None:
     """Whichever of 16 keys in a row it is: a thread does not treat its scores alike."""
-    arguments = {"window": (32, 32), "heads": 2, "shift": (0, 0), "scale": 1.0}
+    geometry = Geometry((32, 32), heads=2, shift=(0, 0), scale=1.0)
     shape = (1, 32, 32, 32)
     factors = torch.zeros(2, 1024, 16, dtype=dtype, device="cuda")
     gate = torch.ones(shape, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
@@ -227,9 +150,8 @@ def test_one_key_far_above_the_others(nats: float, dtype: torch.dtype) -> None:
         k[:, ::16] = 0.0
         k[:, ::16, key // 32, key % 32] = nats
         qkv = torch.cat([q, k, v], 1).to(dtype).to(memory_format=torch.channels_last)
-        out = operator.kernel(qkv, factors, factors, gate, **arguments)
-        expected = attention.reference(qkv.double(), factors.double(), factors.double(), gate.double(), **arguments)
-        error = ((out.double() - expected).norm() / expected.norm()).item()
+        inputs = (qkv, factors, factors, gate)
+        error = relative_error(kernel(*inputs, geometry), exact(ATTENTION, *inputs, **geometry._asdict()))
         assert error <= TOLERANCE[dtype], f"key {key}: relative error {error:.2e}"
 
 
@@ -249,42 +171,43 @@ def test_many_items_per_block() -> None:
 @pytest.mark.parametrize(
     ("d", "r", "layout", "path"),
     [
-        (32, 24, "nhwc", "hopper"),
+        (32, 24, "padded", "hopper"),
         (32, 24, "nchw", "portable"),
-        (32, 40, "nhwc", "portable"),
-        (30, 16, "nhwc", "portable"),
+        (32, 40, "padded", "portable"),
+        (30, 16, "padded", "portable"),
     ],
 )
 def test_paths_chosen_by_layout(d: int, r: int, layout: str, path: str) -> None:
     if not on_hopper():
         pytest.skip("needs compute capability 9.0")
-    check(window=(16, 16), d=d, r=r, size=(20, 20), dtype=torch.float16, layout=layout, expected_path=path)
+    case = AttentionCase(window=(16, 16), d=d, r=r, size=(20, 20), dtype=torch.float16, layout=layout)
+    assert library.chosen_path(case.prepare().params) == path
+    assert case.failure() == ""
 
 
 def test_operator_in_a_graph() -> None:
     """The PyTorch operator: layout of its output, backend function, CUDA graph replay on new inputs."""
     generator = torch.Generator("cuda").manual_seed(1)
 
-    def inputs() -> list[torch.Tensor]:
+    def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         maps = [torch.randn(2, c, 21, 30, device="cuda", generator=generator) for c in (96, 32)]
         factors = [torch.randn(2, 256, 16, device="cuda", generator=generator) for _ in range(2)]
         qkv, gate = (x.half().to(memory_format=torch.channels_last) for x in maps)
-        return [qkv, factors[0].half(), factors[1].half(), gate]
+        return qkv, factors[0].half(), factors[1].half(), gate
 
-    arguments = {"window": (16, 16), "heads": 2, "shift": (8, 8), "scale": 0.25}
+    geometry = Geometry((16, 16), heads=2, shift=(8, 8), scale=0.25)
     static = inputs()
-    out = operator.kernel(*static, **arguments)
+    out = kernel(*static, geometry)
     assert out.is_contiguous(memory_format=torch.channels_last)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = operator.kernel(*static, **arguments)
+        out = kernel(*static, geometry)
     for _ in range(2):
         for x, new in zip(static, inputs(), strict=True):
             x.copy_(new)
         out.fill_(torch.nan)
         graph.replay()
-        expected = attention.reference(*(x.double() for x in static), **arguments)
-        assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[torch.float16]
+        assert relative_error(out, exact(ATTENTION, *static, **geometry._asdict())) < TOLERANCE[torch.float16]
 
 
 def test_opcheck() -> None:
@@ -302,9 +225,10 @@ def test_refusals_say_why() -> None:
     gate = torch.zeros(1, 32, 8, 8, device="cuda", dtype=torch.float16)
     factors = [torch.zeros(2, 64, 16, device="cuda", dtype=torch.float16) for _ in range(2)]
     with pytest.raises(TypeError, match="float32"):
-        operator.cyclic_window_attention(x.float(), *factors, gate, [8, 8], 2, [0, 0], 0.25)
+        torch.ops.ribsr.cyclic_window_attention(x.float(), *factors, gate, [8, 8], 2, [0, 0], 0.25)
     with pytest.raises(library.LibraryError, match="scale is -1"):
-        operator.cyclic_window_attention(x, *factors, gate, [8, 8], 2, [0, 0], -1.0)
-    params = operator.parameters(gate, x, factors[0], factors[1], gate, [8, 8], 2, [0, 0], 0.25, "hopper")
+        torch.ops.ribsr.cyclic_window_attention(x, *factors, gate, [8, 8], 2, [0, 0], -1.0)
+    inputs, path = (x, *factors, gate), library.PATHS["hopper"]
+    call = Call(ATTENTION, inputs, [gate], path=path, window=[8, 8], heads=2, shift=[0, 0], scale=0.25)
     with pytest.raises(library.LibraryError, match="Hopper path"):
-        library.call(params, 0)
+        call()

@@ -12,7 +12,9 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins import pytorch as operator  # noqa: E402
+from plugins.operators import CHANNEL_LAYER_NORM, DEPTHWISE_CONV3X3  # noqa: E402
+from plugins.pytorch import Call  # noqa: E402
+from plugins.testing import TOLERANCE, exact, poisoned, random_weights, relative_error  # noqa: E402
 
 
 def on_gpu(test: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,23 +23,14 @@ def on_gpu(test: Callable[..., Any]) -> Callable[..., Any]:
     return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")(test))
 
 
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
 SIZES = [(1, 1), (1, 7), (5, 3), (37, 53), (200, 131)]
 CHANNELS = [1, 8, 20, 48, 60, 64, 96, 180, 192, 256, 384, 1032]
 
 
-def poisoned(b: int, c: int, h: int, w: int, dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """A [b, c, h, w] view of NaN-filled memory: nchw, or nhwc with the pixel stride padded to a multiple of 8."""
-    if layout == "nchw":
-        return torch.full((b, c, h, w), torch.nan, dtype=dtype, device="cuda")
-    padded = c if layout == "packed" else -(-c // 8) * 8
-    return torch.full((b, h, w, padded), torch.nan, dtype=dtype, device="cuda")[..., :c].permute(0, 3, 1, 2)
-
-
 def check(out: torch.Tensor, expected: torch.Tensor, zeros: bool) -> None:
     """The norm of the error over the result's, and zeros between the pixels of a padded map."""
-    error = ((out.double() - expected).norm() / expected.norm()).item()
+    error = relative_error(out, expected)
     assert error <= TOLERANCE[out.dtype], f"relative error {error:.2e}"  # NaN fails too
     b, c, h, w = out.shape
     if zeros and out.stride(1) == 1 and out.stride(3) == c + -c % 8 and c % 8:
@@ -47,21 +40,16 @@ def check(out: torch.Tensor, expected: torch.Tensor, zeros: bool) -> None:
 
 def normalise(x: torch.Tensor, out: torch.Tensor, epsilon: float = 1e-5) -> None:
     """The layer norm kernel on x with random weight and bias, compared."""
-    weight = (1 + 0.3 * torch.randn(x.shape[1], device="cuda")).to(x.dtype)
-    bias = torch.randn(x.shape[1], device="cuda").to(x.dtype)
-    params = operator.layer_norm_parameters(out, x, weight, bias, epsilon)
-    library.call(params, torch.cuda.current_stream().cuda_stream)
-    check(out, operator.layer_norm_reference(x.double(), weight.double(), bias.double(), epsilon), x.stride(1) == 1)
+    inputs = [x, *random_weights(CHANNEL_LAYER_NORM, x.dtype, channels=x.shape[1])]
+    Call(CHANNEL_LAYER_NORM, inputs, [out], epsilon=epsilon)()
+    check(out, exact(CHANNEL_LAYER_NORM, *inputs, epsilon=epsilon), x.stride(1) == 1)
 
 
 def convolve(x: torch.Tensor, out: torch.Tensor, add_gelu: bool, input_gelu: bool = False) -> None:
     """The depthwise kernel on x with random weight and bias, compared."""
-    weight = (torch.randn(x.shape[1], 1, 3, 3, device="cuda") / 3).to(x.dtype)
-    bias = torch.randn(x.shape[1], device="cuda").to(x.dtype)
-    params = operator.depthwise_parameters(out, x, weight, bias, add_gelu, input_gelu)
-    library.call(params, torch.cuda.current_stream().cuda_stream)
-    expected = operator.depthwise_reference(x.double(), weight.double(), bias.double(), add_gelu, input_gelu)
-    check(out, expected, x.stride(1) == 1)
+    inputs = [x, *random_weights(DEPTHWISE_CONV3X3, x.dtype, channels=x.shape[1])]
+    Call(DEPTHWISE_CONV3X3, inputs, [out], add_gelu=add_gelu, input_gelu=input_gelu)()
+    check(out, exact(DEPTHWISE_CONV3X3, *inputs, add_gelu=add_gelu, input_gelu=input_gelu), x.stride(1) == 1)
 
 
 @on_gpu
@@ -127,13 +115,13 @@ def test_layer_norm_keeps_neighbouring_channels() -> None:
 def test_layer_norm_operator(channels: int) -> None:
     x = torch.randn(2, channels, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weight, bias = torch.randn(2, channels, device="cuda").half()
-    out = operator.channel_layer_norm(x, weight, bias, 1e-6)
+    out = torch.ops.ribsr.channel_layer_norm(x, weight, bias, 1e-6)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    check(out, operator.layer_norm_reference(x.double(), weight.double(), bias.double(), 1e-6), True)
+    check(out, exact(CHANNEL_LAYER_NORM, x, weight, bias, epsilon=1e-6), True)
     with pytest.raises(TypeError, match="float32"):
-        operator.channel_layer_norm(x, weight.float(), bias, 1e-6)
+        torch.ops.ribsr.channel_layer_norm(x, weight.float(), bias, 1e-6)
     with pytest.raises(library.LibraryError, match="epsilon is -1"):
-        operator.channel_layer_norm(x, weight, bias, -1.0)
+        torch.ops.ribsr.channel_layer_norm(x, weight, bias, -1.0)
 
 
 @on_gpu
@@ -174,8 +162,7 @@ def test_gelu_of_sums_that_float16_does_not_hold(dtype: torch.dtype) -> None:
     x.copy_(1000 + torch.rand(x.shape, device="cuda"))
     weight = torch.full((72, 1, 3, 3), -100.0, device="cuda", dtype=dtype)
     bias = torch.zeros(72, device="cuda", dtype=dtype)
-    params = operator.depthwise_parameters(out, x, weight, bias, True)
-    library.call(params, torch.cuda.current_stream().cuda_stream)
+    Call(DEPTHWISE_CONV3X3, [x, weight, bias], [out], add_gelu=True)()
     assert torch.equal(out, x)
 
 
@@ -187,7 +174,7 @@ def test_gelu_of_every_float16() -> None:
     x = x[: x.numel() // 128 * 128].view(1, -1, 16, 8).permute(0, 3, 1, 2)
     weight = torch.zeros(8, 1, 3, 3, device="cuda", dtype=torch.float16)
     weight[:, :, 1, 1] = 1
-    out = operator.depthwise_conv3x3(x, weight, torch.zeros(8, device="cuda", dtype=torch.float16), True)
+    out = torch.ops.ribsr.depthwise_conv3x3(x, weight, torch.zeros(8, device="cuda", dtype=torch.float16), True)
     exact = x.double() + torch.nn.functional.gelu(x.double())
     unit = torch.maximum(exact.abs(), x.double().abs()) * 2**-11 + 2**-25
     own = torch.clamp(4e-4 * x.double().abs(), max=3e-4)
@@ -201,7 +188,7 @@ def test_not_a_number_spreads_to_its_neighbours_alone(layout: str) -> None:
     x.fill_(1.0)
     x[0, 5, 4, 6] = torch.nan
     weight, bias = torch.ones(24, 1, 3, 3, device="cuda").half(), torch.ones(24, device="cuda").half()
-    library.call(operator.depthwise_parameters(out, x, weight, bias, True), torch.cuda.current_stream().cuda_stream)
+    Call(DEPTHWISE_CONV3X3, [x, weight, bias], [out], add_gelu=True)()
     expected = torch.zeros(out.shape, dtype=torch.bool, device="cuda")
     expected[0, 5, 3:6, 5:8] = True
     assert torch.equal(out.isnan(), expected)
@@ -231,13 +218,13 @@ def test_depthwise_keeps_neighbouring_channels() -> None:
 def test_depthwise_operator() -> None:
     x = torch.randn(2, 96, 9, 11, device="cuda").half().to(memory_format=torch.channels_last)
     weight, bias = torch.randn(96, 1, 3, 3, device="cuda").half(), torch.randn(96, device="cuda").half()
-    out = operator.depthwise_conv3x3(x, weight, bias, True)
+    out = torch.ops.ribsr.depthwise_conv3x3(x, weight, bias, True)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    check(out, operator.depthwise_reference(x.double(), weight.double(), bias.double(), True), True)
+    check(out, exact(DEPTHWISE_CONV3X3, x, weight, bias, add_gelu=True), True)
     with pytest.raises(TypeError, match="float32"):
-        operator.depthwise_conv3x3(x.float(), weight, bias, True)
+        torch.ops.ribsr.depthwise_conv3x3(x.float(), weight, bias, True)
     with pytest.raises(library.LibraryError, match="must not overlap"):
-        library.call(operator.depthwise_parameters(x, x, weight, bias, True), 0)
+        Call(DEPTHWISE_CONV3X3, [x, weight, bias], [x], add_gelu=True)()
 
 
 @on_gpu
@@ -247,8 +234,8 @@ def test_in_a_graph() -> None:
     weight, bias = torch.randn(96, 1, 3, 3, device="cuda").half(), torch.randn(96, device="cuda").half()
 
     def both() -> torch.Tensor:
-        y = operator.channel_layer_norm(x, weight[:, 0, 0, 0], bias, 1e-5)
-        return operator.depthwise_conv3x3(y, weight, bias, True)
+        y = torch.ops.ribsr.channel_layer_norm(x, weight[:, 0, 0, 0], bias, 1e-5)
+        return torch.ops.ribsr.depthwise_conv3x3(y, weight, bias, True)
 
     both()
     graph = torch.cuda.CUDAGraph()
@@ -257,8 +244,8 @@ def test_in_a_graph() -> None:
     x.copy_(torch.randn(x.shape, device="cuda"))
     out.fill_(torch.nan)
     graph.replay()
-    norm = operator.layer_norm_reference(x.double(), weight[:, 0, 0, 0].double(), bias.double(), 1e-5)
-    check(out, operator.depthwise_reference(norm, weight.double(), bias.double(), True), True)
+    norm = exact(CHANNEL_LAYER_NORM, x, weight[:, 0, 0, 0], bias, epsilon=1e-5)
+    check(out, exact(DEPTHWISE_CONV3X3, norm, weight, bias, add_gelu=True), True)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -266,7 +253,7 @@ def test_layer_norm_on_cpu(layout: torch.memory_format) -> None:
     """The statistics over channels, written out; the fake agrees with the operator."""
     x = torch.randn(2, 12, 5, 7).to(memory_format=layout)
     weight, bias = torch.randn(2, 12)
-    out = operator.channel_layer_norm(x, weight, bias, 0.1)
+    out = torch.ops.ribsr.channel_layer_norm(x, weight, bias, 0.1)
     assert out.is_contiguous(memory_format=layout)
     deviation = x - x.mean(1, keepdim=True)
     expected = deviation / (deviation.square().mean(1, keepdim=True) + 0.1).sqrt()
@@ -278,10 +265,10 @@ def test_layer_norm_on_cpu(layout: torch.memory_format) -> None:
 
 def test_layer_norm_refuses_shapes_that_do_not_fit() -> None:
     x = torch.zeros(1, 12, 5, 7)
-    with pytest.raises(ValueError, match=r"expected \[B, C, H, W\], \[C\] and \[C\]"):
-        operator.channel_layer_norm(x, torch.zeros(11), torch.zeros(12), 1e-5)
-    with pytest.raises(ValueError, match=r"weight and bias are \[12, 5, 7\]"):
-        operator.channel_layer_norm(x[0], torch.zeros(12), torch.zeros(12), 1e-5)
+    with pytest.raises(ValueError, match=r"weight is \[11\], expected \[channels\] with channels = 12"):
+        torch.ops.ribsr.channel_layer_norm(x, torch.zeros(11), torch.zeros(12), 1e-5)
+    with pytest.raises(ValueError, match=r"x is \[12, 5, 7\], expected \[batch, channels, height, width\]$"):
+        torch.ops.ribsr.channel_layer_norm(x[0], torch.zeros(12), torch.zeros(12), 1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -290,7 +277,7 @@ def test_depthwise_on_cpu(add_gelu: bool, input_gelu: bool, layout: torch.memory
     """The nine taps, written out; the fake agrees with the operator."""
     x = torch.randn(2, 12, 5, 7).to(memory_format=layout)
     weight, bias = torch.randn(12, 1, 3, 3), torch.randn(12)
-    out = operator.depthwise_conv3x3(x, weight, bias, add_gelu, input_gelu)
+    out = torch.ops.ribsr.depthwise_conv3x3(x, weight, bias, add_gelu, input_gelu)
     assert out.is_contiguous(memory_format=layout)
 
     def gelu(y: torch.Tensor) -> torch.Tensor:
@@ -310,7 +297,7 @@ def test_depthwise_on_cpu(add_gelu: bool, input_gelu: bool, layout: torch.memory
 
 def test_depthwise_refuses_shapes_that_do_not_fit() -> None:
     x = torch.zeros(1, 12, 5, 7)
-    with pytest.raises(ValueError, match=r"expected \[B, C, H, W\], \[C, 1, 3, 3\] and \[C\]"):
-        operator.depthwise_conv3x3(x, torch.zeros(12, 1, 5, 5), torch.zeros(12), True)
-    with pytest.raises(ValueError, match=r"\[11\]: expected"):
-        operator.depthwise_conv3x3(x, torch.zeros(12, 1, 3, 3), torch.zeros(11), True)
+    with pytest.raises(ValueError, match=r"weight is \[12, 1, 5, 5\], expected \[channels, 1, 3, 3\] with"):
+        torch.ops.ribsr.depthwise_conv3x3(x, torch.zeros(12, 1, 5, 5), torch.zeros(12), True)
+    with pytest.raises(ValueError, match=r"bias is \[11\], expected \[channels\]"):
+        torch.ops.ribsr.depthwise_conv3x3(x, torch.zeros(12, 1, 3, 3), torch.zeros(11), True)

@@ -78,10 +78,10 @@ def test_driven_on_the_host(driver: list[str], monkeypatch: pytest.MonkeyPatch) 
     library.load.cache_clear()
     for label, size in {
         "layer norm, 96 channels": 0,
-        "feed-forward, 48 and 72 channels": library.feed_forward_workspace(48, 72),
-        "feed-forward, 192 and 384 channels": library.feed_forward_workspace(192, 384),
-        "attention inputs, 64 channels": library.attention_inputs_workspace(64),
-        "attention inputs, 192 channels": library.attention_inputs_workspace(192),
+        "feed-forward, 48 and 72 channels": library.workspace(operators.FEED_FORWARD, 48, 72),
+        "feed-forward, 192 and 384 channels": library.workspace(operators.FEED_FORWARD, 192, 384),
+        "attention inputs, 64 channels": library.workspace(operators.ATTENTION_INPUTS, 64),
+        "attention inputs, 192 channels": library.workspace(operators.ATTENTION_INPUTS, 192),
     }.items():
         assert f"{label}, fp16, kHWC8\n    workspace of {size} bytes\n" in output
 
@@ -235,7 +235,7 @@ def loadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_plugins_are_loaded_once(loadable: Path) -> None:
-    registry = Registry(library.TENSORRT_PLUGINS)
+    registry = Registry(operators.NAMES)
     library.load_tensorrt(tensorrt(registry), loadable)
     library.load_tensorrt(tensorrt(registry), Path("not-needed-any-more.so"))
     assert registry.loaded == [str(loadable)]
@@ -243,14 +243,14 @@ def test_plugins_are_loaded_once(loadable: Path) -> None:
 
 def test_plugins_of_the_new_interface_count(loadable: Path) -> None:
     """From TensorRT 10 on, plugin_creator_list lacks IPluginV3 creators; all_creators has them."""
-    registry = Registry(library.TENSORRT_PLUGINS)
+    registry = Registry(operators.NAMES)
     registry.load_library("")
     newer = SimpleNamespace(all_creators=registry.plugin_creator_list, plugin_creator_list=[])
     library.load_tensorrt(tensorrt(newer), loadable)
 
 
 def test_library_of_another_tensorrt(loadable: Path) -> None:
-    registry = Registry(library.TENSORRT_PLUGINS[:1])
+    registry = Registry(operators.NAMES[:1])
     with pytest.raises(
         library.LibraryError, match="DepthwiseConv3x3, FeedForward, AttentionInputs: it was built for another"
     ):
@@ -278,7 +278,7 @@ def test_library_of_another_version(
 ) -> None:
     """It has the same plugins, which would refuse what this version gives them, in TensorRT's words."""
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(**functions))
-    registry = Registry(library.TENSORRT_PLUGINS)
+    registry = Registry(operators.NAMES)
     with pytest.raises(library.LibraryError, match=rf"interface version {version}, not \d+: build it again"):
         library.load_tensorrt(tensorrt(registry), loadable)
     assert not registry.loaded

@@ -32,7 +32,7 @@ from export.trt import build as trt_build
 from export import trt as command
 from export.onnx import Options as ONNXOptions
 from export.onnx import export_onnx
-from plugins import compiler, library
+from plugins import compiler, library, operators
 from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt
 from tests.export.test_inspection import NEW, OLD, layer
 
@@ -264,7 +264,7 @@ def test_wide_layers_become_one_node_for_hopper_alone(here, monkeypatch, files, 
     result = invoke("--onnx", str(files / f"{file}.onnx"), "--no-verify")
     assert result.exit_code == 0, result.output
     count = fuse.count(gpu.parsed)
-    assert (count["FeedForward"], count["AttentionInputs"]) == (whole, whole)
+    assert (count[operators.FEED_FORWARD.name], count[operators.ATTENTION_INPUTS.name]) == (whole, whole)
     assert count["DepthwiseConv3x3"] == 2 - 2 * whole
     (plan,) = here.glob("*.plan.json")
     assert json.loads(plan.read_text())["layers"]["plugins fp16"] == sum(count.values())

@@ -1,0 +1,216 @@
+"""The table of operators against the C header and the TensorRT plugins, as texts: neither a compiler nor a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugins import library, operators
+from plugins.operators import CYCLIC_WINDOW_ATTENTION as ATTENTION
+from plugins.operators import OPERATORS, Operator
+
+FOLDER = Path(library.__file__).parent
+HEADER = (FOLDER / "include" / "ribsr_kernels.h").read_text(encoding="utf-8")
+TYPES = {
+    "uint32_t ": ctypes.c_uint32,
+    "int32_t ": ctypes.c_int32,
+    "int64_t ": ctypes.c_int64,
+    "float ": ctypes.c_float,
+    "RibsrMap ": operators.Map,
+    "void *": ctypes.c_void_p,
+    "const void *": ctypes.c_void_p,
+}
+FUNCTIONS_OF_NO_OPERATOR = {"ribsr_attention_path", "ribsr_error_message", "ribsr_interface_version"}
+
+every = pytest.mark.parametrize("operator", OPERATORS, ids=operators.NAMES)
+
+
+def source(pattern: str) -> str:
+    """The text of the files of plugins/src that have such a name."""
+    files = sorted((FOLDER / "src").glob(pattern))
+    assert files
+    return "".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def structures(header: str) -> dict[str, list[tuple[str, type]]]:
+    """Each structure's fields, names and types in order."""
+    text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    found = {}
+    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL):
+        fields = found[name] = []
+        for declaration in filter(None, map(str.strip, body.split(";"))):
+            kind = next(kind for kind in TYPES if declaration.startswith(kind))
+            fields += [(field.strip(), TYPES[kind]) for field in declaration.removeprefix(kind).split(",")]
+    return found
+
+
+def in_c(fields: object) -> list[tuple[str, type]]:
+    """A ctypes structure's fields as the header names them: Python has no variables called `in`."""
+    assert isinstance(fields, (list, tuple))
+    return [("in" if name == "x" else name, kind) for name, kind in fields]
+
+
+def test_structures_are_those_of_the_header() -> None:
+    expected = {operator.struct: in_c(operator.params._fields_) for operator in OPERATORS}
+    assert structures(HEADER) == {"RibsrMap": in_c(operators.Map._fields_), **expected}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("int32_t batch, height, width;", "int32_t batch, width, height;"),
+        ("int32_t dtype;        /* of all ten arrays */", ""),
+        ("int32_t gate_sigmoid; ", "int64_t gate_sigmoid; "),
+        ("const void *mix_bias; ", "const void *mixed_bias; "),
+        ("const void *weight; /* [channels], contiguous */\n  const void *bias;", "const void *bias, *weight;"),
+        ("RibsrMap in, qkv, gate; ", "RibsrMap in, gate, qkv; "),
+        ("void *workspace; ", ""),
+        ("float scale; ", "float scale, other; "),
+        ("} RibsrDepthwiseParams;", "} RibsrConvolutionParams;"),
+    ],
+)
+def test_other_structures_would_be_noticed(before: str, after: str) -> None:
+    assert before in HEADER
+    assert structures(HEADER.replace(before, after, 1)) != structures(HEADER)
+
+
+def test_functions_are_those_of_the_header() -> None:
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    found = {name: (kind, given) for kind, name, given in re.findall(r"RIBSR_API (\w+) (ribsr_\w+)\((.*?)\);", text)}
+    expected = {}
+    for operator in OPERATORS:
+        expected[operator.function] = ("int32_t", f"const {operator.struct} *params, void *stream")
+        if operator.has_workspace:
+            widths = ", ".join(f"int32_t {name}" for name in operator.widths.names)
+            expected[f"{operator.function}_workspace"] = ("int64_t", widths)
+    assert {name: found[name] for name in found.keys() - FUNCTIONS_OF_NO_OPERATOR} == expected
+
+
+@every
+def test_shapes_are_those_that_the_header_states(operator: Operator) -> None:
+    """The header leaves out dimensions of 1, and says of an attention's maps how many channels they have."""
+    body = re.findall(rf"typedef struct \{{((?:(?!typedef).)*?)\}} {operator.struct};", HEADER, re.DOTALL)[0]
+    stated = dict(re.findall(r"\*(\w+); *\s*/\* \[(.*?)\]", body))
+    for name, shape in stated.items():
+        dimensions = [dimension for dimension in operator.tensors[name].split() if dimension != "1"]
+        assert shape.replace(" * ", "*").split(", ") == dimensions
+    channels = dict(re.findall(r"RibsrMap (\w+); */\* ([\w* ]+) channels", body))
+    for name, product in channels.items():
+        assert {**operator.tensors, **operator.outputs}[name].split()[1] == product.replace(" * ", "*")
+    assert len(stated) >= len(operator.weights)
+    assert len(channels) == 3 or operator is not ATTENTION
+
+
+def test_numbers_are_those_of_the_header() -> None:
+    numbers = {name: int(value) for name, value in re.findall(r"RIBSR_(\w+) = (\d+)", HEADER)}
+    assert {name: numbers[name] for name in ("FLOAT16", "BFLOAT16")} == {
+        "FLOAT16": library.FLOAT16,
+        "BFLOAT16": library.BFLOAT16,
+    }
+    paths = {name: value for name, value in numbers.items() if name.startswith("PATH_")}
+    assert {f"PATH_{name.upper()}": value for name, value in library.PATHS.items()} == paths
+    assert (numbers["EPILOGUE_NONE"], numbers["EPILOGUE_ADD_GELU"]) == (int(False), int(True))  # of `add_gelu`
+
+
+def test_version_is_that_of_the_source() -> None:
+    (version,) = re.findall(r"ribsr_interface_version\(void\) \{ return (\d+); \}", source("**/interface.cu"))
+    assert int(version) == library.INTERFACE_VERSION
+
+
+def test_tensorrt_has_the_same_operators() -> None:
+    """Names, which inputs are maps, and how many outputs there are."""
+    faces = {}
+    for body in re.split(r"\nstruct ", source("**/tensorrt/operators.h")):
+        if name := re.search(r'static constexpr const char \*name = "(\w+)"', body):
+            maps = re.search(r"std::array maps\{(.*?)\}", body)
+            assert maps
+            faces[name[1]] = (maps[1].split(", "), body.count("Dimension{"))
+    expected = {}
+    for operator in OPERATORS:
+        maps = [str(operators.is_map(shape)).lower() for shape in operator.tensors.values()]
+        expected[operator.name] = (maps, len(operator.outputs))
+    assert faces == expected
+
+
+@every
+def test_tensorrt_reads_the_same_attributes(operator: Operator) -> None:
+    bases = dict(re.findall(r"\nstruct (\w+) : (\w+) \{", source("**/tensorrt/operators.h")))
+    bodies = re.findall(r"> (\w+)::fields\(\) const noexcept \{(.*?)\n\}", source("**/tensorrt/*.cpp"), re.DOTALL)
+    fields = {name: re.findall(r'\{"(\w+)", &?\w+, PluginFieldType::(\w+), (\d)\}', body) for name, body in bodies}
+    kinds = {"int": ("kINT32", "1"), "bool": ("kINT32", "1"), "ints": ("kINT32", "2"), "float": ("kFLOAT32", "1")}
+    expected = [(attribute.name, *kinds[attribute.kind]) for attribute in operator.attributes]
+    assert fields[operator.name if operator.name in fields else bases[operator.name]] == expected
+
+
+@every
+def test_every_field_has_its_value(operator: Operator) -> None:
+    """From shapes and attributes come all integers and floats, and the shapes again."""
+    numbers = dict(zip((*operator.integers, *operator.floats), count(5), strict=False))
+    attributes: dict[str, Any] = {name: numbers[name] for name in operator.options}
+    for attribute in operator.attributes:
+        values = [numbers[name] for name in attribute.targets]
+        attributes[attribute.name] = values if attribute.kind == "ints" else values[0]
+    shapes = [operators.sizes(shape, numbers) for shape in operator.tensors.values()]
+    assert operator.values(shapes, **attributes) == numbers
+    for i in range(len(shapes)):
+        changed = [*shapes[:i], [size + 1 for size in shapes[i]], *shapes[i + 1 :]]
+        if i:  # the first says how large the others are
+            with pytest.raises(ValueError, match=rf"{operator.name}: {list(operator.tensors)[i]} is"):
+                operator.values(changed, **attributes)
+    with pytest.raises(ValueError, match=f"got {len(shapes) - 1} tensors, expected "):
+        operator.values(shapes[1:], **attributes)
+    with pytest.raises(TypeError, match="has no attribute other"):
+        operator.values(shapes, **attributes, other=1)
+    required = next(attribute.name for attribute in operator.attributes if attribute.default is None)
+    with pytest.raises(TypeError, match=f"{required} is missing"):
+        operator.values(shapes, **{name: value for name, value in attributes.items() if name != required})
+
+
+@pytest.mark.parametrize(
+    ("head_width", "rank", "fits", "tuned"),
+    [(32, 24, True, True), (16, 32, True, True), (24, 16, True, False), (32, 1, True, False), (65, 16, False, False)],
+)
+def test_widths_of_the_attention(head_width: int, rank: int, fits: bool, tuned: bool) -> None:
+    assert ATTENTION.fits(head_width, rank) == fits
+    assert ATTENTION.is_tuned(head_width, rank) == tuned
+
+
+def test_operators_without_limits_take_any_width() -> None:
+    assert operators.CHANNEL_LAYER_NORM.fits()
+    assert operators.CHANNEL_LAYER_NORM.is_tuned()
+
+
+def test_table_needs_neither_torch_nor_numpy() -> None:
+    code = "import sys; sys.modules.update(torch=None, numpy=None); from plugins import operators; operators.NAMES[0]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        (
+            "cyclic_window_attention",
+            "(Tensor qkv, Tensor rib_q, Tensor rib_k, Tensor gate, "
+            "SymInt[] window, SymInt heads, SymInt[] shift, float scale) -> Tensor",
+        ),
+        ("channel_layer_norm", "(Tensor x, Tensor weight, Tensor bias, float epsilon) -> Tensor"),
+        (
+            "depthwise_conv3x3",
+            "(Tensor x, Tensor weight, Tensor bias, bool add_gelu, bool input_gelu=False) -> Tensor",
+        ),
+        ("feed_forward", "(Tensor x, Tensor[] weights, float epsilon) -> Tensor"),
+        ("attention_inputs", "(Tensor x, Tensor[] weights, float epsilon) -> (Tensor, Tensor)"),
+    ],
+)
+def test_schemas_in_pytorch_stay_what_they_are(name: str, schema: str) -> None:
+    torch = pytest.importorskip("torch")
+    import plugins.pytorch  # noqa: F401 (registers them)
+
+    assert str(getattr(torch.ops.ribsr, name).default._schema) == f"ribsr::{name}{schema}"
