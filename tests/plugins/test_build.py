@@ -15,7 +15,7 @@ import pytest
 import tomllib
 from click.testing import CliRunner
 
-from plugins import build, compiler, library
+from plugins import build, compiler, library, operators
 
 
 @pytest.fixture(scope="module")

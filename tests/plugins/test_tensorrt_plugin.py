@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from plugins import build, compiler, library
+from plugins import build, compiler, library, operators
 
 DRIVER = Path(__file__).with_name("v3_driver.cpp")
 
