@@ -20,7 +20,7 @@ from engines.base import out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
 from ribsr.base import pictures
-from ribsr.base.pictures import read_picture, to_bytes
+from ribsr.base.pictures import read_input, to_pixels
 from tests.engines import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_a_picture_is_enlarged(onnx_file: Path, picture: Path, tmp_path: Path) -
     assert "ExecutionProvider, " in result.stdout
     assert result.stderr == ""
     with open_engine(onnx_file) as engine:
-        expected = to_bytes(engine.run(read_picture(picture).pixels))[0].transpose(1, 2, 0)
+        expected = to_pixels(engine.run(read_input(picture)))
     np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
 
 
@@ -160,7 +160,7 @@ def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> 
     assert {path.name for path in out.iterdir()} == {"a.webp", "b.png", "c.bmp", "d.PNG", "e.png"}
     with open_engine(onnx_file) as engine:
         for path in out.iterdir():
-            expected = to_bytes(engine.run(read_picture(folder / path.name).pixels))[0].transpose(1, 2, 0)
+            expected = to_pixels(engine.run(read_input(folder / path.name)))
             np.testing.assert_array_equal(pixels(path), expected)
 
 
@@ -293,7 +293,7 @@ def test_a_model_of_one_size_takes_pictures_of_any(large_picture: Path, picture:
     result = run(model, large_picture, out)
     assert "Note: in 9 tiles of 128x96 at most\n" in result.stderr
     with open_engine(fakes.write_onnx(tmp_path / "dynamic.onnx")) as engine:
-        expected = to_bytes(engine.run(read_picture(large_picture).pixels))[0].transpose(1, 2, 0)
+        expected = to_pixels(engine.run(read_input(large_picture)))
     inside = slice(0, -6)  # at the end of the picture the tiles show its mirror image, the whole nothing
     np.testing.assert_allclose(pixels(out)[inside, inside].astype(int), expected[inside, inside], atol=1)
     assert (
