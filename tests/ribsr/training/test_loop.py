@@ -26,7 +26,7 @@ from ribsr.training.loop import Run, TrainingError, initial_model, read_state, t
 from ribsr.training.recipe import Folder, Recipe
 from ribsr.training.report import Report
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 TINY = SSTConfig("tiny", 6, (2, 2), (4, 8), (4, 4), 1, 1.5, "direct")
 
