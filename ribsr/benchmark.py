@@ -7,6 +7,7 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,25 +37,22 @@ class Score:
 def find_sets(*folders: Path) -> dict[str, list[Path]]:
     """The benchmark sets of some folders: name → high-resolution pictures.
 
-    A set is a folder with pictures in it or in its subfolder HR; each of `folders` is one, or holds some.
-    Raises DataError where there is none, and for two sets of one name.
+    A set is a folder with pictures in it or in its subfolder HR; each of `folders` is one, or holds some. Where several
+    have one name, their paths are their names. Raises DataError for a folder without any.
     """
-    sets: dict[str, list[Path]] = {}
+    sets: dict[Path, list[Path]] = {}
     for folder in folders:
-        for name, pictures in _sets_of(folder).items():
-            if sets.setdefault(name, pictures) != pictures:
-                raise DataError(
-                    f"{pictures[0].parent}: {sets[name][0].parent} is a set {name}, too; rename one of them"
-                )
-    return sets
+        sets.update(_sets_of(folder))
+    names = Counter(folder.resolve().name for folder in sets)
+    return {of.resolve().name if names[of.resolve().name] == 1 else str(of): found for of, found in sets.items()}
 
 
-def _sets_of(folder: Path) -> dict[str, list[Path]]:
+def _sets_of(folder: Path) -> dict[Path, list[Path]]:
     own = _set_in(folder)
     if own:
-        return {folder.resolve().name: own}
-    sets = {inner.name: _set_in(inner) for inner in sorted(folder.iterdir()) if inner.is_dir()}
-    found = {name: pictures for name, pictures in sets.items() if pictures}
+        return {folder: own}
+    sets = {inner: _set_in(inner) for inner in sorted(folder.iterdir()) if inner.is_dir()}
+    found = {inner: pictures for inner, pictures in sets.items() if pictures}
     if not found:
         raise DataError(f"{folder}: holds no pictures, and no folder NAME/HR with pictures")
     return found

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def opened(name: str, scale: int, options: dict[str, Any]) -> Iterator[tuple[Ups
         description = engine.describe()
         if description.scale != scale:
             raise EngineError(f"{name}: enlarges x{description.scale}; evaluate it with --scale {description.scale}")
-        yield as_upscaler(engine), {"file": name, "description": vars(description)}
+        yield as_upscaler(engine), {"file": name, "description": asdict(description)}
 
 
 def summary(scores: list[Score]) -> dict[str, Any]:

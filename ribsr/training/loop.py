@@ -41,6 +41,7 @@ from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 
 STATE_FORMAT = 1
+STATE_PARTS = {"recipe", "step", "model", "average", "optimizer"}
 
 FREE_FIELDS = ("output", "validation", "log_every", "validate_every", "save_every", "compile")
 """Fields of a recipe that may change between a run and its continuation: the weights do not depend on them.
@@ -362,7 +363,7 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except checkpoint.DAMAGED as error:
         raise TrainingError(f"{path}: damaged ({type(error).__name__}); remove it to start anew") from None
-    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT:
+    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT or not state.keys() >= STATE_PARTS:
         raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
     ours = to_dict(recipe)
     for name, value in state["recipe"].items():

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from numpy._core._exceptions import _ArrayMemoryError
 from PIL import Image
 
-from engines import EngineError, OutOfMemory, Tiled, open_engine, upscale
+from engines import Engine, EngineError, OutOfMemory, Tiled, open_engine, upscale
 from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
@@ -285,12 +285,15 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
         with pytest.raises(EngineError, match="tiles cannot be smaller"):
             enlarger.run(read_input(tmp_path / "in" / "a.png"))
         hopeless = False
-        seen = []
-        monkeypatch.setattr(
-            Tiled, "__init__", fails_for_one(Tiled.__init__, ValueError(), lambda *a: seen.append(a[2]))
-        )
+        asked_for: list[Size | None] = []
+
+        def noted(engine: Engine, tile: Size | None) -> Tiled:
+            asked_for.append(tile)
+            return Tiled(engine, tile)
+
+        monkeypatch.setattr(upscale, "Tiled", noted)
         enlarger.run(read_input(tmp_path / "in" / "b.png"))
-    assert seen == [Size(140, 100)]
+    assert asked_for == [Size(140, 100)]
 
 
 def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -> None:

@@ -36,16 +36,18 @@ def test_sets_are_found_by_their_folders(tmp_path: Path) -> None:
         benchmark.find_sets(tmp_path / "nowhere")
 
 
-def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
-    one, two = photograph(tmp_path / "one" / "valid" / "1.png"), photograph(tmp_path / "two" / "valid" / "2.png")
+def test_sets_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
+    one, two = photograph(tmp_path / "one" / "valid" / "1.png"), photograph(tmp_path / "two" / "valid" / "HR" / "2.png")
+    other = photograph(tmp_path / "two" / "test" / "3.png")
     assert benchmark.find_sets(one.parent, one.parent) == {"valid": [one]}
-    with pytest.raises(DataError, match=rf"^{two.parent}: {one.parent} is a set valid, too; rename one of them$"):
-        benchmark.find_sets(one.parent, two.parent)
+    expected = {str(tmp_path / "one" / "valid"): [one], "test": [other], str(tmp_path / "two" / "valid"): [two]}
+    assert benchmark.find_sets(one.parent, tmp_path / "two") == expected
 
 
 def test_what_the_reader_refuses_is_not_scored(tmp_path: Path) -> None:
-    for name, kind, options in (("deep.png", np.uint16, {}), ("key.png", np.uint8, {"transparency": 3})):
-        Image.fromarray(np.zeros((40, 40), kind)).save(tmp_path / name, **options)
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "key.png", transparency=(1, 2, 3))
+    for name in ("deep.png", "key.png"):
         with pytest.raises(DataError, match=rf"{name}: has "):
             list(benchmark.score(benchmark.bicubic(2), [tmp_path / name], 2))
 

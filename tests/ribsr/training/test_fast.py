@@ -70,8 +70,8 @@ def test_cudnn_lays_tokens_out_as_the_reference_does(
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     others = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     geometry = attention.Geometry((8, 4), 3, shift, 0.3)
-    wanted = attention.reference(*tensors, geometry)
-    got = attention.cudnn(*others, geometry)
+    wanted = attention.reference(*tensors, geometry=geometry)
+    got = attention.cudnn(*others, geometry=geometry)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     for y in (wanted, got):
         y.square().sum().backward()
@@ -90,7 +90,7 @@ def test_cudnn_forward_and_backward_on_a_gpu(heads: int, d: int, rank: int) -> N
     results = []
     for backend, dtype in ((attention.reference, torch.float32), (attention.cudnn, torch.bfloat16)):
         inputs = [t.to(torch.bfloat16).to(dtype).requires_grad_() for t in tensors]
-        y = backend(*inputs, geometry)
+        y = backend(*inputs, geometry=geometry)
         y.float().sin().sum().backward()
         results.append([y, *(t.grad for t in inputs)])
     for wanted, got in zip(*results, strict=True):
