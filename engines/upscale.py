@@ -16,7 +16,7 @@ import click
 from engines.base import EngineError, OutOfMemory, check_finite
 from engines.options import engine_options, tile_option
 from engines.tiles import Tiled
-from ribsr.base.command import Command, echo, message
+from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def main(
                 raise error
             else:
                 failed += 1
-                echo(f"Error: {_named(error, picture, enlarged)}", err=True)
+                report(error, _named(error, picture, enlarged))
     of_all = f" for {len(jobs)} pictures" if whole_folder else ""
     click.echo(
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "

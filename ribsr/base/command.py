@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ class Command(click.Command):
         self.params.append(option)
 
     def invoke(self, ctx: click.Context) -> Any:
-        verbose = ctx.params.pop("verbose")
+        verbose = ctx.meta["verbose"] = ctx.params.pop("verbose")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -81,6 +82,13 @@ def echo(text: str, *, err: bool = False) -> None:
     """Prints a line. What the terminal cannot show (`→`, the bytes of a name from another system) becomes a `?`."""
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     click.echo(text.encode(encoding, "replace").decode(encoding), err=err)
+
+
+def report(error: Exception, line: str) -> None:
+    """Prints the line of an error that does not end the command; with `-v`, the traceback before it."""
+    if click.get_current_context().meta.get("verbose"):
+        traceback.print_exception(error)
+    echo(f"Error: {line}", err=True)
 
 
 class FiniteRange(click.FloatRange):

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from numpy._core._exceptions import _ArrayMemoryError
 from PIL import Image
 
 from engines import Engine, EngineError, OutOfMemory, Tiled, open_engine, upscale
@@ -194,9 +193,17 @@ def test_damaged_pictures_of_a_folder_do_not_stop_the_others(onnx_file: Path, fo
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp", "d.PNG"}
 
 
+def no_array() -> Exception:
+    """NumPy's own MemoryError."""
+    with pytest.raises(MemoryError) as caught:
+        np.empty(1 << 60, np.uint8)
+    assert type(caught.value) is not MemoryError
+    return caught.value
+
+
 FAILURES = [
     pytest.param(MemoryError(), "out of memory", id="MemoryError"),
-    pytest.param(_ArrayMemoryError((9, 9), np.dtype(np.float32)), "out of memory", id="ArrayMemoryError"),
+    pytest.param(no_array(), "out of memory", id="ArrayMemoryError"),
     pytest.param(OutOfMemory("tiny.onnx: out of memory"), "out of memory", id="OutOfMemory"),
     pytest.param(OSError(28, "No space left on device"), "No space left on device", id="OSError"),
     pytest.param(ValueError("odd"), "odd", id="ValueError"),
@@ -238,6 +245,14 @@ def test_whatever_one_picture_causes_the_others_go_on(
     assert reason in errors[0]
     assert errors[1] == f"Error: {folder}: 1 of 5 pictures failed, as said above"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "b.png", "d.PNG", "e.png"}
+
+
+def test_verbose_shows_the_tracebacks_of_a_folder_and_goes_on(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").write_bytes(b"no picture")
+    result = run(onnx_file, folder, tmp_path / "out", "-v")
+    assert isinstance(result.exception, EngineError)
+    assert "Traceback" in result.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_a_picture_too_large_for_a_decoder_is_named(
