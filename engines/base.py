@@ -197,6 +197,17 @@ def check_out(out: Any, x: np.ndarray, told: Description, part: tuple[slice, sli
         raise EngineError(f"{told.path}: the result is {shape}, the array to put it in {list(out.shape)}")
 
 
+def check_finite(y: np.ndarray, prefix: str) -> None:
+    """Raises EngineError when values of a result are NaN or infinite: they would become black pixels."""
+    import numpy as np
+
+    if bad := int(np.count_nonzero(~np.isfinite(y))):
+        raise EngineError(
+            f"{prefix} the engine produced {bad} NaN or infinite values of {y.size}; "
+            "the model overflows in its precision: use bf16 or fp32"
+        )
+
+
 def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:
     """The error for an input too large for the memory there is."""
     pictures = f"{len(x)} pictures" if len(x) > 1 else "a picture"

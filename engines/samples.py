@@ -46,8 +46,8 @@ def _indices(have: int, want: int) -> np.ndarray:
 
 @cache
 def _read(name: str) -> np.ndarray:
-    from ribsr.base.pictures import read_picture
+    from ribsr.base.pictures import read_input
 
-    pixels = read_picture(Path(__file__).with_suffix("") / f"{name}.png").pixels
+    pixels = read_input(Path(__file__).with_suffix("") / f"{name}.png")
     pixels.setflags(write=False)
     return pixels

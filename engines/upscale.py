@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.base import EngineError, OutOfMemory
+from engines.base import EngineError, OutOfMemory, check_finite
 from engines.options import engine_options, tile_option
 from engines.tiles import Tiled
-from ribsr.base.command import Command, message
+from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import Engine
-    from ribsr.base.pictures import Picture
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,6 +35,12 @@ WRITERS = min(8, os.cpu_count() or 1)
 
 Job = tuple[Path, Path]
 """A picture, and where what is made of it goes."""
+
+Read = tuple["np.ndarray", bytes | None]
+"""What a model takes, float32 [1, 3, H, W], and the colour profile."""
+
+Made = tuple[Path, Size, "np.ndarray", bytes | None]
+"""Where it goes, the size that it was, what the model gave for it, float32 [1, 3, sH, sW], and the colour profile."""
 
 
 @click.command(cls=Command)
@@ -84,14 +89,14 @@ def main(
             target.mkdir(exist_ok=True)
         enlarger = Enlarger(engine, tile, bar=not whole_folder and sys.stderr.isatty())
         for (picture, enlarged), outcome in _enlarge_all(jobs, enlarger):
-            try:
+            if (error := outcome.exception()) is None:
                 before, after = outcome.result()
-                click.echo(f"{picture} {before} → {enlarged} {after}")
-            except EngineError as error:
-                if not whole_folder:
-                    raise
+                echo(f"{picture} {before} → {enlarged} {after}")
+            elif not whole_folder or not isinstance(error, Exception):
+                raise error
+            else:
                 failed += 1
-                click.echo(f"Error: {message(error)}", err=True)
+                report(error, _named(error, picture, enlarged))
     of_all = f" for {len(jobs)} pictures" if whole_folder else ""
     click.echo(
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
@@ -111,16 +116,16 @@ def _job(source: Path, target: Path) -> Job:
 
 def _folder_jobs(source: Path, target: Path) -> list[Job]:
     """Of the pictures of a folder, by name. Raises EngineError if there are none, or OUT cannot be a folder."""
-    from ribsr.base.pictures import WRITABLE
+    from ribsr.base.pictures import SUFFIXES, pictures_in
 
     if target.exists() and not target.is_dir():
         raise EngineError(f"{target}: IN is a folder, so OUT has to be one, too; give another name")
     if not target.parent.is_dir():
         raise EngineError(f"{target}: there is no folder {target.parent}")
-    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in WRITABLE and path.is_file())
-    if not pictures:
-        raise EngineError(f"{source}: has no pictures ({', '.join(WRITABLE)}); subfolders are not searched")
-    return [(path, target / path.name) for path in pictures]
+    jobs = [(path, target / path.name) for path in pictures_in(source)]
+    if not jobs:
+        raise EngineError(f"{source}: has no pictures ({', '.join(SUFFIXES)}); subfolders are not searched")
+    return jobs
 
 
 def _check_not_overwritten(source: Path, target: Path, model_file: Path) -> None:
@@ -128,6 +133,12 @@ def _check_not_overwritten(source: Path, target: Path, model_file: Path) -> None
     for name, path in (("IN", source), ("MODEL", model_file)):
         if target.exists() and path.exists() and target.samefile(path):
             raise EngineError(f"{target}: OUT is the same file as {name}; give another name")
+
+
+def _named(error: Exception, source: Path, target: Path) -> str:
+    """The error's line, with the picture's name where it does not say it: that of a runtime names the model's file."""
+    line = message(error)
+    return line if line.startswith((f"{source}: ", f"{target}: ")) else f"{source}: {line}"
 
 
 class Enlarger:
@@ -144,14 +155,17 @@ class Enlarger:
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """As `Engine.run`, for any size. Raises EngineError where the smallest tiles need too much memory, too."""
-        start = time.perf_counter()
+        start, tile = time.perf_counter(), self._tile
         try:
             while True:
-                tiled = Tiled(self._engine, self._tile)
+                tiled = Tiled(self._engine, tile)
                 try:
-                    return self._attempt(tiled, x)
-                except OutOfMemory:
-                    self._take_smaller_tiles(tiled, Size.of(x))
+                    y = self._attempt(tiled, x)
+                except (OutOfMemory, MemoryError):
+                    tile = self._smaller(tiled, Size.of(x))
+                    continue
+                self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
+                return y
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -167,13 +181,14 @@ class Enlarger:
         with click.progressbar(length=count, file=sys.stderr) as bar:
             return tiled.run(x, bar.update)
 
-    def _take_smaller_tiles(self, tiled: Tiled, size: Size) -> None:
+    def _smaller(self, tiled: Tiled, size: Size) -> Size:
         largest = tiled.largest(size)
-        self._tile = tiled.smaller(size)
-        if self._tile is None:
+        tile = tiled.smaller(size)
+        if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
         self._say(f"out of memory on {largest}; trying smaller tiles")
+        return tile
 
     def _say(self, note: str) -> None:
         if note not in self._said:
@@ -181,30 +196,36 @@ class Enlarger:
             click.echo(f"Note: {note}", err=True)
 
 
-def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Future[tuple[str, str]]]]:
-    """Every job with the sizes before and after, or the EngineError that ended it, in order, once it is over.
+def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Future[tuple[Size, Size]]]]:
+    """Every job with the sizes before and after, or the exception that ended it, in order, once it is over.
 
     Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
+    Whatever exception one picture causes is its own affair: Pillow and the runtimes raise many, memory may run out.
     """
-    from ribsr.base.pictures import Picture, read_picture, write_picture
+    from ribsr.base.pictures import Picture, read_rgb, to_input, to_pixels, write_picture
 
-    def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[tuple[Path, str, Picture] | EngineError]:
-        for (_, target), read in zip(jobs, reads, strict=True):
+    def read(source: Path) -> Read:
+        picture = read_rgb(source)
+        return to_input(picture.pixels), picture.icc_profile
+
+    def enlarged(reads: Iterator[Future[Read]]) -> Iterator[Made | Exception]:
+        for (_, target), outcome in zip(jobs, reads, strict=True):
             try:
-                picture = read.result()
-                yield target, picture.size, Picture(enlarger.run(picture.pixels), picture.icc_profile)
-            except EngineError as error:
+                x, icc_profile = outcome.result()
+                yield target, Size.of(x), enlarger.run(x), icc_profile
+            except Exception as error:  # noqa: BLE001
                 yield error
 
-    def finish(made: tuple[Path, str, Picture] | EngineError) -> tuple[str, str]:
-        if isinstance(made, EngineError):
+    def finish(made: Made | Exception) -> tuple[Size, Size]:
+        if isinstance(made, Exception):
             raise made
-        target, size, picture = made
-        write_picture(target, picture)
-        return size, picture.size
+        target, size, y, icc_profile = made
+        check_finite(y, f"{target}: not written, since")
+        write_picture(target, Picture(to_pixels(y), icc_profile))
+        return size, Size.of(y)
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
-        reads = _ahead(readers, read_picture, (source for source, _ in jobs), READERS)
+        reads = _ahead(readers, read, (source for source, _ in jobs), READERS)
         yield from zip(jobs, _ahead(writers, finish, enlarged(reads), WRITERS), strict=True)
 
 

@@ -8,45 +8,39 @@ from pathlib import Path
 
 import click
 
+from ribsr.base.command import Command
+
 
 @click.group()
 def main() -> None:
     """Training of RIB super-resolution transformers."""
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--init", metavar="FILE", help="Finished weights to start from, instead of the file's `init`.")
 @click.option("--output", metavar="DIR", help="Instead of the file's `output`.")
 @click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Write the state then, and end.")
-@click.option("-v", "--verbose", is_flag=True, help="Show a traceback when something fails.")
-def train(config: Path, init: str | None, output: str | None, stop_after: float | None, verbose: bool) -> None:
+def train(config: Path, init: str | None, output: str | None, stop_after: float | None) -> None:
     """Trains as CONFIG says, and goes on where an earlier run into the same folder ended or was killed.
 
     On several GPUs: torchrun --nproc-per-node 4 -m ribsr train CONFIG.
     """
-    given = {name: value for name, value in (("init", init), ("output", output)) if value is not None}
-    try:
-        from ribsr.training import recipe
-        from ribsr.training.loop import train as run
-        from ribsr.training.loop import weights_path
-        from ribsr.training.report import ProgressReport, Report
+    from ribsr.training import recipe
+    from ribsr.training.loop import train as run
+    from ribsr.training.loop import weights_path
+    from ribsr.training.report import ProgressReport, Report
 
-        followed = replace(recipe.read(config), **given)
-        first = os.environ.get("RANK", "0") == "0"
-        with ProgressReport(followed.steps) if first else Report() as report:
-            run(followed, stop_after, report)
-    except ImportError as error:
-        raise click.ClickException(f"{error}; training needs pip install 'ribsr[train]'") from None
-    except (ValueError, RuntimeError, OSError) as error:  # what this package, torch and the file system raise
-        if verbose:
-            raise
-        raise click.ClickException(" ".join(str(error).split()) or type(error).__name__) from None
+    given = {name: value for name, value in (("init", init), ("output", output)) if value is not None}
+    followed = replace(recipe.read(config), **given)
+    first = os.environ.get("RANK", "0") == "0"
+    with ProgressReport(followed.steps) if first else Report() as report:
+        run(followed, stop_after, report)
     if first:
         click.echo(f"wrote {weights_path(followed)}")
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("model")
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Upscaling factor.")
 def recipe(model: str, scale: int) -> None:
@@ -55,10 +49,7 @@ def recipe(model: str, scale: int) -> None:
 
     from ribsr.training import recipe
 
-    try:
-        values = recipe.to_dict(recipe.paper(model, scale))
-    except recipe.RecipeError as error:
-        raise click.ClickException(str(error)) from None
+    values = recipe.to_dict(recipe.paper(model, scale))
     click.echo(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), nl=False)
 
 

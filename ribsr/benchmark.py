@@ -7,25 +7,22 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 
 from __future__ import annotations
 
-import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ribsr import metrics, resize
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-"""Files in a folder that are taken for pictures."""
+from ribsr.base.pictures import PictureError, pictures_in, read_picture
+from ribsr.base.sizes import Size
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
 """A model: low-resolution RGB, uint8 [H, W, 3] → uint8 [sH, sW, 3]."""
 
-
-class DataError(ValueError):
-    """A folder or picture that cannot be used; one line: what is wrong, where, what to do."""
+DataError = PictureError
+"""What is raised here and by training for folders and pictures that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +34,25 @@ class Score:
     ssim: float
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted by name; those in its subfolders are not among them."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+def find_sets(*folders: Path) -> dict[str, list[Path]]:
+    """The benchmark sets of some folders: name → high-resolution pictures.
 
-
-def find_sets(folder: Path) -> dict[str, list[Path]]:
-    """The benchmark sets of a folder: name → high-resolution pictures.
-
-    A set is a folder with pictures in it or in its subfolder HR; `folder` is one, or holds some.
-    Raises DataError when there is none.
+    A set is a folder with pictures in it or in its subfolder HR; each of `folders` is one, or holds some. Where several
+    have one name, their paths are their names. Raises DataError for a folder without any.
     """
+    sets: dict[Path, list[Path]] = {}
+    for folder in folders:
+        sets.update(_sets_of(folder))
+    names = Counter(folder.resolve().name for folder in sets)
+    return {of.resolve().name if names[of.resolve().name] == 1 else str(of): found for of, found in sets.items()}
+
+
+def _sets_of(folder: Path) -> dict[Path, list[Path]]:
     own = _set_in(folder)
     if own:
-        return {folder.resolve().name: own}
-    sets = {inner.name: _set_in(inner) for inner in sorted(folder.iterdir()) if inner.is_dir()}
-    found = {name: pictures for name, pictures in sets.items() if pictures}
+        return {folder: own}
+    sets = {inner: _set_in(inner) for inner in sorted(folder.iterdir()) if inner.is_dir()}
+    found = {inner: pictures for inner, pictures in sets.items() if pictures}
     if not found:
         raise DataError(f"{folder}: holds no pictures, and no folder NAME/HR with pictures")
     return found
@@ -64,21 +62,22 @@ def _set_in(folder: Path) -> list[Path]:
     return pictures_in(folder / "HR" if (folder / "HR").is_dir() else folder)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 RGB [H, W, 3], or [H, W] for a gray picture. Raises DataError for anything else."""
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: not a readable picture ({(str(error) or 'damaged').splitlines()[0]})") from None
-    if mode not in ("RGB", "L"):
-        raise DataError(f"{path}: is of mode {mode}; give an RGB or gray picture of 8 bits")
-    return pixels
-
-
 def bicubic(scale: int) -> Upscaler:
     """The baseline."""
     return lambda pixels: resize.upscale(pixels, scale)
+
+
+def read_original(path: Path, scale: int) -> np.ndarray:
+    """What a model is compared with: uint8 RGB [H, W, 3] or gray [H, W], cut so that `scale` divides H and W.
+
+    Raises DataError for a picture that cannot be read, or is too small for a score.
+    """
+    picture = read_picture(path)
+    original = resize.crop_to_multiple(picture.pixels, scale)
+    if min(original.shape[:2]) - 2 * scale < metrics.WINDOW:
+        window = Size(metrics.WINDOW, metrics.WINDOW)
+        raise DataError(f"{path}: {picture.size} is too small: SSIM needs {window} inside a border of {scale} pixels")
+    return original
 
 
 def score(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool = False) -> Iterator[Score]:
@@ -87,14 +86,10 @@ def score(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool = Fals
     as_rgb: treat gray pictures as RGB ones (see the module). Raises DataError for pictures that cannot be scored.
     """
     for path in paths:
-        original = read_picture(path)
+        original = read_original(path, scale)
         plane = original.ndim == 2
         pixels = np.stack([original] * 3, axis=-1) if plane else original
         to_plane = metrics.gray if plane and not as_rgb else metrics.luma
-        try:
-            enlarged = upscaler(resize.downscale(pixels, scale))
-            planes = [to_plane(of) for of in (resize.crop_to_multiple(pixels, scale), enlarged)]
-            a, b = (metrics.crop_border(of, scale) for of in planes)
-            yield Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from None
+        enlarged = upscaler(resize.downscale(pixels, scale))
+        a, b = (metrics.crop_border(to_plane(of), scale) for of in (pixels, enlarged))
+        yield Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ribsr import bundled, configs
+from ribsr.base.errors import RibsrError, first_line
+from ribsr.base.files import atomic
+from ribsr.base.settings import parse_json
 from ribsr.configs import CONFIGS, Config
 from ribsr.layers import RIBModel
 from ribsr.models import build
 
 FORMAT = 1
-"""Version of the own file format: {"ribsr": FORMAT, "config": …, "params": …}."""
+"""Version of the own file format: {"ribsr": FORMAT, "config": …, "params": …}; in safetensors, the first two are text
+among the metadata."""
 
 SCALES = (2, 3, 4)
 
-
-DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError)
+DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError,
+    AttributeError, struct.error,
+)  # fmt: skip
 """What torch.load raises for files that are no checkpoints, or cut short."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RibsrError, ValueError):
     """A checkpoint that cannot be loaded; the message names the file, what is wrong, and the choices."""
 
 
@@ -47,19 +51,6 @@ def save(model: RIBModel, path: str | Path) -> None:
             save_file(params, temporary, metadata={"ribsr": str(FORMAT), "config": json.dumps(config)})
         else:
             torch.save({"ribsr": FORMAT, "config": config, "params": params}, temporary)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in `path`'s folder; it becomes `path` when the block ends without an exception."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load(path: str | Path, model: str | None = None, config: Config | str | Path | None = None) -> RIBModel:
@@ -91,22 +82,35 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     with path.open("rb") as file:
         head = file.read(9)
     is_safetensors = path.suffix == ".safetensors" or head[8:] == b"{"  # JSON behind 8 bytes, whatever its name
-    return _read_safetensors(path) if is_safetensors else _read_torch(path)
+    content = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    stored = _stored_config(path, content) if "ribsr" in content else None
+    params = next((content[key] for key in ("params_ema", "params") if content.get(key) is not None), content)
+    if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
+        raise CheckpointError(
+            f"{path}: no weights found; expected 'params_ema', 'params' or a state dict, "
+            f"got the keys {', '.join(map(str, list(content)[:4])) or '(none)'}"
+        )
+    return _by_name(path, params), stored
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config | None]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The content of the same checkpoint in torch's format."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             params = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
     if "ribsr" not in metadata:
-        return params, None
-    return params, _stored_config(path, json.loads(metadata["config"]))
+        return {"params": params}
+    try:
+        config = parse_json(metadata["config"]) if "config" in metadata else None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its configuration is {error}") from None
+    return {"ribsr": metadata["ribsr"], "config": config, "params": params}
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], Config | None]:
+def _read_torch(path: Path) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -117,34 +121,36 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], Config | None]:
             ) from None
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
     except DAMAGED as error:
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({_first_line(error)})") from None
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
-    stored = None
-    if "ribsr" in content:
-        if content["ribsr"] != FORMAT:
-            raise CheckpointError(f"{path}: own format {content['ribsr']}, this version reads {FORMAT}; update ribsr")
-        stored = _stored_config(path, content.get("config"))
-    params = next((content[key] for key in ("params_ema", "params") if content.get(key) is not None), content)
-    if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
-        raise CheckpointError(
-            f"{path}: no weights found; expected 'params_ema', 'params' or a state dict, "
-            f"got the keys {', '.join(map(str, list(content)[:4])) or '(none)'}"
-        )
-    return {str(key).removeprefix("module."): value for key, value in params.items()}, stored
+    return content
 
 
-def _stored_config(path: Path, values: Any) -> Config:
+def _stored_config(path: Path, content: Mapping[str, Any]) -> Config:
+    """The configuration in an own file, of a version that is known."""
+    if str(content["ribsr"]) != str(FORMAT):
+        version = " ".join(str(content["ribsr"]).split())
+        raise CheckpointError(f"{path}: own format {version:.40}, this version reads {FORMAT}; update ribsr")
+    if not isinstance(content.get("config"), Mapping):
+        raise CheckpointError(f"{path}: its configuration is missing")
     try:
-        if not isinstance(values, Mapping):
-            raise configs.ConfigError(f"{path}: its configuration is missing")
-        return configs.from_dict(values, str(path))
+        return configs.from_dict(content["config"], str(path))
     except configs.ConfigError as error:
         raise CheckpointError(str(error)) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """The weights without the `module.` that DistributedDataParallel puts before every name."""
+    named: dict[str, Tensor] = {}
+    for key, value in params.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path}: the key {key!r} is no name of weights; save a state dict")
+        name = key.removeprefix("module.")
+        if name in named:
+            raise CheckpointError(f"{path}: holds {name} twice, once as module.{name}; save one state dict")
+        named[name] = value
+    return named
 
 
 def _choose_config(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from ribsr.base.errors import RibsrError
+from ribsr.base.settings import check_complete, checked, read_settings
 
 Upsampler = Literal["direct", "pixelshuffle"]
 
 
-class ConfigError(ValueError):
+class ConfigError(RibsrError, ValueError):
     """A configuration that cannot be built; the message says which field and what it may be."""
 
 
@@ -160,22 +162,25 @@ def to_dict(config: Config) -> dict[str, Any]:
     return {"architecture": "sst" if isinstance(config, SSTConfig) else "esc-rib", **asdict(config)}
 
 
-def from_dict(values: Mapping[str, Any], source: str) -> Config:
-    """Reads `to_dict`'s form. `source` names the file in errors."""
+_KINDS = {"sst": SSTConfig, "esc-rib": ESCRIBConfig}
+
+
+def from_dict(values: Mapping[str, Any], source: str, spelled: Mapping[str, str] | None = None) -> Config:
+    """Reads `to_dict`'s form. Raises ConfigError for missing or unknown fields, and for values of other types.
+
+    source, spelled: what errors call the file, and its fields where it has other names for them.
+    """
     values = dict(values)
-    kind = {"sst": SSTConfig, "esc-rib": ESCRIBConfig}.get(values.pop("architecture", ""))
-    if kind is None:
-        raise ConfigError(f"{source}: 'architecture' must be sst or esc-rib")
-    known = {field.name for field in fields(kind)}
-    if surplus := sorted(set(values) - known):
-        raise ConfigError(f"{source}: unknown field {surplus[0]!r}; known: {', '.join(sorted(known))}")
-    for name in ("heads", "windows", "ranks"):
-        if name in values:
-            values[name] = tuple(values[name])
+    architecture = values.pop("architecture", None)
+    if architecture not in list(_KINDS):
+        raise ConfigError(f"{source}: 'architecture' must be sst or esc-rib, got {architecture!r}")
+    kind = _KINDS[architecture]
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{source}: {str(error).replace('__init__() ', '')}") from None
+        given = checked(kind, values, spelled)
+        check_complete(kind, given)
+        return kind(**given)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 # The authors' option names → ours. What maps to None must have the one value that the published models use.
@@ -212,15 +217,17 @@ def from_authors(options: Mapping[str, Any], source: str) -> Config:
     for name, value in _AUTHORS_FIXED.items():
         if options.pop(name, value) != value:
             raise ConfigError(f"{source}: {name} must be {value!r}: no other kind is supported")
-    if surplus := sorted(set(options) - set(_AUTHORS)):
-        raise ConfigError(f"{source}: unknown option {surplus[0]!r} in network_g")
+    if unknown := [name for name in options if name not in _AUTHORS]:
+        raise ConfigError(f"{source}: unknown option {unknown[0]!r} in network_g")
+    spelled = {_AUTHORS[name]: name for name in options}
+    if twice := [name for name in options if spelled[_AUTHORS[name]] != name]:
+        raise ConfigError(f"{source}: {twice[0]} and {spelled[_AUTHORS[twice[0]]]} say the same; leave one out")
     values = {_AUTHORS[name]: value for name, value in options.items()}
-    values["upsampler"] = str(values.get("upsampler", "pixelshuffle_direct")).replace("pixelshuffle_direct", "direct")
+    if values.get("upsampler", "pixelshuffle_direct") == "pixelshuffle_direct":
+        values["upsampler"] = "direct"
     values.setdefault("rib_hidden_dim", 64)  # their constructors' default, not the published models'
-    for name in ("heads", "windows", "ranks"):
-        if isinstance(values.get(name), int):
-            values[name] = [values[name]]
-    parsed = from_dict({"architecture": "sst" if kind == "SST" else "esc-rib", "name": "custom", **values}, source)
+    own = {"architecture": "sst" if kind == "SST" else "esc-rib", "name": "custom", **values}
+    parsed = from_dict(own, source, spelled)
     return next((known for known in _published(parsed.scale) if replace(known, name="custom") == parsed), parsed)
 
 
@@ -234,23 +241,13 @@ def read(path: str | Path) -> Config:
     Raises ConfigError for a file that is neither, OSError for one that cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file; give the authors' option file or own JSON (.json)") from None
+        values = read_settings(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if Path(path).suffix == ".json":
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: holds no configuration (a JSON object is expected)")
         return from_dict(values, str(path))
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     network = values.get("network_g") if isinstance(values, dict) else None
     if not isinstance(network, dict):
         raise ConfigError(f"{path}: has no network_g section; give the authors' option file or own JSON (.json)")

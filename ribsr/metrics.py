@@ -6,6 +6,11 @@ import math
 
 import numpy as np
 
+from ribsr.base.sizes import Size
+
+WINDOW = 11
+"""Side of SSIM's Gaussian window, in pixels."""
+
 _LUMA = (65.481, 128.553, 24.966)
 """ITU-R BT.601: Y = 16 + (65.481 R + 128.553 G + 24.966 B)/255, from 16 (black) to 235 (white)."""
 
@@ -24,7 +29,7 @@ def crop_border(plane: np.ndarray, border: int) -> np.ndarray:
     """[H, W] without `border` pixels on each side. Raises ValueError when nothing is left."""
     h, w = plane.shape
     if min(h, w) <= 2 * border:
-        raise ValueError(f"a picture of {w}x{h} has nothing left inside a border of {border} pixels")
+        raise ValueError(f"a picture of {Size(h, w)} has nothing left inside a border of {border} pixels")
     return plane[border : h - border, border : w - border]
 
 
@@ -40,8 +45,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     Gaussian window of 11x11, σ = 1.5, only where it fits into the picture; K1 = 0.01, K2 = 0.03.
     Raises ValueError for planes smaller than the window.
     """
-    if min(a.shape) < 11:
-        raise ValueError(f"SSIM needs 11x11 pixels, got {a.shape[1]}x{a.shape[0]}")
+    if min(a.shape) < WINDOW:
+        raise ValueError(f"SSIM needs {Size(WINDOW, WINDOW)} pixels, got {Size.of(a)}")
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _blur(a), _blur(b)
     variance_a, variance_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2

@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from ribsr.base.sizes import Size
+
 
 def downscale(pixels: np.ndarray, scale: int) -> np.ndarray:
     """Antialiased bicubic, uint8 [H, W, ...] → uint8 [⌊H/scale⌋, ⌊W/scale⌋, ...].
@@ -15,7 +17,7 @@ def downscale(pixels: np.ndarray, scale: int) -> np.ndarray:
     """
     h, w = pixels.shape[:2]
     if min(h, w) < scale:
-        raise ValueError(f"a picture of {w}x{h} cannot be made {scale} times smaller")
+        raise ValueError(f"a picture of {Size(h, w)} cannot be made {scale} times smaller")
     return _resize(crop_to_multiple(pixels, scale), h // scale, w // scale)
 
 

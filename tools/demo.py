@@ -49,33 +49,33 @@ def main() -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    from ribsr import benchmark, resize
+    from ribsr import resize
+    from ribsr.base.pictures import read_rgb
 
-    return resize.crop_to_multiple(benchmark.read_picture(path), SCALE)
+    return resize.crop_to_multiple(read_rgb(path).pixels, SCALE)
 
 
 def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
     """Writes small.png, half as large, and returns it enlarged again by bicubic interpolation."""
-    from PIL import Image
-
     from ribsr import resize
+    from ribsr.base.pictures import Picture, write_picture
 
     small = resize.downscale(original, SCALE)
-    Image.fromarray(small).save(folder / "small.png")
+    write_picture(folder / "small.png", Picture(small))
     return resize.upscale(small, SCALE)
 
 
 def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:
     """Tells both PSNR, and writes bicubic, ours and the original side by side, each pixel as four."""
     import numpy as np
-    from PIL import Image
 
     from ribsr import metrics
+    from ribsr.base.pictures import Picture, write_picture
 
     planes = [metrics.crop_border(metrics.luma(of), SCALE) for of in (original, bicubic, ours)]
     by_bicubic, by_model = (metrics.psnr(planes[0], of) for of in planes[1:])
-    strip = Image.fromarray(np.concatenate((bicubic, ours, original), axis=1))
-    strip.resize((2 * strip.width, 2 * strip.height), Image.Resampling.NEAREST).save(folder / "comparison.png")
+    strip = np.concatenate((bicubic, ours, original), axis=1)
+    write_picture(folder / "comparison.png", Picture(strip.repeat(2, axis=0).repeat(2, axis=1)))
     click.echo(f"\nPSNR against the photograph: bicubic {by_bicubic:.2f} dB, {CHECKPOINT} {by_model:.2f} dB")
     click.echo(f"{folder / 'comparison.png'} shows bicubic, {CHECKPOINT} and the photograph side by side")
 

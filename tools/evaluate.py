@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.base import EngineError
+from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
 from tools._common import (
@@ -45,14 +46,12 @@ if TYPE_CHECKING:
 
 def as_upscaler(engine: Engine) -> Upscaler:
     """The engine on 8-bit pictures [H, W, 3]. Raises EngineError when NaN or infinite values come out."""
-    import numpy as np
-
-    from ribsr.base.pictures import check_finite, to_bytes
+    from ribsr.base.pictures import to_input, to_pixels
 
     def upscale(pixels: np.ndarray) -> np.ndarray:
-        y = engine.run(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255))
+        y = engine.run(to_input(pixels))
         check_finite(y, f"{engine.describe().path}: no score, since")
-        return to_bytes(y)[0].transpose(1, 2, 0)
+        return to_pixels(y)
 
     return upscale
 
@@ -69,7 +68,7 @@ def opened(name: str, scale: int, options: dict[str, Any]) -> Iterator[tuple[Ups
         description = engine.describe()
         if description.scale != scale:
             raise EngineError(f"{name}: enlarges x{description.scale}; evaluate it with --scale {description.scale}")
-        yield as_upscaler(engine), {"file": name, "description": vars(description)}
+        yield as_upscaler(engine), {"file": name, "description": asdict(description)}
 
 
 def summary(scores: list[Score]) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def main(
     from ribsr import benchmark
 
     out = console(stderr=json_target == "-")
-    sets = {name: paths for folder in folders for name, paths in benchmark.find_sets(folder).items()}
+    sets = benchmark.find_sets(*folders)
     results = []
     for name in [*(["bicubic"] if bicubic else []), *names]:
         with opened(name, scale, options) as (upscaler, entry):

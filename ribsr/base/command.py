@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +16,20 @@ from ribsr.base.sizes import Size
 
 F = TypeVar("F", bound=Callable[..., Any])
 """A function that is becoming a command, for decorators that add options to it."""
+
+EXTRAS = {
+    "cuda": ("trt",),
+    "flash_attn": ("flash",),
+    "onnx": ("export", "trt"),
+    "onnx_graphsurgeon": ("export", "trt"),
+    "onnxruntime": ("ort", "ort-gpu"),
+    "onnxscript": ("export",),
+    "safetensors": ("train", "export"),
+    "tensorrt": ("trt",),
+    "torch": ("train", "export"),
+    "yaml": ("train", "export"),
+}
+"""Packages that only some commands need, by the names under which they are imported → what installs them."""
 
 
 class Command(click.Command):
@@ -28,7 +45,7 @@ class Command(click.Command):
         self.params.append(option)
 
     def invoke(self, ctx: click.Context) -> Any:
-        verbose = ctx.params.pop("verbose")
+        verbose = ctx.meta["verbose"] = ctx.params.pop("verbose")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -39,18 +56,39 @@ class Command(click.Command):
             raise click.ClickException(message(error)) from error
 
 
-def message(error: Exception) -> str:
+def message(error: BaseException) -> str:
     """One line for the user. Types that the toolkit raises on purpose speak for themselves; others are named."""
-    text = " ".join(str(error).split())
+    text = _one_line(str(error))
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
+        files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        return _one_line(": ".join(filter(None, [" → ".join(files), error.strerror])))
     if isinstance(error, MemoryError):
         return "out of memory; give smaller pictures"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is not installed: " + " or ".join(f"pip install '.[{of}]'" for of in EXTRAS[error.name])
+    if group := getattr(error, "exceptions", ()):  # an ExceptionGroup says only how many it holds
+        return "; ".join(map(message, group))
     if isinstance(error, (RibsrError, OSError, RuntimeError, ValueError)) and text:
         return text
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{named} (run again with -v for a traceback)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints a line. What the terminal cannot show (`→`, the bytes of a name from another system) becomes a `?`."""
+    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "replace").decode(encoding), err=err)
+
+
+def report(error: Exception, line: str) -> None:
+    """Prints the line of an error that does not end the command; with `-v`, the traceback before it."""
+    if click.get_current_context().meta.get("verbose"):
+        traceback.print_exception(error)
+    echo(f"Error: {line}", err=True)
 
 
 class FiniteRange(click.FloatRange):

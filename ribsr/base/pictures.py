@@ -1,25 +1,25 @@
-"""Reading and writing pictures: 8-bit RGB for now, and nothing lost in silence.
+"""Reading and writing pictures, for engines, training and evaluation alike: 8 bits, and nothing lost in silence.
 
-What cannot be kept yet (alpha, gray, 16 bits, palettes, CMYK, animations) is refused with a message that says so.
-Kept: pixels, orientation (applied), the ICC colour profile. Not carried over: EXIF, XMP and text fields, resolution.
+What cannot be kept yet (alpha, 16 bits, palettes, CMYK, animations) is refused with a message that says so. Gray
+pictures are read by those who ask for them (`read_picture`); models take RGB (`read_rgb`, `read_input`).
+Kept: pixels, orientation (applied), the ICC colour profile. Not carried over: EXIF, XMP and text fields, resolution,
+and what phones put behind the picture of an MPO file.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from engines.base import EngineError
-from ribsr.base.errors import first_line
-from ribsr.base.files import atomic
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from ribsr.base.errors import RibsrError, first_line
+from ribsr.base.files import atomic, check_target
+from ribsr.base.sizes import Size
 
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's formats whose bit depth is known before Pillow converts to 8 bits. MPO is what many phones call JPEG."""
@@ -36,11 +36,13 @@ WRITABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
 }
 """Suffix → Pillow's format and how it is saved. All but JPEG are lossless."""
 
+SUFFIXES = tuple(WRITABLE)
+"""Files in a folder that are taken for pictures, in lower case."""
+
 _WITHOUT_PROFILE = ("BMP", "PPM")
 
 _MODES = {
     "1": "is black and white",
-    "L": "is gray",
     "LA": "is gray with an alpha channel",
     "La": "is gray with an alpha channel",
     "P": "has a palette",
@@ -54,67 +56,142 @@ _MODES = {
     "F": "has floating-point pixels",
 }
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what makes the picture upright."""
+
+# Text is not carried over, so one long field (how a picture was generated) is no reason to refuse it.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+class PictureError(RibsrError, ValueError):
+    """A picture, or a folder of them, that cannot be read, used or written."""
+
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: RGB, float32 [1, 3, H, W], black 0 to white 1. icc_profile: the colour profile's bytes, if any."""
+    """pixels: uint8, RGB [H, W, 3] or gray [H, W]. icc_profile: the colour profile's bytes, if any."""
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
 
     @property
-    def size(self) -> str:
-        """`WIDTHxHEIGHT` in pixels."""
-        return f"{self.pixels.shape[3]}x{self.pixels.shape[2]}"
+    def size(self) -> Size:
+        height, width = self.pixels.shape[:2]
+        return Size(height, width)
+
+
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The picture files of a folder, sorted by name; those in its subfolders are not among them.
+
+    Raises PictureError if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PictureError(f"{folder}: there is no such folder")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def read_picture(path: str | Path) -> Picture:
-    """The picture at `path`, upright: an EXIF orientation is applied.
+    """The RGB or gray picture at `path`, upright: an EXIF orientation is applied.
 
-    Raises EngineError: no such file, not a picture, damaged, or of a kind that is not supported yet (see the module).
+    Raises PictureError: no such file, not a picture, damaged, too large, or of a kind that is not supported yet (see
+    the module).
     """
     path = Path(path)
     check_source(path)
     try:
         with Image.open(path) as image:
             _check_kind(path, image)
-            icc_profile = image.info.get("icc_profile")
-            upright = ImageOps.exif_transpose(image)
-            values = np.asarray(upright, dtype=np.uint8)
+            pixels = np.asarray(_upright(image), dtype=np.uint8)
+            return Picture(pixels, image.info.get("icc_profile"))
+    except PictureError:
+        raise
     except UnidentifiedImageError:
-        raise EngineError(f"{path}: not a picture, or of a format that Pillow does not know") from None
+        raise PictureError(f"{path}: not a picture, or of a format that Pillow does not know") from None
     except Image.DecompressionBombError as error:
-        raise EngineError(f"{path}: refused, it may be a decompression bomb ({first_line(error)})") from None
+        raise PictureError(f"{path}: refused, it may be a decompression bomb ({first_line(error)})") from None
     except MemoryError:
-        raise EngineError(f"{path}: too large for this machine's memory") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise
-        raise EngineError(f"{path}: damaged or unreadable ({first_line(error)})") from error
-    pixels = values.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
-    return Picture(np.ascontiguousarray(pixels), icc_profile)
+        raise PictureError(f"{path}: too large for this machine's memory") from None
+    except Exception as error:  # what Pillow's decoders raise for damaged files is of nearly any type
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise PictureError(f"{path}: damaged or unreadable ({reason})") from error
+
+
+def read_rgb(path: str | Path) -> Picture:
+    """As `read_picture`, but pixels are always [H, W, 3]. Raises PictureError for gray pictures, too."""
+    picture = read_picture(path)
+    if picture.pixels.ndim == 2:
+        raise _unsupported(path, "is gray")
+    return picture
+
+
+def read_input(path: str | Path) -> np.ndarray:
+    """The RGB picture at `path` as a model takes it (`to_input`). Raises PictureError as `read_rgb` does."""
+    return to_input(read_rgb(path).pixels)
+
+
+def to_input(pixels: np.ndarray) -> np.ndarray:
+    """What models take: uint8 RGB [H, W, 3] → float32 [1, 3, H, W], black 0 to white 1."""
+    x = pixels.transpose(2, 0, 1)[None].astype(np.float32, order="C")
+    x /= np.float32(255)
+    return x
+
+
+def to_pixels(y: np.ndarray) -> np.ndarray:
+    """What models give, as it is written: float [1, 3, H, W] → uint8 RGB [H, W, 3] (`to_bytes`)."""
+    return to_bytes(y[0]).transpose(1, 2, 0)
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """float [..] in [0, 1] → uint8, clipped and rounded to nearest."""
+    scaled = np.clip(values, 0, 1)
+    scaled *= np.float32(255)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def check_source(path: Path) -> None:
-    """Raises EngineError unless there is a file to read."""
+    """Raises PictureError unless there is a file to read."""
     if not path.is_file():
-        raise EngineError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+        raise PictureError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF or XMP says. Pillow's `exif_transpose` writes all EXIF again, and fails on fields it cannot."""
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+        turn = None  # no EXIF that anyone can read: as it lies
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_kind(path: Path, image: Image.Image) -> None:
-    """Raises EngineError for a picture of which reading as 8-bit RGB would lose something."""
+    """Raises PictureError for a picture of which reading as 8-bit RGB or gray would lose something."""
     if image.format not in READABLE:
-        raise EngineError(f"{path}: {image.format} is not supported yet; convert it to PNG")
+        raise PictureError(f"{path}: {image.format} is not supported yet; convert it to PNG")
     reason = None
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # its others are no frames
         reason = f"holds {frames} pictures"
     elif (bits := _bits(path, image)) > 8:
         reason = f"has {bits} bits per channel"
-    elif image.mode != "RGB":
+    elif image.mode not in ("RGB", "L"):
         reason = _MODES.get(image.mode, "has more than 8 bits per channel" if ";16" in image.mode else None)
         reason = reason or f"is of mode {image.mode}"
     elif "transparency" in image.info:
         reason = "has a transparent colour"
     if reason:
-        raise EngineError(f"{path}: {reason}; only 8-bit RGB pictures are supported yet: convert it to that first")
+        raise _unsupported(path, reason)
+
+
+def _unsupported(path: str | Path, reason: str) -> PictureError:
+    return PictureError(f"{path}: {reason}; only 8-bit RGB pictures are supported yet: convert it to that first")
 
 
 def _bits(path: Path, image: Image.Image) -> int:
@@ -132,57 +209,44 @@ def _bits(path: Path, image: Image.Image) -> int:
 
 def _ppm_maximum(path: Path) -> int:
     """The largest value that a PPM's header announces; 1 for bitmaps, which have none."""
+    words: list[bytes] = []
     with open(path, "rb") as file:
-        header = file.read(4096)
-    lines = (line.split(b"#", 1)[0] for line in header.splitlines())
-    words = b" ".join(lines).split()[:4]
+        for line in file:  # comments may be of any length
+            words += line.split(b"#", 1)[0].split()
+            if len(words) >= 4:
+                break
     if words[0] in (b"P1", b"P4") or len(words) < 4 or not words[3].isdigit():
         return 1
     return int(words[3])
 
 
 def check_output(path: str | Path) -> None:
-    """Raises EngineError unless a picture can be written at `path`: a known suffix, in a folder that exists."""
+    """Raises PictureError unless a picture can be written at `path`: a known suffix, in a folder that exists."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE:
-        raise EngineError(f"{path}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
-    if path.is_dir():
-        raise EngineError(f"{path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise EngineError(f"{path}: there is no folder {path.parent}")
+        raise PictureError(f"{path}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
+    try:
+        check_target(path)
+    except OSError as error:
+        raise PictureError(str(error)) from None
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
-    """Writes `picture`, clipped to [0, 1] and rounded to 8 bits, in the format of the suffix; whole or not at all.
+    """Writes `picture` in the format of the suffix; whole or not at all.
 
-    Raises EngineError: NaN or infinite values, an unknown suffix, no such folder, a format that cannot hold this
-    picture (its size, its colour profile), a full disk.
+    Raises PictureError: an unknown suffix, no such folder, a format that cannot hold this picture (its size, its colour
+    profile), a full disk.
     """
     path = Path(path)
     check_output(path)
-    check_finite(picture.pixels, f"{path}: not written, since")
     kind, options = WRITABLE[path.suffix.lower()]
     if picture.icc_profile is not None:
         if kind in _WITHOUT_PROFILE:
-            raise EngineError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
+            raise PictureError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
         options = {**options, "icc_profile": picture.icc_profile}
-    image = Image.fromarray(to_bytes(picture.pixels)[0].transpose(1, 2, 0))
+    image = Image.fromarray(picture.pixels)
     try:
         with atomic(path) as temporary:
             image.save(temporary, kind, **options)
     except (OSError, ValueError, struct.error) as error:
-        raise EngineError(f"{path}: cannot be written ({first_line(error)})") from error
-
-
-def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """float [..] in [0, 1] → uint8, clipped and rounded to nearest."""
-    return np.rint(np.clip(pixels, 0, 1) * np.float32(255)).astype(np.uint8)
-
-
-def check_finite(pixels: np.ndarray, prefix: str) -> None:
-    """Raises EngineError when values are NaN or infinite: they would become black pixels."""
-    if bad := int(np.count_nonzero(~np.isfinite(pixels))):
-        raise EngineError(
-            f"{prefix} the engine produced {bad} NaN or infinite values of {pixels.size}; "
-            "the model overflows in its precision: use bf16 or fp32"
-        )
+        raise PictureError(f"{path}: cannot be written ({first_line(error)})") from error

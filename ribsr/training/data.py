@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ribsr import resize
-from ribsr.benchmark import DataError, pictures_in, read_picture
+from ribsr.base.pictures import pictures_in, read_rgb
+from ribsr.base.sizes import Size
+from ribsr.benchmark import DataError
 from ribsr.training.recipe import Folder
 
 
@@ -55,26 +57,20 @@ def _read_or_reason(path: Path, low: str | None, scale: int, crop: int) -> Pair 
 
 
 def _read_pair(path: Path, low_folder: str | None, scale: int, crop: int) -> Pair:
-    high = resize.crop_to_multiple(_read_rgb(path), scale)
-    if min(high.shape[:2]) < crop * scale:
-        raise DataError(f"{path}: {high.shape[1]}x{high.shape[0]} is too small for crops of {crop * scale} pixels")
+    high = resize.crop_to_multiple(read_rgb(path).pixels, scale)
+    size = Size(*high.shape[:2])
+    if min(size) < crop * scale:
+        raise DataError(f"{path}: {size} is too small for crops of {crop * scale} pixels")
     if low_folder is None:
         return Pair(resize.downscale(high, scale), high)
     names = (f"{path.stem}{path.suffix}", f"{path.stem}x{scale}{path.suffix}")
     found = [Path(low_folder) / name for name in names if (Path(low_folder) / name).is_file()]
     if not found:
         raise DataError(f"{path}: has no partner {' or '.join(names)} in {low_folder}")
-    low = _read_rgb(found[0])
-    if (low.shape[0] * scale, low.shape[1] * scale) != high.shape[:2]:
+    low = read_rgb(found[0])
+    if low.size.times(scale) != size:
         raise DataError(f"{found[0]}: is not {scale} times smaller than {path}")
-    return Pair(low, high)
-
-
-def _read_rgb(path: Path) -> np.ndarray:
-    pixels = read_picture(path)
-    if pixels.ndim == 2:
-        raise DataError(f"{path}: is gray")
-    return pixels
+    return Pair(low.pixels, high)
 
 
 class Crops:

@@ -34,7 +34,7 @@ class Pointwise(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A depthwise 3x3 convolution by `ribsr.depthwise`, in the type of autocast where that is on."""
+    """A depthwise 3x3 convolution by `ribsr.training.depthwise`, in the type of autocast where that is on."""
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()

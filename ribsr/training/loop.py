@@ -15,8 +15,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
+from ribsr.base.errors import RibsrError
+from ribsr.base.files import atomic
+from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
 from ribsr.models import build
@@ -36,6 +41,7 @@ from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 
 STATE_FORMAT = 1
+STATE_PARTS = {"recipe", "step", "model", "average", "optimizer"}
 
 FREE_FIELDS = ("output", "validation", "log_every", "validate_every", "save_every", "compile")
 """Fields of a recipe that may change between a run and its continuation: the weights do not depend on them.
@@ -49,7 +55,7 @@ def weights_path(recipe: Recipe) -> Path:
     return Path(recipe.output) / f"{recipe.network().name}-x{recipe.scale}.safetensors"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RibsrError, RuntimeError):
     """A run that cannot start or go on; one line: what is wrong, where, what to do."""
 
 
@@ -131,6 +137,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, process: Process, report: Report):
         self.recipe, self.process, self.report = recipe, process, report
+        self.sets = validation_sets(recipe) if process.first else {}
         self.folder = Path(recipe.output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state_path = self.folder / "state.pt"
@@ -279,7 +286,7 @@ class Run:
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
-            with checkpoint.atomic(self.state_path) as temporary:
+            with atomic(self.state_path) as temporary:
                 torch.save(state, temporary)
             checkpoint.save(self.average, weights_path(self.recipe))
         self.saved = self.step
@@ -288,19 +295,26 @@ class Run:
         """Scores the averaged weights on the benchmark sets."""
         if not self.process.first:
             return
-        for folder in self.recipe.validation:
-            for name, paths in benchmark.find_sets(Path(folder)).items():
-                scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
-                psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
-                log.write(self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
-                self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
+        for name, paths in self.sets.items():
+            scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
+            psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
+            log.write(self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
+            self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
 
     def upscale(self, pixels: np.ndarray) -> np.ndarray:
         """The averaged model on an 8-bit picture [H, W, 3], in float32."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])).to(self.process.device)
+        x = torch.from_numpy(to_input(pixels)).to(self.process.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-            y = self.average(x.float() / 255)
-        return (y[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            return to_pixels(self.average(x).cpu().numpy())
+
+
+def validation_sets(recipe: Recipe) -> dict[str, list[Path]]:
+    """The benchmark sets of a run. Raises DataError now for what would end it at its first validation."""
+    sets = benchmark.find_sets(*map(Path, recipe.validation))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda path: benchmark.read_original(path, recipe.scale), chain(*sets.values())):
+            pass
+    return sets
 
 
 class Log:
@@ -349,7 +363,7 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except checkpoint.DAMAGED as error:
         raise TrainingError(f"{path}: damaged ({type(error).__name__}); remove it to start anew") from None
-    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT:
+    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT or not state.keys() >= STATE_PARTS:
         raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
     ours = to_dict(recipe)
     for name, value in state["recipe"].items():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ribsr import configs
+from ribsr.base.errors import RibsrError
+from ribsr.base.settings import checked, read_settings
 from ribsr.configs import Config
 
 
-class RecipeError(ValueError):
+class RecipeError(RibsrError, ValueError):
     """A recipe that cannot be followed; the message says which field of which file and what it may be."""
 
 
@@ -68,10 +71,17 @@ class Recipe:
         for name in ("steps", "batch", "crop", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.warmup <= self.steps:
             raise RecipeError(f"warmup must be 0 to steps ({self.steps}), got {self.warmup}")
         if not 0 < self.lr < math.inf or not 0 <= self.ema < 1:
             raise RecipeError(f"lr must be positive and ema 0 to below 1, got {self.lr} and {self.ema}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise RecipeError(f"betas must be 0 to below 1, got {list(self.betas)}")
+        if min(self.milestones, default=0) < 0:
+            raise RecipeError(f"milestones must not be negative, got {list(self.milestones)}")
         if self.clip is not None and self.clip <= 0:
             raise RecipeError(f"clip must be positive, or null for no limit, got {self.clip}")
         for name, choices in (("schedule", ("multistep", "cosine")), ("precision", ("bf16", "fp32"))):
@@ -99,9 +109,10 @@ def paper(model: str, scale: int) -> Recipe:
     x3 and x4 start from the finished weights of the scale below (`init`), for half as long at half the rate.
     The crop holds the largest window.
     """
-    network = _network(model, scale)
+    recipe = Recipe(model, scale)
+    network = recipe.network()
     batch = 64 if network.upsampler == "direct" else 32
-    recipe = Recipe(model, scale, batch=batch, crop=max(64, *network.windows))
+    recipe = replace(recipe, batch=batch, crop=max(64, *network.windows))
     if scale == 2:
         return recipe
     halved = tuple(milestone // 2 for milestone in recipe.milestones)
@@ -126,27 +137,23 @@ def read(path: str | Path) -> Recipe:
 
     Raises RecipeError for a file that says something else, OSError for one that cannot be read.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        values = read_settings(path)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(values, dict) or "model" not in values:
         raise RecipeError(f"{path}: holds no recipe; python -m ribsr recipe sst-light writes one to start from")
     return from_dict(values, str(path))
 
 
-def from_dict(values: dict[str, Any], source: str) -> Recipe:
+def from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     """The recipe of `to_dict`'s form, with the paper's values for what is left out; `source` stands in errors."""
-    known = {field.name for field in fields(Recipe)}
-    if unknown := [str(name) for name in values if name not in known]:
-        raise RecipeError(f"{source}: unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}")
     try:
-        base = asdict(paper(values["model"], values.get("scale", 2)))
-        checked = {name: _checked(name, value, base[name]) for name, value in values.items()}
-        return Recipe(**{**base, "train": (), **checked})
-    except RecipeError as error:
+        folders = values.get("train", [])
+        train = tuple(_folder(entry) for entry in (folders if isinstance(folders, (list, tuple)) else [folders]))
+        given = checked(Recipe, {**values, "train": train})
+        return replace(paper(given["model"], given.get("scale", 2)), **given)
+    except ValueError as error:
         raise RecipeError(f"{source}: {error}") from None
 
 
@@ -157,48 +164,11 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _checked(name: str, value: Any, default: Any) -> Any:
-    """`value` in the field's type. YAML reads 5e-4 as a string, and whole numbers stand for floating-point ones."""
-    if name == "train":
-        return tuple(_folder(entry) for entry in _sequence(name, value))
-    if name == "validation":
-        return tuple(str(entry) for entry in _sequence(name, value))
-    if name in ("betas", "milestones"):
-        kind = float if name == "betas" else int
-        return tuple(_number(name, entry, kind) for entry in _sequence(name, value))
-    if name in ("init", "clip") and value is None:
-        return None
-    if name == "clip" or isinstance(default, float):
-        return _number(name, value, float)
-    if name == "init" or isinstance(default, str):
-        if not isinstance(value, str):
-            raise RecipeError(f"{name} must be text, got {value!r}")
-        return value
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise RecipeError(f"{name} must be true or false, got {value!r}")
-        return value
-    return _number(name, value, int)
-
-
-def _number(name: str, value: Any, kind: type) -> Any:
-    try:
-        number = float(value)
-        if isinstance(value, bool) or number != kind(number):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        what = "a whole number" if kind is int else "a number"
-        raise RecipeError(f"{name} must be {what}, got {value!r}") from None
-    return kind(number)
-
-
-def _sequence(name: str, value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def _folder(entry: Any) -> Folder:
-    if isinstance(entry, str):
-        return Folder(entry)
-    if isinstance(entry, dict) and set(entry) <= {"high", "low"} and "high" in entry:
-        return Folder(str(entry["high"]), None if entry.get("low") is None else str(entry["low"]))
-    raise RecipeError(f"train must list folders, or pairs of folders as {{high: DIR, low: DIR}}, got {entry!r}")
+    values = entry if isinstance(entry, dict) else {"high": entry}
+    try:
+        return Folder(**checked(Folder, values))
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"train must list folders, or pairs of them as {{high: DIR, low: DIR}}, got {entry!r}"
+        ) from None

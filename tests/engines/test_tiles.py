@@ -15,39 +15,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import Description, Engine, EngineError, Tiled, open_engine, samples, tiles
-from engines.base import OutOfMemory, Shape, check_input
+from engines.base import LayerTime, OutOfMemory, check_input
+from ribsr.base.sizes import Limits, Size
 
-Sizes = tuple[tuple[int, int], tuple[int, int]]
+ANY = Limits()
 
 
 class Layer(Engine):
-    """y = conv(sums of windows(conv(x))), enlarged by repetition; `sizes`, `shape` and `memory` are its limits."""
+    """y = conv(sums of windows(conv(x))), enlarged by repetition, of what `limits`, `batch` and `memory` allow."""
 
     def __init__(
         self,
         windows: tuple[tuple[int, int], ...] = ((8, 8), (16, 16)),
         scale: int = 2,
-        sizes: Sizes | None = None,
-        shape: Shape = (None, 3, None, None),
+        limits: Limits = ANY,
+        batch: int | None = None,
         memory: float = math.inf,
     ):
-        self.windows, self.scale, self.sizes, self.shape, self.memory = windows, scale, sizes, shape, memory
+        self.windows, self.scale, self.limits, self.batch, self.memory = windows, scale, limits, batch, memory
         self.seen: list[np.ndarray] = []
         self.closed = False
 
     def describe(self) -> Description:
         return Description(
             "x2.plan", "numpy", "1", "cpu", "fp32", "layer", self.scale, self.windows, "none", "1", "0" * 64,
-            shape=self.shape, sizes=self.sizes,
+            batch=self.batch, limits=self.limits,
         )  # fmt: skip
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        check_input(x, "x2.plan", self.shape)
-        height, width = x.shape[2:]
-        if self.sizes:
-            (h0, w0), (h1, w1) = self.sizes
-            assert h0 <= height <= h1
-            assert w0 <= width <= w1
+        check_input(x, self.describe())
+        height, width = Size.of(x)
         self.seen.append(x)
         if height * width > self.memory:
             raise OutOfMemory("x2.plan: out of memory")
@@ -56,6 +53,10 @@ class Layer(Engine):
             y = y + window_sums(y, window)
         y = convolved(y)
         return y.repeat(self.scale, 2).repeat(self.scale, 3).astype(np.float32)
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        self.run(x)
+        return [LayerTime("rows", x.shape[2]), LayerTime("runs", runs)]
 
     def close(self) -> None:
         self.closed = True
@@ -95,26 +96,26 @@ def picture(height: int, width: int, batch: int = 1) -> np.ndarray:
 )  # fmt: skip
 def test_tiles_give_what_the_whole_gives(height: int, width: int, tall: int, wide: int, scale: int) -> None:
     x, engine = picture(height, width), Layer(scale=scale)
-    np.testing.assert_array_equal(Tiled(engine, (tall, wide)).run(x), Layer(scale=scale).run(x))
+    np.testing.assert_array_equal(Tiled(engine, Size(tall, wide)).run(x), Layer(scale=scale).run(x))
     assert all(part.shape[2] <= tall and part.shape[3] <= wide for part in engine.seen)
 
 
 def test_tiles_off_the_window_grid_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "grid", lambda windows: (11, 11))
+    monkeypatch.setattr(tiles, "grid", lambda windows: Size(11, 11))
     x = picture(200, 200)
-    assert not np.array_equal(Tiled(Layer(), (150, 150)).run(x), Layer().run(x))
+    assert not np.array_equal(Tiled(Layer(), Size(150, 150)).run(x), Layer().run(x))
 
 
 def test_no_seams_in_what_trained_weights_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the grid no value of this picture is off by half a step of 8 bits. Off the grid, the same tiles lose 20 dB."""
     pytest.importorskip("torch")
-    x = samples.sample("chelsea", 64, 150)
+    x = samples.sample("chelsea", Size(64, 150))
     with open_engine("sst-light-x2", device="cpu") as engine:
-        whole, tiled = engine.run(x), Tiled(engine, (64, 128))
-        assert len(tiled.spans(64, 150)[1]) == 2
+        whole, tiled = engine.run(x), Tiled(engine, Size(64, 128))
+        assert len(tiled.spans(Size(64, 150))[1]) == 2
         on_grid = tiled.run(x) - whole
-        monkeypatch.setattr(tiles, "grid", lambda windows: (27, 27))
-        off_grid = Tiled(engine, (64, 128)).run(x) - whole
+        monkeypatch.setattr(tiles, "grid", lambda windows: Size(27, 27))
+        off_grid = Tiled(engine, Size(64, 128)).run(x) - whole
     assert np.abs(on_grid).max() < 0.5 / 255
     assert np.square(off_grid).mean() > 100 * np.square(on_grid).mean()
 
@@ -122,15 +123,15 @@ def test_no_seams_in_what_trained_weights_make(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("windows", [((16, 24),), ((8, 16), (24, 8)), ((16, 16), (24, 24))])
 def test_windows_that_are_not_square_or_do_not_divide_each_other(windows: tuple[tuple[int, int], ...]) -> None:
     x = picture(530, 410, batch=2)
-    np.testing.assert_array_equal(Tiled(Layer(windows), (256, 224)).run(x), Layer(windows).run(x))
+    np.testing.assert_array_equal(Tiled(Layer(windows), Size(256, 224)).run(x), Layer(windows).run(x))
 
 
 @pytest.mark.parametrize("size", [(100, 120), (160, 200), (161, 120), (100, 201), (700, 90), (99, 500), (1, 1)])
 def test_an_engine_gets_no_other_sizes_than_it_takes(size: tuple[int, int]) -> None:
-    x, tiled = picture(*size), Tiled(Layer(sizes=((100, 120), (160, 200))))
+    x, tiled = picture(*size), Tiled(Layer(limits=Limits(Size(100, 120), Size(160, 200))))
     y = tiled.run(x)
     assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
-    continued = any(cuts[-1].stop > length for cuts, length in zip(tiled.spans(*size), size, strict=True))
+    continued = any(cuts[-1].stop > length for cuts, length in zip(tiled.spans(Size(*size)), size, strict=True))
     if not continued:
         np.testing.assert_array_equal(y, Layer().run(x))
 
@@ -139,7 +140,7 @@ def test_an_engine_gets_no_other_sizes_than_it_takes(size: tuple[int, int]) -> N
 def test_an_engine_of_one_size_gives_what_another_gives_of_the_continued_picture(size: tuple[int, int]) -> None:
     """Away from the end of the picture, it gives what another would of a picture that goes on."""
     x = picture(*size)
-    y = Tiled(Layer(shape=(None, 3, 150, 170))).run(x)
+    y = Tiled(Layer(limits=Limits.only(150, 170))).run(x)
     assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
     continued = x
     for axis in (2, 3):
@@ -150,9 +151,9 @@ def test_an_engine_of_one_size_gives_what_another_gives_of_the_continued_picture
 
 @pytest.mark.parametrize("size", [(37, 41), (1, 1), (2, 3), (149, 170), (290, 340)])
 def test_a_picture_is_continued_by_its_mirror_image(size: tuple[int, int]) -> None:
-    engine, x = Layer(shape=(None, 3, 150, 170)), picture(*size)
+    engine, x = Layer(limits=Limits.only(150, 170)), picture(*size)
     Tiled(engine).run(x)
-    row, column = (spans[-1] for spans in Tiled(engine).spans(*size))
+    row, column = (spans[-1] for spans in Tiled(engine).spans(Size(*size)))
     continued = np.pad(x, ((0, 0), (0, 0), (0, row.stop - size[0]), (0, column.stop - size[1])), "symmetric")
     np.testing.assert_array_equal(engine.seen[-1], continued[:, :, row.start :, column.start :])
 
@@ -188,20 +189,20 @@ def test_what_cannot_be_tiled_is_said() -> None:
     with pytest.raises(
         EngineError, match="300x200 cannot be cut into tiles of 79x400: .* must be 80x80 at least, .*; give larger ones"
     ):
-        Tiled(Layer(), (400, 79)).run(x)
-    assert Tiled(Layer(), (400, 79)).run(picture(200, 79)).shape == (1, 3, 400, 158)
+        Tiled(Layer(), Size(400, 79)).run(x)
+    assert Tiled(Layer(), Size(400, 79)).run(picture(200, 79)).shape == (1, 3, 400, 158)
     with pytest.raises(EngineError, match="tiles of 64x64: .*; export or build it for larger pictures"):
-        Tiled(Layer(shape=(1, 3, 64, 64)), (100, 100)).run(x)
+        Tiled(Layer(limits=Limits.only(64, 64)), Size(100, 100)).run(x)
     with pytest.raises(EngineError, match="tiles of anyx64: .* 80x80 at least"):
-        Tiled(Layer(shape=(1, 3, 64, None))).run(x)
-    with pytest.raises(EngineError, match="takes pictures of 120x100 and larger; give no smaller tiles"):
-        Tiled(Layer(sizes=((100, 120), (160, 200))), (100, 119)).run(x)
+        Tiled(Layer(limits=Limits.only(64, None))).run(x)
+    with pytest.raises(EngineError, match="takes pictures of 120x100 to 200x160; give no smaller tiles"):
+        Tiled(Layer(limits=Limits(Size(100, 120), Size(160, 200))), Size(100, 119)).run(x)
     with pytest.raises(EngineError, match="takes pictures of 120x100 only; give no smaller tiles"):
-        Tiled(Layer(shape=(1, 3, 100, 120)), (90, 120)).run(x)
+        Tiled(Layer(limits=Limits.only(100, 120)), Size(90, 120)).run(x)
     with pytest.raises(EngineError, match="must be float32"):
         Tiled(Layer()).run(x.astype(np.float64))
-    with pytest.raises(EngineError, match=r"shape \[2, 3, any, any\] only"):
-        Tiled(Layer(shape=(2, 3, 64, 64))).run(x)
+    with pytest.raises(EngineError, match="takes 2 at a time, got 1; run it once for each"):
+        Tiled(Layer(limits=Limits.only(64, 64), batch=2)).run(x)
 
 
 def test_smaller_tiles_until_the_memory_suffices() -> None:
@@ -213,7 +214,7 @@ def test_smaller_tiles_until_the_memory_suffices() -> None:
             y = tiled.run(x)
             break
         except OutOfMemory:
-            tile = tiled.smaller(190, 640)
+            tile = tiled.smaller(Size(190, 640))
             assert tile is not None
             tried.append(engine.seen[-1][0, 0].size)
     assert tried == sorted(set(tried), reverse=True)
@@ -221,15 +222,16 @@ def test_smaller_tiles_until_the_memory_suffices() -> None:
 
 
 def test_tiles_that_cannot_be_smaller() -> None:
-    assert Tiled(Layer(), (80, 80)).smaller(500, 500) is None
-    assert Tiled(Layer(), (80, 160)).smaller(500, 500) == (80, 80)
-    assert Tiled(Layer()).smaller(80, 20) is None
-    assert Tiled(Layer(shape=(1, 3, 200, 200))).smaller(500, 500) is None
-    assert Tiled(Layer(sizes=((100, 100), (300, 300))), (150, 100)).smaller(500, 500) == (100, 100)
+    assert Tiled(Layer(), Size(80, 80)).smaller(Size(500, 500)) is None
+    assert Tiled(Layer(), Size(80, 160)).smaller(Size(500, 500)) == (80, 80)
+    assert Tiled(Layer()).smaller(Size(80, 20)) is None
+    assert Tiled(Layer(limits=Limits.only(200, 200))).smaller(Size(500, 500)) is None
+    limited = Layer(limits=Limits(Size(100, 100), Size(300, 300)))
+    assert Tiled(limited, Size(150, 100)).smaller(Size(500, 500)) == (100, 100)
 
 
 def test_threads_share_an_engine_and_no_results_are_mixed() -> None:
-    tiled = Tiled(Layer(), (96, 96))
+    tiled = Tiled(Layer(), Size(96, 96))
     pictures = [picture(100 + 17 * i, 300 - 23 * i) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
         for x, y in zip(pictures, pool.map(tiled.run, pictures), strict=True):
@@ -238,20 +240,38 @@ def test_threads_share_an_engine_and_no_results_are_mixed() -> None:
 
 def test_progress_and_closing() -> None:
     engine, steps = Layer(), []
-    with Tiled(engine, (96, 96)) as tiled:
+    with Tiled(engine, Size(96, 96)) as tiled:
         tiled.run(picture(100, 200), steps.append)
-        rows, columns = tiled.spans(100, 200)
+        rows, columns = tiled.spans(Size(100, 200))
         assert steps == [1] * (len(rows) * len(columns)) == [1] * len(engine.seen)
         assert len(steps) > 1
     assert engine.closed
 
 
 def test_it_describes_the_other_engine_without_limits() -> None:
-    engine = Layer(sizes=((100, 120), (160, 200)), shape=(1, 3, None, 120))
+    engine = Layer(limits=Limits(Size(100, 120), Size(160, 200)), batch=1)
     described = Tiled(engine).describe()
-    assert described.shape == (1, 3, None, None)
-    assert described.sizes is None
+    assert described.batch == 1
+    assert described.limits == ANY
     assert described.windows == engine.windows
     assert described.notes == ("pictures larger than 200x160 are cut into tiles",)
-    assert Tiled(Layer(), (64, 96)).describe().notes == ("pictures larger than 96x64 are cut into tiles",)
+    assert Tiled(Layer(), Size(64, 96)).describe().notes == ("pictures larger than 96x64 are cut into tiles",)
     assert Tiled(Layer()).describe().notes == ()
+
+
+def test_a_profile_sums_up_the_tiles() -> None:
+    engine = Layer()
+    with Tiled(engine, Size(96, 96)) as tiled:
+        layers = tiled.profile(picture(100, 200), runs=2)
+    assert len(engine.seen) > 1
+    assert layers == [LayerTime("rows", sum(x.shape[2] for x in engine.seen)), LayerTime("runs", 2 * len(engine.seen))]
+
+
+def test_no_memory_for_the_result_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        raise MemoryError
+
+    x = picture(100, 200)
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(OutOfMemory, match=r"x2\.plan: out of memory on a picture of 200x100"):
+        Tiled(Layer(), Size(96, 96)).run(x)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import open_engine, upscale
-from engines.base import out_of_memory
+from engines import Engine, EngineError, OutOfMemory, Tiled, open_engine, upscale
+from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
 from ribsr.base import pictures
-from ribsr.base.pictures import read_picture, to_bytes
+from ribsr.base.pictures import read_input, to_pixels
+from ribsr.base.sizes import Size
 from tests.engines import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +59,7 @@ def test_a_picture_is_enlarged(onnx_file: Path, picture: Path, tmp_path: Path) -
     assert "ExecutionProvider, " in result.stdout
     assert result.stderr == ""
     with open_engine(onnx_file) as engine:
-        expected = to_bytes(engine.run(read_picture(picture).pixels))[0].transpose(1, 2, 0)
+        expected = to_pixels(engine.run(read_input(picture)))
     np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
 
 
@@ -130,11 +134,23 @@ def test_nan_is_never_written(picture: Path, tmp_path: Path) -> None:
     for precision, code in (("fp32", 0), ("fp16", 1)):
         model = fakes.write_onnx(tmp_path / f"{precision}.onnx", params, precision=precision)
         out = tmp_path / f"{precision}.png"
+        out.write_bytes(b"what was there before")
         result = run(model, picture, out)
         assert result.exit_code == code, result.output
-        assert out.exists() is (code == 0)
+        assert (out.read_bytes() == b"what was there before") is (code == 1)
     assert "not written, since the engine produced" in result.stderr
     assert "use bf16 or fp32" in result.stderr
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_would_become_black_pixels_are_counted(value: float) -> None:
+    y = np.zeros((1, 3, 5, 7), np.float32)
+    check_finite(y, "a.png: not written, since")
+    y[0, 1, 2, :3] = value
+    with pytest.raises(
+        EngineError, match=r"^a\.png: not written, since the engine produced 3 NaN .* of 105; .*bf16 or fp32"
+    ):
+        check_finite(y, "a.png: not written, since")
 
 
 @pytest.fixture
@@ -160,7 +176,7 @@ def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> 
     assert {path.name for path in out.iterdir()} == {"a.webp", "b.png", "c.bmp", "d.PNG", "e.png"}
     with open_engine(onnx_file) as engine:
         for path in out.iterdir():
-            expected = to_bytes(engine.run(read_picture(folder / path.name).pixels))[0].transpose(1, 2, 0)
+            expected = to_pixels(engine.run(read_input(folder / path.name)))
             np.testing.assert_array_equal(pixels(path), expected)
 
 
@@ -175,6 +191,144 @@ def test_damaged_pictures_of_a_folder_do_not_stop_the_others(onnx_file: Path, fo
     assert errors[1].startswith(f"Error: {folder / 'e.png'}: is gray")
     assert errors[2] == f"Error: {folder}: 2 of 5 pictures failed, as said above"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp", "d.PNG"}
+
+
+def no_array() -> Exception:
+    """NumPy's own MemoryError."""
+    with pytest.raises(MemoryError) as caught:
+        np.empty(1 << 60, np.uint8)
+    assert type(caught.value) is not MemoryError
+    return caught.value
+
+
+FAILURES = [
+    pytest.param(MemoryError(), "out of memory", id="MemoryError"),
+    pytest.param(no_array(), "out of memory", id="ArrayMemoryError"),
+    pytest.param(OutOfMemory("tiny.onnx: out of memory"), "out of memory", id="OutOfMemory"),
+    pytest.param(OSError(28, "No space left on device"), "No space left on device", id="OSError"),
+    pytest.param(ValueError("odd"), "odd", id="ValueError"),
+    pytest.param(EngineError("tiny.onnx: broken"), "tiny.onnx: broken", id="EngineError"),
+    pytest.param(TypeError("odd"), "TypeError: odd", id="TypeError"),
+]
+
+
+def fails_for_one(function: Any, error: Exception, is_it: Callable[..., bool]) -> Any:
+    def wrapped(*arguments: Any) -> Any:
+        if is_it(*arguments):
+            raise error
+        return function(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("where", ["read", "convert", "enlarge", "finish", "write"])
+@pytest.mark.parametrize(("error", "reason"), FAILURES)
+def test_whatever_one_picture_causes_the_others_go_on(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception,
+    reason: str,
+) -> None:  # fmt: skip
+    """In the threads that read and write, and in the one that runs the model. It fails for c.bmp, of 17 columns."""
+    noise(folder / "c.bmp", 9, 17)
+    owner, name, is_it = {
+        "read": (pictures, "read_rgb", lambda path: path.name == "c.bmp"),
+        "convert": (pictures, "to_input", lambda values: values.shape[1] == 17),
+        "enlarge": (ORTEngine, "run", lambda engine, x: x.shape[3] == 17),
+        "finish": (pictures, "to_pixels", lambda y: y.shape[3] == 34),
+        "write": (pictures, "write_picture", lambda path, picture: path.name == "c.bmp"),
+    }[where]
+    monkeypatch.setattr(owner, name, fails_for_one(getattr(owner, name), error, is_it))
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert result.exit_code == 1
+    errors = result.stderr.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith(f"Error: {folder / 'c.bmp'}: ")
+    assert reason in errors[0]
+    assert errors[1] == f"Error: {folder}: 1 of 5 pictures failed, as said above"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "b.png", "d.PNG", "e.png"}
+
+
+def test_verbose_shows_the_tracebacks_of_a_folder_and_goes_on(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").write_bytes(b"no picture")
+    result = run(onnx_file, folder, tmp_path / "out", "-v")
+    assert isinstance(result.exception, EngineError)
+    assert "Traceback" in result.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_a_picture_too_large_for_a_decoder_is_named(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif_of = Image.Image.getexif
+    monkeypatch.setattr(
+        Image.Image, "getexif", fails_for_one(exif_of, MemoryError(), lambda image: image.format == "WEBP")
+    )
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == f"Error: {folder / 'a.webp'}: too large for this machine's memory"
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_ctrl_c_is_no_affair_of_one_picture(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(engine: ORTEngine, x: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ORTEngine, "run", interrupted)
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert (result.exit_code, result.stderr.split()) == (1, ["Aborted!"])
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_tiles_asked_for_outlive_a_picture_that_fails(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither forgotten nor made smaller for the pictures after it."""
+    (tmp_path / "in").mkdir()
+    noise(tmp_path / "in" / "a.png", 150, 210)
+    noise(tmp_path / "in" / "b.png", 200, 210)
+    run_whole, hopeless = ORTEngine.run, True
+
+    def limited(engine: ORTEngine, x: np.ndarray) -> np.ndarray:
+        if hopeless:
+            raise MemoryError
+        return run_whole(engine, x)
+
+    monkeypatch.setattr(ORTEngine, "run", limited)
+    with open_engine(onnx_file) as engine:
+        enlarger = upscale.Enlarger(engine, Size(140, 100))
+        with pytest.raises(EngineError, match="tiles cannot be smaller"):
+            enlarger.run(read_input(tmp_path / "in" / "a.png"))
+        hopeless = False
+        asked_for: list[Size | None] = []
+
+        def noted(engine: Engine, tile: Size | None) -> Tiled:
+            asked_for.append(tile)
+            return Tiled(engine, tile)
+
+        monkeypatch.setattr(upscale, "Tiled", noted)
+        enlarger.run(read_input(tmp_path / "in" / "b.png"))
+    assert asked_for == [Size(140, 100)]
+
+
+def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    """Latin-1 bytes, which strict UTF-8 cannot print; and an arrow, which Latin-1 cannot."""
+    name = os.fsencode(folder) + b"/caf\xe9.png"
+    try:
+        shutil.copy(os.fsencode(folder / "b.png"), name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    for encoding in ("utf-8:strict", "latin-1:strict", "ascii:strict"):
+        result = subprocess.run(
+            [sys.executable, "-m", "engines.upscale", onnx_file, folder, tmp_path / "out"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert b"/caf?.png 13x9" in result.stdout
+        assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 def test_a_folder_goes_on_with_what_is_missing(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
@@ -293,7 +447,7 @@ def test_a_model_of_one_size_takes_pictures_of_any(large_picture: Path, picture:
     result = run(model, large_picture, out)
     assert "Note: in 9 tiles of 128x96 at most\n" in result.stderr
     with open_engine(fakes.write_onnx(tmp_path / "dynamic.onnx")) as engine:
-        expected = to_bytes(engine.run(read_picture(large_picture).pixels))[0].transpose(1, 2, 0)
+        expected = to_pixels(engine.run(read_input(large_picture)))
     inside = slice(0, -6)  # at the end of the picture the tiles show its mirror image, the whole nothing
     np.testing.assert_allclose(pixels(out)[inside, inside].astype(int), expected[inside, inside], atol=1)
     assert (

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 import ribsr
 from ribsr import attention
-from ribsr.attention import CyclicWindowAttention, choose_backend, reference, register_attention, sdpa
+from ribsr.attention import CyclicWindowAttention, Geometry, choose_backend, reference, register_attention, sdpa
 
 
-def naive(qkv, rib_q, rib_k, gate, *, window, heads, shift, scale):
+def naive(qkv, rib_q, rib_k, gate, geometry):
     """The definition, token by token: numpy's own reflect padding and roll, no chunks, no shared index formula."""
     b, c3, h, w = qkv.shape
-    (wh, ww), d = window, c3 // 3 // heads
+    (wh, ww), heads, shift, scale = geometry
+    d = c3 // 3 // heads
     pads = ((0, -h % wh), (0, -w % ww))
     x = np.pad(qkv.numpy(), ((0, 0), (0, 0), *pads), mode="reflect" if min(h, w) > 1 else "edge")
     x = np.roll(x, (-shift[0], -shift[1]), (2, 3))
@@ -43,22 +44,26 @@ def cases(draw, smallest: int = 1):
     n, c = window[0] * window[1], heads * d
     shapes = [(b, 3 * c, h, w), (heads, n, r), (heads, n, r), (b, c, h, w)]
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    return tensors, {"window": window, "heads": heads, "shift": shift, "scale": draw(st.sampled_from([d**-0.5, 0.3]))}
+    return tensors, Geometry(window, heads, shift, draw(st.sampled_from([d**-0.5, 0.3])))
 
 
 @given(cases(smallest=9))
 @settings(max_examples=40, deadline=None)
 def test_reference_is_the_definition(case):
     tensors, geometry = case
-    torch.testing.assert_close(reference(*tensors, **geometry), naive(*tensors, **geometry), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        reference(*tensors, geometry=geometry), naive(*tensors, geometry=geometry), rtol=0, atol=1e-12
+    )
 
 
 @given(cases())
 @settings(max_examples=40, deadline=None)
 def test_sdpa_equals_the_reference_at_any_size(case):
     tensors, geometry = case
-    expected = reference(*tensors, **geometry)
-    torch.testing.assert_close(sdpa(*(t.float() for t in tensors), **geometry).double(), expected, rtol=0, atol=2e-5)
+    expected = reference(*tensors, geometry=geometry)
+    torch.testing.assert_close(
+        sdpa(*(t.float() for t in tensors), geometry=geometry).double(), expected, rtol=0, atol=2e-5
+    )
 
 
 def test_reference_does_not_depend_on_its_chunks(monkeypatch):
@@ -66,10 +71,10 @@ def test_reference_does_not_depend_on_its_chunks(monkeypatch):
     qkv, rib_q, rib_k, gate = (
         torch.randn(shape, generator=generator) for shape in [(2, 48, 20, 13), (2, 64, 8), (2, 64, 8), (2, 16, 20, 13)]
     )
-    geometry = {"window": (8, 8), "heads": 2, "shift": (4, 4), "scale": 0.5}
-    whole = reference(qkv, rib_q, rib_k, gate, **geometry)
+    geometry = Geometry((8, 8), 2, (4, 4), 0.5)
+    whole = reference(qkv, rib_q, rib_k, gate, geometry)
     monkeypatch.setattr(attention, "MAX_SCORES", 2 * 64 * 10)  # ten queries of one window at a time
-    torch.testing.assert_close(reference(qkv, rib_q, rib_k, gate, **geometry), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(reference(qkv, rib_q, rib_k, gate, geometry), whole, rtol=0, atol=1e-6)
 
 
 def test_reflection_goes_back_and_forth_as_often_as_needed():
@@ -84,9 +89,9 @@ def test_large_logits_do_not_overflow_in_half_precision():
     qkv = torch.randn(1, 48, 8, 8, generator=generator) * 100
     rib = torch.zeros(1, 64, 8)
     gate = torch.ones(1, 16, 8, 8)
-    geometry = {"window": (8, 8), "heads": 1, "shift": (0, 0), "scale": 1.0}  # scores of ±1e5, beyond float16
-    expected = reference(*(t.half().double() for t in (qkv, rib, rib, gate)), **geometry)
-    half = reference(*(t.half() for t in (qkv, rib, rib, gate)), **geometry)
+    geometry = Geometry((8, 8), 1, (0, 0), 1.0)  # scores of ±1e5, beyond float16
+    expected = reference(*(t.half().double() for t in (qkv, rib, rib, gate)), geometry=geometry)
+    half = reference(*(t.half() for t in (qkv, rib, rib, gate)), geometry=geometry)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.double(), expected, rtol=1e-3, atol=1e-2)
 
@@ -104,7 +109,7 @@ def test_a_registered_backend_is_used_and_not_replaced(monkeypatch):
     monkeypatch.setattr(attention, "_BACKENDS", dict(attention._BACKENDS))
     seen = []
 
-    def spy(qkv, rib_q, rib_k, gate, **geometry):
+    def spy(qkv, rib_q, rib_k, gate, geometry):
         seen.append(geometry)
         return gate
 
@@ -113,7 +118,7 @@ def test_a_registered_backend_is_used_and_not_replaced(monkeypatch):
     ribsr.set_attention(model, "spy")
     with torch.inference_mode():
         model(torch.rand(1, 3, 9, 9))
-    assert [geometry["window"][0] for geometry in seen] == [8, 16, 32, 16, 32, 64] * 5
+    assert [geometry.window[0] for geometry in seen] == [8, 16, 32, 16, 32, 64] * 5
     with pytest.raises(ValueError, match="already registered"):
         register_attention("spy", sdpa)
 
@@ -133,12 +138,12 @@ def test_automatic_choice(monkeypatch):
 
 
 def test_core_layer_passes_its_geometry_on():
-    core = CyclicWindowAttention((4, 6), 2, (1, 2), 0.7)
+    core = CyclicWindowAttention(Geometry((4, 6), 2, (1, 2), 0.7))
     core.backend = "reference"
     generator = torch.Generator().manual_seed(2)
     shapes = [(1, 24, 7, 7), (2, 24, 3), (2, 24, 3), (1, 8, 7, 7)]
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-    expected = reference(*tensors, window=(4, 6), heads=2, shift=(1, 2), scale=0.7)
+    expected = reference(*tensors, geometry=core.geometry)
     torch.testing.assert_close(core(*tensors), expected)
 
 
@@ -152,7 +157,7 @@ def test_sdpa_on_a_gpu_equals_the_reference(dtype, tolerance, d, rank):
     generator = torch.Generator().manual_seed(d)
     shapes = [(2, 9 * d, 37, 50), (3, 256, rank), (3, 256, rank), (2, 3 * d, 37, 50)]
     tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-    geometry = {"window": (16, 16), "heads": 3, "shift": (8, 0), "scale": d**-0.5}
-    expected = reference(*(t.double() for t in tensors), **geometry)
-    y = sdpa(*(t.cuda() for t in tensors), **geometry).double().cpu()
+    geometry = Geometry((16, 16), 3, (8, 0), d**-0.5)
+    expected = reference(*(t.double() for t in tensors), geometry=geometry)
+    y = sdpa(*(t.cuda() for t in tensors), geometry=geometry).double().cpu()
     assert float((y - expected).norm() / expected.norm()) <= tolerance

@@ -36,6 +36,30 @@ def test_sets_are_found_by_their_folders(tmp_path: Path) -> None:
         benchmark.find_sets(tmp_path / "nowhere")
 
 
+def test_sets_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
+    one, two = photograph(tmp_path / "one" / "valid" / "1.png"), photograph(tmp_path / "two" / "valid" / "HR" / "2.png")
+    other = photograph(tmp_path / "two" / "test" / "3.png")
+    assert benchmark.find_sets(one.parent, one.parent) == {"valid": [one]}
+    expected = {str(tmp_path / "one" / "valid"): [one], "test": [other], str(tmp_path / "two" / "valid"): [two]}
+    assert benchmark.find_sets(one.parent, tmp_path / "two") == expected
+
+
+def test_what_the_reader_refuses_is_not_scored(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "key.png", transparency=(1, 2, 3))
+    for name in ("deep.png", "key.png"):
+        with pytest.raises(DataError, match=rf"{name}: has "):
+            list(benchmark.score(benchmark.bicubic(2), [tmp_path / name], 2))
+
+
+def test_pictures_are_scored_upright(tmp_path: Path) -> None:
+    path, exif = photograph(tmp_path / "1.png"), Image.Exif()
+    original = np.asarray(Image.open(path))
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    np.testing.assert_array_equal(benchmark.read_original(path, 1), np.rot90(original, -1))
+
+
 def test_a_perfect_model_has_no_error(tmp_path: Path) -> None:
     path = photograph(tmp_path / "1.png")
     original = np.asarray(Image.open(path))[:60, :70]
@@ -57,7 +81,7 @@ def test_pictures_that_cannot_be_scored_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(SAMPLE.read_bytes()[:500])
     Image.new("RGBA", (40, 40)).save(tmp_path / "alpha.png")
     Image.new("RGB", (12, 12)).save(tmp_path / "small.png")
-    for name, reason in (("broken", "not a readable"), ("alpha", "mode RGBA"), ("small", "SSIM needs 11x11")):
+    for name, reason in (("broken", "damaged"), ("alpha", "has an alpha channel"), ("small", "SSIM needs 11x11")):
         with pytest.raises(DataError, match=rf"{name}\.png: .*{reason}"):
             list(benchmark.score(benchmark.bicubic(2), [tmp_path / f"{name}.png"], 2))
 

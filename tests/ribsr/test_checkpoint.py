@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import ribsr
-from ribsr import CheckpointError
+from ribsr import CheckpointError, configs
+from ribsr.base.errors import RibsrError
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,97 @@ def test_a_cut_short_file_is_refused(tmp_path, model):
     fails(path, "damaged")
 
 
+def own(model):
+    """What own files hold: configuration as JSON values, weights."""
+    return json.loads(json.dumps(configs.to_dict(model.config))), dict(model.state_dict())
+
+
+def write(path, params, config=None, version=None):
+    """The same contents in the format that the name says; text as the configuration is written as it is."""
+    if path.suffix == ".safetensors":
+        text = config if isinstance(config, str) or config is None else json.dumps(config)
+        given = {"ribsr": version if version is None else str(version), "config": text}
+        save_file(params, path, metadata={key: value for key, value in given.items() if value is not None} or None)
+    else:
+        given = {"ribsr": version, "config": config}
+        torch.save({**{key: value for key, value in given.items() if value is not None}, "params": params}, path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("version", "change", "phrase"),
+    [
+        (2, {}, "own format 2, this version reads 1; update ribsr"),
+        (1, None, "its configuration is missing"),
+        (1, {"blocks": 2.5}, "blocks must be a whole number, got 2.5"),
+        (1, {"expansion": float("nan")}, "expansion must be a number, got nan"),
+        (1, {"windows": "8"}, "windows must be a list of whole numbers, got '8'"),
+        (1, {"upsampler": 3}, "upsampler must be direct or pixelshuffle, got 3"),
+        (1, {"architecture": ["sst"]}, "'architecture' must be sst or esc-rib, got ['sst']"),
+        (1, {"colour": 1}, "unknown field 'colour'"),
+        (1, {"heads": [5]}, "5 heads do not divide 48 channels"),
+    ],
+)
+def test_all_formats_are_checked_alike(tmp_path, model, suffix, version, change, phrase):
+    config, params = own(model)
+    write(tmp_path / f"a{suffix}", params, None if change is None else {**config, **change}, version)
+    fails(tmp_path / f"a{suffix}", phrase)
+
+
+def test_a_broken_configuration_in_safetensors(tmp_path, model):
+    _, params = own(model)
+    for text, phrase in (("{", "its configuration is not JSON"), ("[" * 99999, "not JSON"), ("[1]", "is missing")):
+        write(tmp_path / "a.safetensors", params, text, 1)
+        fails(tmp_path / "a.safetensors", phrase)
+
+
+def test_own_files_without_weights(tmp_path, model):
+    config, _ = own(model)
+    torch.save({"ribsr": 1, "config": config}, tmp_path / "a.pt")
+    fails(tmp_path / "a.pt", "no weights found", "ribsr, config")
+    write(tmp_path / "a.safetensors", {}, config, 1)
+    fails(tmp_path / "a.safetensors", "no weights found")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".pth"])
+def test_names_of_distributed_training(tmp_path, model, suffix):
+    _, params = own(model)
+    path = tmp_path / f"a{suffix}"
+    prefixed = {f"module.{key}": value for key, value in params.items()}
+    write(path, prefixed)
+    assert ribsr.load(path, config=model.config).state_dict().keys() == params.keys()
+    write(path, {**prefixed, "proj.bias": params["proj.bias"].clone()})
+    fails(path, "holds proj.bias twice, once as module.proj.bias", config=model.config)
+
+
+def test_keys_that_are_no_names(tmp_path, model):
+    _, params = own(model)
+    torch.save({"params": {**params, 3: torch.zeros(1)}}, tmp_path / "a.pth")
+    fails(tmp_path / "a.pth", "the key 3 is no name of weights", config=model.config)
+
+
+def test_files_of_earlier_versions_load(tmp_path, model):
+    """As 0.1.0 wrote them: tuples in torch's format, whole numbers for the expansion."""
+    config = {"architecture": "sst", **asdict(replace(model.config, expansion=2))}
+    assert isinstance(config["windows"], tuple)
+    params = ribsr.build(replace(model.config, expansion=2)).state_dict()
+    torch.save({"ribsr": 1, "config": config, "params": params}, tmp_path / "a.pt")
+    save_file(params, tmp_path / "a.safetensors", metadata={"ribsr": "1", "config": json.dumps(config)})
+    for suffix in (".pt", ".safetensors"):
+        assert ribsr.load(tmp_path / f"a{suffix}").config == replace(model.config, expansion=2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_the_umask_decides_who_may_read(tmp_path, model, suffix):
+    before = os.umask(0o077)
+    try:
+        ribsr.save(model, tmp_path / f"a{suffix}")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / f"a{suffix}").stat().st_mode) == 0o600
+
+
 class Attack:
     def __init__(self, target):
         self.target = target
@@ -197,5 +291,17 @@ def test_saving_leaves_the_old_file_when_it_fails(tmp_path, model, monkeypatch):
 
 
 def test_importing_ribsr_imports_no_torch():
-    code = "import sys, ribsr, ribsr.configs; ribsr.config('sst+', 4); sys.exit('torch' in sys.modules)"
+    code = (
+        "import importlib, pkgutil, sys, ribsr, ribsr.configs, ribsr.base\n"
+        "ribsr.config('sst+', 4)\n"
+        "assert 'numpy' not in sys.modules, 'ribsr is instant'\n"
+        "for module in pkgutil.iter_modules(ribsr.base.__path__, 'ribsr.base.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_checkpoint_errors_are_ours_and_value_errors():
+    assert issubclass(CheckpointError, RibsrError)
+    assert issubclass(CheckpointError, ValueError)

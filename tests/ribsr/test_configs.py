@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 import ribsr
 from ribsr import configs
+from ribsr.base.errors import RibsrError
 
 
 def test_own_json_round_trips(tmp_path):
@@ -75,6 +77,10 @@ def test_unknown_name_lists_the_choices():
         ("a.json", "{", "not JSON"),
         ("a.png", b"\x89PNG", "not a text file"),
         ("a.json", "[1]", "no configuration"),
+        ("a.json", "[" * 99999, "not JSON"),
+        ("a.yml", "a: 2001-99-99", "not YAML"),
+        ("a.yml", "network_g: {type: SST, 1: 2, a: 3}", "unknown option 1"),
+        ("a.yml", "network_g: {type: SST, rank: 4, ranks: [4]}", "rank and ranks say the same; leave one out"),
         ("a.json", '{"architecture": "vit"}', "sst or esc-rib"),
         ("a.json", '{"architecture": "sst", "colour": 1}', "unknown field 'colour'"),
     ],
@@ -86,3 +92,57 @@ def test_bad_files_say_what_is_wrong_and_where(tmp_path, name, text, message):
         configs.read(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+WRONG = [
+    ("blocks", 2.5, "a whole number, got 2.5"),
+    ("blocks", 2.0, "a whole number, got 2.0"),
+    ("blocks", True, "a whole number, got True"),
+    ("blocks", "5", "a whole number, got '5'"),
+    ("blocks", None, "a whole number, got None"),
+    ("blocks", [5], "a whole number, got [5]"),
+    ("blocks", math.nan, "a whole number, got nan"),
+    ("expansion", math.inf, "a number, got inf"),
+    ("expansion", math.nan, "a number, got nan"),
+    ("expansion", 10**400, "a number, got 1000"),
+    ("expansion", False, "a number, got False"),
+    ("expansion", "large", "a number, got 'large'"),
+    ("windows", [8, 16.5], "a list of whole numbers, got [8, 16.5]"),
+    ("windows", {"a": 8}, "a list of whole numbers, got {'a': 8}"),
+    ("windows", "816", "a list of whole numbers, got '816'"),
+    ("upsampler", ["direct"], "direct or pixelshuffle, got ['direct']"),
+    ("name", 3, "text, got 3"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), WRONG)
+def test_values_of_other_types_are_refused(field, value, message):
+    values = {**configs.to_dict(ribsr.config("sst-light")), field: value}
+    with pytest.raises(configs.ConfigError) as error:
+        configs.from_dict(values, "own.json")
+    assert str(error.value).startswith(f"own.json: {field} must be {message}")
+
+
+def test_the_authors_options_are_named_as_they_name_them(published):
+    options = published["SST_X2"]["config"]
+    for name, value, message in (
+        ("n_blocks", 2.5, "n_blocks must be a whole number, got 2.5"),
+        ("exp_ratio", "much", "exp_ratio must be a number, got 'much'"),
+        ("window_sizes", [8, None], "window_sizes must be a list of whole numbers, got [8, None]"),
+        ("upsampler_type", [1], "upsampler_type must be direct or pixelshuffle, got [1]"),
+    ):
+        with pytest.raises(configs.ConfigError) as error:
+            configs.from_authors({**options, name: value}, "a.yml")
+        assert str(error.value) == f"a.yml: {message}"
+
+
+def test_whole_numbers_stand_for_others_and_one_for_a_list():
+    values = configs.to_dict(ribsr.config("esc-rib"))
+    config = configs.from_dict({**values, "expansion": 2, "windows": 64}, "own.json")
+    assert (config.expansion, config.windows) == (2.0, (64,))
+    assert isinstance(config.expansion, float)
+
+
+def test_config_errors_are_ours_and_value_errors():
+    assert issubclass(configs.ConfigError, RibsrError)
+    assert issubclass(configs.ConfigError, ValueError)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from engines import EngineError
-from ribsr.base.command import Command
+from engines import EngineError, OutOfMemory
+from ribsr.base.command import EXTRAS, Command, echo
+from ribsr.base.errors import RibsrError
+from ribsr.base.pictures import PictureError
+
+
+class Group(Exception):
+    """As Python's ExceptionGroup, which 3.10 has not."""
+
+    def __init__(self, text: str, exceptions: list[Exception]):
+        super().__init__(text)
+        self.exceptions = tuple(exceptions)
 
 
 def run(error: BaseException, *arguments: str) -> Result:
@@ -27,11 +41,30 @@ def run(error: BaseException, *arguments: str) -> Result:
         (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file or directory"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (FileNotFoundError("there is no folder b"), "there is no folder b"),
+        (FileNotFoundError(2, "No such file", "a.pt", None, "b.pt"), "a.pt → b.pt: No such file"),
+        (PermissionError(13, "Permission denied", b"a.png"), "a.png: Permission denied"),
+        (OSError(9, "Bad file descriptor", 7), "Bad file descriptor"),
+        (IsADirectoryError(21, "Is a directory", "two\nlines"), "two lines: Is a directory"),
+        (OSError(), "OSError (run again with -v for a traceback)"),
+        (EngineError(" \n "), "EngineError (run again with -v for a traceback)"),
+        (PictureError("a.png: is gray"), "a.png: is gray"),
+        (RibsrError("a  b.pt: two blanks"), "a  b.pt: two blanks"),
+        (OutOfMemory("a.onnx: out of memory"), "a.onnx: out of memory"),
+        (Group("2 failed", [EngineError("a"), Group("1", [KeyError("b")])]),
+         "a; KeyError: 'b' (run again with -v for a traceback)"),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+         "yaml is not installed: pip install '.[train]' or pip install '.[export]'"),
+        (ModuleNotFoundError("No module named 'tensorrt'", name="tensorrt"),
+         "tensorrt is not installed: pip install '.[trt]'"),
+        (ModuleNotFoundError("No module named 'x'", name="x"),
+         "ModuleNotFoundError: No module named 'x' (run again with -v for a traceback)"),
+        (ImportError("libcuda.so: not found"),
+         "ImportError: libcuda.so: not found (run again with -v for a traceback)"),
         (MemoryError(), "out of memory; give smaller pictures"),
         (KeyError("x"), "KeyError: 'x' (run again with -v for a traceback)"),
         (RuntimeError(), "RuntimeError (run again with -v for a traceback)"),
     ],
-)
+)  # fmt: skip
 def test_any_exception_is_one_line(error: Exception, line: str) -> None:
     result = run(error)
     assert result.exit_code == 1
@@ -53,3 +86,20 @@ def test_an_interrupt_is_no_error_of_ours() -> None:
     result = run(KeyboardInterrupt())
     assert result.exit_code == 1
     assert "Aborted!" in result.stderr
+
+
+def test_extras_install_what_they_are_named_for() -> None:
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    named = {"yaml": "pyyaml", "cuda": "cuda-python"}
+    for package, extras in EXTRAS.items():
+        for extra in extras:
+            (line,) = re.findall(rf"^{extra} = (.*)$", text, re.MULTILINE)
+            assert f'"{named.get(package, package.replace("_", "-"))}' in line, (package, extra)
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "caf? → é"), ("latin-1", "caf? ? é"), ("ascii", "caf? ? ?")])
+def test_what_a_terminal_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding, errors="strict"))
+    echo("caf\udce9 → é")
+    assert written.getvalue().decode(encoding) == f"{shown}\n"

@@ -69,9 +69,9 @@ def test_cudnn_lays_tokens_out_as_the_reference_does(
     shapes = [(2, 3 * 30, *size), (3, 32, 4), (3, 32, 4), (2, 30, *size)]
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     others = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    geometry: Any = {"window": (8, 4), "heads": 3, "shift": shift, "scale": 0.3}
-    wanted = attention.reference(*tensors, **geometry)
-    got = attention.cudnn(*others, **geometry)
+    geometry = attention.Geometry((8, 4), 3, shift, 0.3)
+    wanted = attention.reference(*tensors, geometry=geometry)
+    got = attention.cudnn(*others, geometry=geometry)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     for y in (wanted, got):
         y.square().sum().backward()
@@ -86,11 +86,11 @@ def test_cudnn_forward_and_backward_on_a_gpu(heads: int, d: int, rank: int) -> N
     torch.manual_seed(0)
     shapes = [(2, 3 * heads * d, 32, 48), (heads, 256, rank), (heads, 256, rank), (2, heads * d, 32, 48)]
     tensors = [torch.randn(shape, device="cuda") for shape in shapes]
-    geometry: Any = {"window": (16, 16), "heads": heads, "shift": (0, 0), "scale": d**-0.5}
+    geometry = attention.Geometry((16, 16), heads, (0, 0), d**-0.5)
     results = []
     for backend, dtype in ((attention.reference, torch.float32), (attention.cudnn, torch.bfloat16)):
         inputs = [t.to(torch.bfloat16).to(dtype).requires_grad_() for t in tensors]
-        y = backend(*inputs, **geometry)
+        y = backend(*inputs, geometry=geometry)
         y.float().sin().sum().backward()
         results.append([y, *(t.grad for t in inputs)])
     for wanted, got in zip(*results, strict=True):

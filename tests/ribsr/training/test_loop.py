@@ -20,13 +20,15 @@ from PIL import Image
 
 import ribsr
 from ribsr import configs
+from ribsr.base.errors import RibsrError
+from ribsr.benchmark import DataError
 from ribsr.configs import SSTConfig
 from ribsr.training import recipe
 from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
 from ribsr.training.recipe import Folder, Recipe
 from ribsr.training.report import Report
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 TINY = SSTConfig("tiny", 6, (2, 2), (4, 8), (4, 4), 1, 1.5, "direct")
 
@@ -210,9 +212,45 @@ def test_another_recipe_or_a_damaged_state_is_refused(plan: Recipe) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"state\.pt: damaged .*remove it to start anew"):
         train(plan, None, Report())
-    torch.save({"params": {}}, path)
-    with pytest.raises(TrainingError, match=r"state\.pt: not a training state"):
-        train(plan, None, Report())
+    for content in ({"params": {}}, {"ribsr_state": 1}, {"ribsr_state": 1, "recipe": 3, "step": 1}):
+        torch.save(content, path)
+        with pytest.raises(TrainingError, match=r"state\.pt: not a training state"):
+            train(plan, None, Report())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (None, r"odd: there is no such folder"),
+        ("RGBA", r"z\.png: has an alpha channel"),
+        ("small", r"z\.png: 12x30 is too small: SSIM needs 11x11 inside a border of 2 pixels"),
+    ],
+)
+def test_what_would_end_the_first_validation_ends_the_run_before_its_first_step(
+    plan: Recipe, tmp_path: Path, kind: str | None, message: str
+) -> None:
+    if kind is not None:
+        (tmp_path / "odd").mkdir()
+        image = Image.new("RGB", (12, 30)) if kind == "small" else Image.new(kind, (40, 40))
+        image.save(tmp_path / "odd" / "z.png")
+    with pytest.raises(DataError, match=message):
+        train(replace(plan, validation=(str(tmp_path / "pictures"), str(tmp_path / "odd"))), None, Report())
+    assert not Path(plan.output).exists()
+
+
+def test_the_umask_decides_who_may_read_a_state(plan: Recipe) -> None:
+    before = os.umask(0o077)
+    try:
+        train(replace(plan, steps=2), None, Report())
+    finally:
+        os.umask(before)
+    for name in ("state.pt", "tiny-x2.safetensors"):
+        assert (Path(plan.output) / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_training_errors_are_ours_and_runtime_errors() -> None:
+    assert issubclass(TrainingError, RibsrError)
+    assert issubclass(TrainingError, RuntimeError)
 
 
 def test_x3_starts_from_x2(plan: Recipe, tmp_path: Path) -> None:

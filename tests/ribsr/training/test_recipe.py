@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from ribsr import CONFIGS
 from ribsr.__main__ import main
+from ribsr.base.errors import RibsrError
 from ribsr.training import recipe
 from ribsr.training.recipe import Folder, Recipe, RecipeError
 
@@ -69,6 +71,36 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
         ("model: sst\ntrain: [{low: a}]", "train must list folders"),
         ("model: sst\ninit: 3", "init must be text"),
         ("model: sst\nbatch: 0", "batch must be at least 1"),
+        ("model: 5", "model must be text, got 5"),
+        ("model:", "model must be text, got None"),
+        ('model: sst\nscale: "2"', "scale must be a whole number, got '2'"),
+        ("model: sst\nscale: 2.0", "scale must be a whole number, got 2.0"),
+        ("model: sst\nscale:", "scale must be a whole number, got None"),
+        ("model: sst\nscale: 0", "scale must be 2, 3 or 4, got 0"),
+        ("model: sst\nseed: -1", "seed must not be negative, got -1"),
+        ("model: sst\nweight_decay: -1", "weight_decay must not be negative, got -1"),
+        ("model: sst\nmilestones: [5, -1]", "milestones must not be negative, got [5, -1]"),
+        ("model: sst\nmilestones: [5, 2.5]", "milestones must be a list of whole numbers, got [5, 2.5]"),
+        ("model: sst\nbetas: [0.9]", "betas must be a list of 2 numbers, got [0.9]"),
+        ("model: sst\nbetas: [0.9, 0.9, 0.9]", "betas must be a list of 2 numbers"),
+        ("model: sst\nbetas: [0.9, 1.5]", "betas must be 0 to below 1, got [0.9, 1.5]"),
+        ("model: sst\nlr: true", "lr must be a number, got True"),
+        ("model: sst\nlr: .nan", "lr must be a number, got nan"),
+        ("model: sst\nlr: [1e-3]", "lr must be a number, got ['1e-3']"),
+        ('model: sst\nlr: "0.1"', "lr must be a number, got '0.1'"),
+        ("model: sst\nclip: none", "clip must be a number or null, got 'none'"),
+        ("model: sst\nsteps: [5]", "steps must be a whole number, got [5]"),
+        ("model: sst\nvalidation: 3", "validation must be a list of texts, got 3"),
+        ("model: sst\nvalidation:", "validation must be a list of texts, got None"),
+        ("model: sst\nvalidation: [a, 3]", "validation must be a list of texts, got ['a', 3]"),
+        ("model: sst\noutput: [a]", "output must be text, got ['a']"),
+        ("model: sst\ntrain: 3", "train must list folders"),
+        ("model: sst\ntrain:", "train must list folders"),
+        ("model: sst\ntrain: [{high: 3}]", "train must list folders"),
+        ("model: sst\ntrain: [{high: a, low: [b]}]", "train must list folders"),
+        ("model: sst\ntrain: [{high: a, 3: b}]", "train must list folders"),
+        ("model: sst\n3: 4", "unknown field 3; there are"),
+        ("model: sst\na: 2001-99-99", "not YAML"),
     ],
 )
 def test_nonsense_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -85,3 +117,27 @@ def test_the_command_writes_a_file_that_is_read_back(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["recipe", "sst-huge"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: no model is called 'sst-huge'")
+
+
+def test_recipe_errors_are_ours_and_value_errors() -> None:
+    assert issubclass(RecipeError, RibsrError)
+    assert issubclass(RecipeError, ValueError)
+
+
+def test_subcommands_show_tracebacks_when_asked() -> None:
+    for flags, shown in (([], False), (["-v"], True)):
+        result = CliRunner().invoke(main, ["recipe", "sst-huge", *flags])
+        assert result.exit_code == 1
+        assert isinstance(result.exception, RecipeError) is shown
+
+
+@pytest.mark.parametrize(("package", "arguments"), [("torch", ["train"]), ("yaml", ["recipe", "sst"])])
+def test_what_is_not_installed_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, arguments: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "ribsr.training.loop", raising=False)
+    path = write(tmp_path, "model: sst")
+    result = CliRunner().invoke(main, [*arguments, *([str(path)] if arguments == ["train"] else [])])
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {package} is not installed: pip install '.[train]' or pip install '.[export]'\n"
