@@ -1,1 +1,9 @@
-"""From a checkpoint to files for a runtime: `python -m export.onnx`."""
+"""From a checkpoint to files for a runtime: `python -m export.onnx`, and of its file a plan: `python -m export.trt`."""
+
+from __future__ import annotations
+
+from ribsr.base.errors import RibsrError
+
+
+class ExportError(RibsrError, ValueError):
+    """An export that cannot be made as asked, or whose file does not compute what the checkpoint does."""

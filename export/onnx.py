@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engines.metadata import PREFIX, Stamp
-from ribsr.base.command import Command, FiniteRange
+from export import ExportError
+from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.files import atomic, check_target, sha256
 from ribsr.base.sizes import Size
 
@@ -42,10 +43,6 @@ SCORE_ADVICE = (
     "use --attention mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --static or --score-limit"
 )
 """What to do where a `matmul` file would need too much memory."""
-
-
-class ExportError(ValueError):
-    """An export that cannot be made as asked, or whose file does not compute what the checkpoint does."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +232,7 @@ def describe_precision(report: Report) -> list[str]:
 )
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --attention attention.")
-@click.option("--static", type=Size("HxW"), help="Fix batch 1 and this input size (height first).")
+@click.option("--static", type=SizeType(), help="Fix batch 1 and this input size.")
 @click.option(
     "--rib-tolerance",
     type=FiniteRange(min=0),
