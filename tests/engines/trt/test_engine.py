@@ -409,7 +409,9 @@ def test_sizes_outside_the_profile(trt: TensorRT, plan: Path) -> None:
         for h, w in ((33, 20), (3, 20)):
             with pytest.raises(EngineError) as error:
                 engine.run(fakes.picture(h, w))
-            assert f"takes pictures of 4x4 to 48x32, got {w}x{h}; give --tile, or build one for" in str(error.value)
+            assert f"takes pictures of 4x4 to 48x32, got {Size(h, w)}; give --tile, or build one for" in str(
+                error.value
+            )
             assert "python -m export.trt --onnx x2.onnx --fp16" in str(error.value)
         with pytest.raises(EngineError, match="takes 1 at a time, got 2"):
             engine.run(np.zeros((2, 3, 8, 8), np.float32))

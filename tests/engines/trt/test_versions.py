@@ -383,7 +383,7 @@ def test_progress_and_bfloat16_come_with_10(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_progress_monitor_passes_on_what_tensorrt_reports(version):
     told = []
-    watcher = SimpleNamespace(
+    watcher: Any = SimpleNamespace(
         start=lambda *args: told.append(args), step=lambda phase, i: i < 2, finish=lambda phase: told.append(phase)
     )
     builder, config = configured(fake_tensorrt(version))
