@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,13 @@ PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}
 HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "MultiHeadAttention", "Attention"})
 """Operators that take nearly all of the time. Shape arithmetic belongs on the CPU whatever the device."""
 
+_NO_MEMORY = re.compile(
+    r"(^|: )std::bad_alloc$|\.cc:\d+ .*\b(Failed to allocate memory for requested buffer of size|"
+    r"Available memory of \d+ is smaller than requested bytes of) \d+\s*$|"
+    r"(^|[ :])(CUDA failure 2: out of memory|CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED) ; GPU=-?\d+ ;"
+)
+"""What the allocators say of the CPU's and the GPU's memory, and CUDA where it allocates by itself."""
+
 
 class ORTEngine(Engine):
     """An .onnx file of this toolkit run by ONNX Runtime; `engines.open_engine` says what the arguments mean."""
@@ -46,7 +54,7 @@ class ORTEngine(Engine):
         ort = _import_runtime()
         session, notes = _open(ort, self._path, device, threads)
         self._session: onnxruntime.InferenceSession | None = session
-        self._threads, self._providers = threads, session.get_providers()
+        self._threads, self._providers = threads, list(session.get_providers())
         self._description = _describe(ort, self._path, session, stamp, notes)
 
     def describe(self) -> Description:
@@ -242,8 +250,13 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return any(sign in text for sign in ("bad_alloc", "Failed to allocate memory", "out of memory", "BFCArena"))
+    """Whether a run failed for want of memory, by the words of ONNX Runtime's allocators: no status code says so.
+
+    What comes before is left out, since names of nodes may be anything: `Name:'…' Status Message: …`.
+    """
+    if type(error).__name__ not in ("Fail", "RuntimeException", "EPFail"):
+        return False
+    return bool(_NO_MEMORY.search(str(error).rpartition("' Status Message: ")[2]))
 
 
 def _describe(

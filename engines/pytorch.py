@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, NotInstalled, Timer
+from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
 
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from ribsr.layers import RIBModel
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_NO_MEMORY = re.compile(
+    r"\[enforce fail at \w+\.cpp:\d+\].* DefaultCPUAllocator: (can't allocate|not enough) memory: you tried to |"
+    r"CUDA error: out of memory$",
+    re.MULTILINE,
+)
+"""How errors begin that have no type of their own: those of the CPU's allocator, and of CUDA outside of PyTorch's."""
 
 
 class PyTorchEngine(Engine):
@@ -133,7 +141,7 @@ class PyTorchEngine(Engine):
         except (torch.cuda.OutOfMemoryError, MemoryError):
             raise base.out_of_memory(self._path, x) from None
         except RuntimeError as error:
-            if "can't allocate memory" in str(error):  # what PyTorch's CPU allocator raises has no type of its own
+            if _NO_MEMORY.match(str(error)):
                 raise base.out_of_memory(self._path, x) from None
             raise EngineError(f"{self._path}: PyTorch failed on {list(x.shape)} ({first_line(error)})") from error
 
@@ -143,6 +151,22 @@ class PyTorchEngine(Engine):
         base.check_input(x, self._description)
         placed = self._guarded(x, lambda _: self._place(x))
         return cuda_timer(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device)
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        base.check_input(x, self._description)
+        on_gpu = self._device.type == "cuda"
+        kinds = torch.profiler.ProfilerActivity
+        placed = self._guarded(x, lambda model: self._place(x))
+        self._guarded(x, lambda model: self._forward(model, placed))
+        times: dict[str, float] = {}
+        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
+            for _ in range(runs):
+                self._guarded(x, lambda model: self._forward(model, placed))
+        for event in profiler.events() or ():
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total  # µs
+            if spent:
+                times[event.name] = times.get(event.name, 0.0) + spent / 1e3 / runs
+        return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
 
     def close(self) -> None:
         self._model = None

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from ribsr.base.errors import RibsrError
+
+Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
+"""Of the attention in an ONNX file; `export.lower` says what each is."""
+
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class ExportError(RibsrError, ValueError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engines.base import NotInstalled
 from engines.metadata import PREFIX, Stamp
-from export import ExportError
+from export import ExportError, Form
 from ribsr.base.files import atomic, check_target, sha256
 from ribsr.base.sizes import Size
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from engines import Engine
     from export.fold import FoldedLayer
-    from export.lower import Form
     from export.precision import Report
     from ribsr.layers import RIBModel
 

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from export import cyclic_window, fuse
+from export import Form, cyclic_window, fuse
 from ribsr.base.sizes import Size
-
-Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
-FORMS: tuple[Form, ...] = get_args(Form)
 
 G_LOGGER.severity = G_LOGGER.ERROR
 """graphsurgeon warns of types that numpy lacks, which is taken care of here."""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from export import FORMS, Form
 from export.convert import Options, export_onnx
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.sizes import Size
-
-if TYPE_CHECKING:
-    from export.lower import Form
-
-FORMS = ("canonical", "mha", "attention", "matmul", "plugin")
 
 
 @click.command(cls=Command)

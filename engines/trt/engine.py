@@ -1,4 +1,4 @@
-"""TensorRT plans as an engine. It imports no torch and no onnx; CUDA comes through cuda-python (`engines.cuda`)."""
+"""TensorRT plans as an engine. It imports no torch and no onnx; CUDA comes through cuda-python (`engines.trt.gpu`)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, LayerTime, Timer
+from engines.base import Description, Engine, EngineError, LayerTime, OutOfMemory, Timer
 from engines.trt import gpu as cuda
-from engines.trt import versions as api
-from engines.trt.gpu import CUDAError
+from engines.trt.gpu import GPU, CUDAError
 from engines.trt.manifest import Manifest, read_manifest
+from engines.trt.plan import Context, Plan, Shape
+from engines.trt.versions import TensorRT
 from ribsr.base.files import sha256
 from ribsr.base.sizes import Limits, Size
-
-if TYPE_CHECKING:
-    from engines.trt.gpu import GPU
 
 
 class TensorRTEngine(Engine):
@@ -36,28 +33,26 @@ class TensorRTEngine(Engine):
         if device == "cpu":
             raise EngineError(f"{path}: a TensorRT plan runs on a GPU only; for the CPU run the .onnx it was made of")
         self._path = str(path)
-        manifest = read_manifest(path)
-        trt = api.import_tensorrt()
-        gpu = cuda.current_gpu()
-        _check_fits(self._path, manifest, trt.__version__, gpu)
-        if manifest.plugin is not None:
-            _load_plugins(Path(path), manifest, trt)
-        self._gpu, self._cuda_graphs, self._manifest = gpu, cuda_graphs, manifest
-        self._log = api.logger(trt)
-        self._trt, self._runtime = trt, api.runtime(trt, self._log)
+        self._manifest = read_manifest(path)
+        trt = TensorRT.load()
+        self._gpu, self._cuda_graphs = cuda.current_gpu(), cuda_graphs
+        _check_fits(self._path, self._manifest, trt, self._gpu)
+        if self._manifest.plugin is not None:
+            _load_plugins(Path(path), self._manifest, trt)
         self._free_before = cuda.free_memory()
-        self._engine: Any = api.deserialise(self._runtime, self._log, Path(path).read_bytes(), self._path)
-        self._smallest, _, self._largest = api.profile_shapes(self._engine, "input")
+        plan = Plan(trt, Path(path).read_bytes(), path)
+        self._description = self._describe(plan)
+        self._plan: Plan | None = plan
         self._lock = threading.Lock()
         self._idle: list[_Lane] = []
-        self._description = self._describe(trt.__version__)
 
-    def _describe(self, version: str) -> Description:
+    def _describe(self, plan: Plan) -> Description:
         manifest, stamp = self._manifest, self._manifest.stamp
+        smallest, _, largest = plan.shapes
         return Description(
             path=self._path,
             runtime="tensorrt",
-            runtime_version=version,
+            runtime_version=plan.trt.version,
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             precision=manifest.precision,
             model=stamp.model,
@@ -66,8 +61,8 @@ class TensorRTEngine(Engine):
             form=manifest.form,
             version=stamp.version,
             checkpoint_sha256=stamp.checkpoint_sha256,
-            batch=self._smallest[0] if self._smallest[0] == self._largest[0] else None,
-            limits=Limits(Size(*self._smallest[2:]), Size(*self._largest[2:])),
+            batch=smallest[0] if smallest[0] == largest[0] else None,
+            limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
         )
 
     def describe(self) -> Description:
@@ -101,28 +96,26 @@ class TensorRTEngine(Engine):
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         self._check(x)
-        profiler = api.profiler(self._trt)
         with self._lane(x) as lane:
             lane.run(x, graphs=False)
-            lane.context.profiler = profiler
-            for _ in range(runs):
-                lane.run(x, graphs=False)
-            lane.context.profiler = None
-        return [LayerTime(name, milliseconds / runs) for name, milliseconds in profiler.layers.items()]
+            with lane.context.profiling() as layers:
+                for _ in range(runs):
+                    lane.run(x, graphs=False)
+        return [LayerTime(name, milliseconds / runs) for name, milliseconds in layers.items()]
 
     def _check(self, x: np.ndarray) -> None:
         base.check_input(x, self._description, f"or build one for that size: {self._manifest.rebuild(self._path)}")
 
     @contextmanager
     def _lane(self, x: np.ndarray) -> Iterator[_Lane]:
-        """A context that nobody else uses, for a call on x; CUDA's lack of memory as an EngineError about x."""
+        """A context that nobody else uses, for a call on x; a lack of memory becomes an error about x."""
         with self._lock:  # another thread may close the engine at any time
-            engine, lane = self._engine, self._idle.pop() if self._idle else None
-        if engine is None:
+            plan, lane = self._plan, self._idle.pop() if self._idle else None
+        if plan is None:
             raise base.closed(self._path)
         try:
             cuda.call("cudaSetDevice", self._gpu.index)  # threads start on device 0
-            lane = lane or _Lane(engine, self._log, self._path)
+            lane = lane or _Lane(plan)
             try:
                 yield lane
             except BaseException:
@@ -130,7 +123,7 @@ class TensorRTEngine(Engine):
                     lane.close()
                 raise
             with self._lock:
-                if self._engine is not None:
+                if self._plan is not None:
                     self._idle.append(lane)
                     return
             lane.close()
@@ -138,31 +131,29 @@ class TensorRTEngine(Engine):
             if error.out_of_memory:
                 raise base.out_of_memory(self._path, x) from None
             raise EngineError(f"{self._path}: {error}") from error
-        except api.OutOfMemory:
+        except OutOfMemory:
             raise base.out_of_memory(self._path, x) from None
 
     def close(self) -> None:
         with self._lock:
             lanes, self._idle = self._idle, []
-            self._engine = None
+            self._plan = None
         for lane in lanes:
             lane.close()
-        self._runtime = None
 
 
 class _Lane:
     """What one thread needs to run: an execution context, a stream, buffers that grow, and recorded graphs."""
 
-    def __init__(self, engine: Any, log: Any, path: str):
-        self._path, self._log = path, log
+    def __init__(self, plan: Plan):
         self._stream = cuda.Stream()
         try:
-            self.context: Any = api.context(engine, log, path, self._stream.handle)
+            self.context = Context(plan, self._stream.handle)
         except Exception:
             self._stream.close()
             raise
         self._buffers: dict[str, cuda.Buffer] = {}
-        self._shape: tuple[int, ...] | None = None
+        self._shape: Shape | None = None
         self._graph: cuda.Graph | None = None
 
     def run(self, x: np.ndarray, graphs: bool) -> np.ndarray:
@@ -177,7 +168,7 @@ class _Lane:
         self._stream.wait()
         return self._buffers["output"].array(shape)
 
-    def time(self, shape: tuple[int, ...], graphs: bool) -> float:
+    def time(self, shape: Shape, graphs: bool) -> float:
         """Milliseconds of the network alone on what the buffers hold."""
         repeated = shape == self._shape
         self._bind(shape)
@@ -188,16 +179,16 @@ class _Lane:
         self._launch(graphs and repeated)
         return clock.stop()
 
-    def _bind(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _bind(self, shape: Shape) -> Shape:
         """Prepares for inputs of `shape`; returns the output's."""
         if shape == self._shape:
-            return api.output_shape(self.context)
+            return self.context.output_shape
         self._forget_graph()
         self._shape = None
-        api.set_input_shape(self.context, self._log, self._path, shape)
-        output = api.output_shape(self.context)
+        self.context.set_input_shape(shape)
+        output = self.context.output_shape
         for name, dims in (("input", shape), ("output", output)):
-            api.set_address(self.context, name, self._buffer(name, int(np.prod(dims)) * 4).device)
+            self.context.set_address(name, self._buffer(name, int(np.prod(dims)) * 4).device)
         self._shape = shape
         return output
 
@@ -213,11 +204,11 @@ class _Lane:
 
     def _launch(self, recorded: bool) -> None:
         if not recorded:
-            api.enqueue(self.context, self._log, self._path, self._stream.handle)
+            self.context.enqueue()
             return
         if self._graph is None:
             with cuda.Graph(self._stream) as graph:
-                api.enqueue(self.context, self._log, self._path, self._stream.handle)
+                self.context.enqueue()
             self._graph = graph
         self._graph.launch()
 
@@ -229,19 +220,19 @@ class _Lane:
     def close(self) -> None:
         self._stream.wait()
         self._forget_graph()
-        self.context = None
+        del self.context
         for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
         self._stream.close()
 
 
-def _check_fits(path: str, manifest: Manifest, version: str, gpu: GPU) -> None:
+def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
     """Raises EngineError if the plan is for another TensorRT or another kind of GPU, which TensorRT says unreadably."""
     differences = [
         f"{what} {theirs}, here is {ours}"
         for what, theirs, ours in (
-            ("TensorRT", manifest.tensorrt, version),
+            ("TensorRT", manifest.tensorrt, trt.version),
             ("compute capability", manifest.compute_capability, gpu.compute_capability),
         )
         if theirs != ours
@@ -251,7 +242,7 @@ def _check_fits(path: str, manifest: Manifest, version: str, gpu: GPU) -> None:
         raise EngineError(f"{path}: was built for {what}; build it here: {manifest.rebuild(path)}")
 
 
-def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
+def _load_plugins(plan: Path, manifest: Manifest, trt: TensorRT) -> None:
     """Registers the plugin library that the plan was built with: the one beside the plan, else the built one.
 
     Raises EngineError if it is missing, another build, or does not load.
@@ -260,7 +251,7 @@ def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
 
     assert manifest.plugin is not None
     beside = plan.with_name(manifest.plugin["file"])
-    path = beside if beside.is_file() else library.tensorrt_path(api.version(trt)[0])
+    path = beside if beside.is_file() else library.tensorrt_path(trt.major)
     if not path.is_file():
         raise EngineError(
             f"{plan}: needs the plugin library {manifest.plugin['file']}, which is neither beside it nor at {path}; "
@@ -273,6 +264,6 @@ def _load_plugins(plan: Path, manifest: Manifest, trt: Any) -> None:
             f"{found[:12]}…); put that one beside the plan, or build the plan again: {manifest.rebuild(plan)}"
         )
     try:
-        library.load_tensorrt(trt, path)
+        library.load_tensorrt(trt.module, path)
     except library.LibraryError as error:
         raise EngineError(f"{plan}: {error}") from error

@@ -91,7 +91,7 @@ def free_memory() -> int:
 
 
 class Buffer:
-    """The same number of bytes on the GPU and, pinned, on the host. A context manager; closing twice is fine."""
+    """The same number of bytes on the GPU and, pinned, on the host. Closing it twice is fine."""
 
     def __init__(self, size: int):
         self.size = size
@@ -114,14 +114,6 @@ class Buffer:
             call("cudaFree", self.device)
             call("cudaFreeHost", self.host)
             self.device = self.host = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Stream:

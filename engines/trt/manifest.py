@@ -16,8 +16,8 @@ from engines.metadata import Stamp
 from ribsr.base.files import atomic, sha256
 from ribsr.base.sizes import Size
 
-FORMAT = 1
-"""Changes when the fields below change their meaning."""
+FORMAT = 2
+"""Of what is written; it changes when fields change their names or meaning. 1 is read, too (`_renamed`)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Manifest:
     alone. layers: how many layers of each kind and precision the engine has.
     """
 
-    format: int
     plan_sha256: str
     onnx: str
     onnx_sha256: str
@@ -67,7 +66,7 @@ def manifest_path(plan: str | Path) -> Path:
 def write_manifest(plan: str | Path, manifest: Manifest) -> None:
     """Writes the manifest beside the plan, whole or not at all."""
     with atomic(manifest_path(plan)) as temporary:
-        temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(plan: str | Path) -> Manifest:
@@ -78,12 +77,12 @@ def read_manifest(plan: str | Path) -> Manifest:
     plan, path = Path(plan), manifest_path(plan)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
+        if values["format"] not in (1, FORMAT):
             raise EngineError(
-                f"{path}: has format {values['format']}, this toolkit reads {FORMAT}; build the plan again: "
+                f"{path}: has format {values['format']}, this toolkit reads 1 and {FORMAT}; build the plan again: "
                 "python -m export.trt"
             )
-        manifest = _from_json(values)
+        manifest = _from_json(_renamed(values) if values["format"] == 1 else values)
     except FileNotFoundError:
         raise EngineError(
             f"{plan}: its manifest {path.name} is missing; copy it beside the plan, or build both again: "
@@ -97,6 +96,12 @@ def read_manifest(plan: str | Path) -> Manifest:
             f"both files again, or rebuild: {manifest.rebuild(plan)}"
         )
     return manifest
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """The content of a manifest of format 1, in today's words."""
+    stamp = values["stamp"]
+    return {**values, "form": values["lowering"], "stamp": {**stamp, "form": stamp["attention"]}}
 
 
 def _from_json(values: dict[str, Any]) -> Manifest:

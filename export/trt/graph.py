@@ -6,60 +6,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from engines.metadata import Stamp, read_stamp
-from export.onnx import ExportError, check_pictures, describe_precision
-from ribsr.base.sizes import Size
+from engines.trt.versions import TensorRT
+from export import ExportError
+from export.trt.source import Options, Shapes, Source
 
 if TYPE_CHECKING:
     import onnx
 
     from export.lower import Form
 
-Shapes = tuple[Size, Size, Size]
-"""The smallest, the preferred and the largest size of pictures."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen about a plan; the command line's options of the same names.
-
-    precision: None: that of the file. shapes: None: SHAPES, or the file's only size. timing_cache: None: one for this
-    TensorRT and GPU in the user's cache folder. workspace: GiB of scratch memory for a layer; None: all there is.
-    plugin: False: without, even where it could be had. score_limit: GiB of attention scores in the form `matmul`.
-    verify: None checks the engine on pictures where that is quick.
-    """
-
-    precision: Literal["fp32", "fp16", "bf16"] | None = None
-    shapes: Shapes | None = None
-    timing_cache: Path | None = None
-    workspace: float | None = None
-    optimization_level: int | None = None
-    plugin: bool = True
-    score_limit: float = 4.0
-    verify: bool | None = None
-
-
-SHAPES: Shapes = (Size(64, 64), Size(360, 640), Size(720, 1280))
-"""From thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
-
-
 SCORE_ADVICE = (
     "use --fp16 with the plugin (python -m plugins.build), a smaller MAX in --shapes, a file exported with --opset 23 "
     "on TensorRT 10.14 or later, or --score-limit"
 )
 """What to do where the form `matmul` would need too much memory."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An ONNX file of this toolkit: its stamp, its content, and its only size if it has one."""
-
-    path: Path
-    stamp: Stamp
-    model: onnx.ModelProto
-    static: Size | None
 
 
 @dataclass(frozen=True)
@@ -78,71 +40,27 @@ class Graph:
     float32: int
 
 
-def read(path: Path) -> Source:
-    """An ONNX file of this toolkit that TensorRT may take. Raises EngineError or ExportError for any other."""
-    stamp = read_stamp(path)
-    if stamp.form == "mha":
-        raise ExportError(
-            f"{path}: is in form 'mha', which only ONNX Runtime runs; export it again without --attention: "
-            "python -m export.onnx --ckpt MODEL.pt"
-        )
-    try:
-        import onnx
-        import onnx_graphsurgeon  # noqa: F401 (needed by what follows; better said now than in the middle)
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"making a plan needs {error.name}, which is not installed: pip install 'ribsr[trt]'"
-        ) from None
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(str(path))
-    except DecodeError:
-        raise ExportError(f"{path}: not an ONNX file, or damaged; export or copy it again") from None
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    height, width = (dim.dim_value for dim in dims[2:])
-    return Source(path, stamp, model, Size(height, width) if height and width else None)
-
-
-def choose_shapes(source: Source, options: Options) -> Shapes:
-    """The profile's sizes. Raises ExportError if the file has one size and another was asked for, or for a mess."""
-    if source.static is not None:
-        if options.shapes is not None and set(options.shapes) != {source.static}:
-            raise ExportError(
-                f"{source.path}: takes pictures of {source.static} only; leave --shapes and --size out, or export it "
-                "again without --static"
-            )
-        return source.static, source.static, source.static
-    shapes = options.shapes or SHAPES
-    for axis, name in ((0, "heights"), (1, "widths")):
-        sides = [size[axis] for size in shapes]
-        if sides != sorted(sides):
-            raise ExportError(f"--shapes must not shrink from MIN over OPT to MAX; its {name} are {sides}")
-    return shapes
-
-
 def prepare(
-    trt: Any, source: Source, shapes: Shapes, options: Options, capability: str | None, say: Callable[[str], None]
+    trt: TensorRT, source: Source, shapes: Shapes, options: Options, capability: str, say: Callable[[str], None]
 ) -> Graph:
     """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
 
-    capability: the compute capability that it is for. Raises ExportError or ValueError for what cannot be had, and says
+    capability: the GPU's compute capability. Raises ExportError or ValueError for what cannot be had, and says
     what is taken instead of what.
     """
-    from engines.trt import versions as api
     from export import fuse, lower
 
     stamp = source.stamp
     precision = check_precision(trt, source, options)
     opset = lower.opset_of(source.model)
-    if api.version(trt) < (10, 0) and opset > 17:
+    if opset > trt.newest_opset:
         raise ExportError(
-            f"{source.path}: has opset {opset}, TensorRT {trt.__version__} reads 17; export without --opset"
+            f"{source.path}: has opset {opset}, TensorRT {trt.version} reads {trt.newest_opset}; export without --opset"
         )
     form, library = choose_form(trt, source, precision, opset, options, say)
     if stamp.form != "canonical":
         model = lower.strip(source.model)
-        if form == "plugin" and capability:
+        if form == "plugin":
             model = fuse.for_capability(model, capability)
         float32 = float32_products(model, 0)
     else:
@@ -157,14 +75,12 @@ def prepare(
     return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)
 
 
-def check_precision(trt: Any, source: Source, options: Options) -> str:
+def check_precision(trt: TensorRT, source: Source, options: Options) -> str:
     """fp32, fp16 or bf16: what was asked for, or what the file is in. Raises ExportError if it cannot be."""
-    from engines.trt import versions as api
-
     stamp = source.stamp
     wanted = options.precision or stamp.precision
-    if wanted == "bf16" and not api.has_bfloat16(trt):
-        raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.__version__}; use --fp16")
+    if wanted == "bf16" and not trt.has_bfloat16:
+        raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.version}; use --fp16")
     if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.form != "canonical"):
         raise ExportError(
             f"{source.path}: is in {stamp.precision} and form '{stamp.form}', which leaves no choice of "
@@ -174,20 +90,17 @@ def check_precision(trt: Any, source: Source, options: Options) -> str:
 
 
 def choose_form(
-    trt: Any, source: Source, precision: str, opset: int, options: Options, say: Callable[[str], None]
+    trt: TensorRT, source: Source, precision: str, opset: int, options: Options, say: Callable[[str], None]
 ) -> tuple[Form, Path | None]:
-    """The lowering, and the plugin library if it is `plugin`; says why if it is something else."""
-    from engines.trt import versions as api
-
+    """The form, and the plugin library if it is `plugin`; says why if it is something else."""
     form: Any = source.stamp.form
-    has_attention = api.version(trt) >= api.ATTENTION
     if form == "plugin":
         if not options.plugin:
             raise ExportError(f"{source.path}: is in form 'plugin'; for --no-plugin export it without --attention")
         return "plugin", plugin_library(trt, say)
-    if form == "attention" and not has_attention:
+    if form == "attention" and not trt.reads_attention:
         raise ExportError(
-            f"{source.path}: is in form 'attention', which TensorRT {trt.__version__} does not read (10.14 does); "
+            f"{source.path}: is in form 'attention', which TensorRT {trt.version} does not read (10.14 does); "
             "export it without --attention"
         )
     if form != "canonical":
@@ -200,51 +113,50 @@ def choose_form(
             return "plugin", plugin_library(trt, say)
         except _NoPlugin as error:
             reason = str(error)
-    if has_attention and opset >= 23:
+    if trt.reads_attention and opset >= 23:
         say(f"form 'attention' instead of the plugin: {reason}")
         return "attention", None
     say(f"form 'matmul' instead of the plugin, slow and for small pictures: {reason}")
     return "matmul", None
 
 
-class _NoPlugin(Exception):
+class _NoPlugin(ExportError):
     """Why there is no plugin library and none can be built."""
 
 
-def plugin_library(trt: Any, say: Callable[[str], None]) -> Path:
+def plugin_library(trt: TensorRT, say: Callable[[str], None]) -> Path:
     """The file of the plugins, built if it is not there, and loaded.
 
     Raises _NoPlugin if there is none, LibraryError if there is one but it does not work.
     """
-    from engines.trt import versions as api
     from plugins import compiler, library
 
-    major = api.version(trt)[0]
-    path = library.tensorrt_path(major)
+    path = library.tensorrt_path(trt.major)
     if not path.exists() and not os.environ.get(library.TENSORRT_VARIABLE):
         try:
-            include = compiler.find_tensorrt().get(major)
+            include = compiler.find_tensorrt().get(trt.major)
             if include is None:
                 raise _NoPlugin(
-                    f"{path.name} is not built and there are no headers of TensorRT {major} to build it with: "
+                    f"{path.name} is not built and there are no headers of TensorRT {trt.major} to build it with: "
                     "python -m plugins.build --tensorrt-include DIR"
                 )
             say(f"building {path} with the headers in {include}; this takes a few minutes")
             compiler.build_tensorrt(include)
         except compiler.BuildError as error:
             raise _NoPlugin(f"{path.name} cannot be built: {error}") from None
-    library.load_tensorrt(trt, path)
+    library.load_tensorrt(trt.module, path)
     return path
 
 
 def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Callable[[str], None]) -> onnx.ModelProto:
     """A float32 graph in half precision; what would overflow float16 on real pictures stays in float32."""
     from export import precision as types
+    from export.convert import check_pictures, describe_precision
 
     if precision == "bf16":
         return types.to_bfloat16(bare)
     try:
-        magnitudes = types.measure(source.model, check_pictures(source.static))
+        magnitudes = types.measure(source.model, (x for _, x in check_pictures(source.static)))
     except ModuleNotFoundError as error:
         raise ExportError(
             f"--fp16 needs {error.name} to find out what would overflow: pip install 'ribsr[trt]', or use a file that "

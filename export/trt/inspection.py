@@ -18,6 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from engines.trt.plan import Plan
+from export import ExportError
+from export.trt.graph import Graph
+
 HEAVY = re.compile(r"conv|gemm|mat_?mul|matrix_?multiply|mha|attention", re.IGNORECASE)
 """What the type of a layer that does the arithmetic contains: convolutions and matrix products, in all versions."""
 
@@ -28,7 +32,7 @@ TACTIC = re.compile(r"_(bf16|f16|f32)\1_")
 OPERANDS = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 
 
-class PrecisionError(ValueError):
+class PrecisionError(ExportError):
     """An engine that does not compute in the precision that was promised."""
 
 
@@ -58,8 +62,22 @@ class Inspection:
         return f"{self.layers} layers; plugins: {listed(self.plugins)}; convolutions and products: {listed(self.heavy)}"
 
 
+def inspect_plan(plan: Plan, graph: Graph) -> Inspection:
+    """What the engine consists of. Raises ExportError if it does not compute in the precision promised."""
+    found = inspect(plan.layers())
+    if graph.precision != "fp32":
+        try:
+            check(found, graph.precision, graph.plugins, graph.float32)
+        except PrecisionError as error:
+            raise ExportError(
+                f"TensorRT {plan.trt.version} did not build what --{graph.precision} promises: {error}; nothing was "
+                "written: try --optimization-level 5, another form or another TensorRT"
+            ) from None
+    return found
+
+
 def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
-    """Counts an engine's layers, as `engines.tensorrt_api.layers` gives them.
+    """Counts an engine's layers, as `engines.trt.plan.Plan.layers` gives them.
 
     A layer computes in the type of its first floating-point input: what a convolution writes may already be converted
     for its reader, what it reads is not.

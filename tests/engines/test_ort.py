@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engines import Description, EngineError, open_engine
-from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _NotOnCUDA
+from engines import Description, EngineError, OutOfMemory, open_engine
+from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _NotOnCUDA
+from ribsr.base.sizes import Size
 from tests.engines import fakes
 
 ort = pytest.importorskip("onnxruntime")
@@ -95,9 +96,9 @@ def test_wrong_inputs_are_refused(onnx_file: Path, checkpoint: Path, x: np.ndarr
 def test_a_file_of_fixed_shape_names_it(tmp_path: Path) -> None:
     path = fakes.write_onnx(tmp_path / "static.onnx", shape=("b", 3, 8, 12))
     with open_engine(path) as engine:
-        assert engine.describe().shape == (None, 3, 8, 12)
+        assert (engine.describe().batch, engine.describe().limits.fixed) == (None, Size(8, 12))
         assert engine.run(fakes.picture(8, 12)).shape == (1, 3, 16, 24)
-        with pytest.raises(EngineError, match=r"inputs of shape \[any, 3, 8, 12\] only, got \[1, 3, 12, 8\]"):
+        with pytest.raises(EngineError, match=r"static\.onnx: takes pictures of 12x8 only, got 8x12; give --tile"):
             engine.run(fakes.picture(12, 8))
 
 
@@ -158,21 +159,65 @@ def raising(error: Exception) -> Callable[..., None]:
     return run
 
 
-def test_what_fails_inside_the_runtime_is_one_line(onnx_file: Path) -> None:
+FAILED = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. Name:'{}' "
+)
+ARENA = "Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::"
+ALLOCATES = "AllocateRawInternal(size_t, bool, onnxruntime::Stream*) "
+CUDA_CALL = (
+    " ; GPU=0 ; hostname=h ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc ; line=9 ; expr=f(); "
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        ("Fail", f"{FAILED}{ARENA}{ALLOCATES}Failed to allocate memory for requested buffer of size 99\n", None),
+        ("Fail", f"{FAILED}{ARENA}{ALLOCATES}Available memory of 8 is smaller than requested bytes of 99", None),
+        ("RuntimeException", f"{FAILED}Status Message: std::bad_alloc", None),
+        ("RuntimeException", "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception: std::bad_alloc", None),
+        ("Fail", f"{FAILED}Status Message: CUDA failure 2: out of memory{CUDA_CALL}", None),
+        ("Fail", f"{FAILED}Status Message: CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED{CUDA_CALL}", None),
+        (None, "", None),  # Python's own
+        ("Fail", "node 5 is wrong\nmore", r"ONNX Runtime failed on \[1, 3, 9, 11\] \(.*node 5 is wrong\)"),
+        ("Fail", FAILED.format("out of memory/std::bad_alloc") + "Status Message: shapes differ", "shapes differ"),
+        ("Fail", f"{FAILED}{ARENA}Free(void*) chunk not found", "chunk not found"),
+        ("Fail", f"{FAILED}Status Message: CUDA failure 700: an illegal memory access{CUDA_CALL}", "illegal memory"),
+        ("Fail", "Failed to allocate memory for requested buffer of size 99.onnx is no file", "is no file"),
+        ("InvalidArgument", f"{FAILED}Status Message: std::bad_alloc", "failed on"),
+    ],
+)
+def test_what_fails_inside_the_runtime_is_one_line(
+    onnx_file: Path, kind: str | None, message: str, expected: str | None
+) -> None:
+    """It is a lack of memory (None) where an allocator says so, not where a name or another error has its words."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
 
     engine = ORTEngine(onnx_file)
-    no_memory = "out of memory on a picture of 11x9"
-    for error, message in (
-        (state.RuntimeException("x\nFailed to allocate memory for requested buffer"), no_memory),
-        (state.Fail("std::bad_alloc"), no_memory),
-        (MemoryError(), no_memory),
-        (state.Fail("node 5 is wrong\nmore"), r"ONNX Runtime failed on \[1, 3, 9, 11\] \(.*node 5 is wrong\)"),
-    ):
-        engine._session = SimpleNamespace(run=raising(error))  # pyright: ignore[reportAttributeAccessIssue]
-        with pytest.raises(EngineError, match=message) as info:
-            engine.run(fakes.picture())
-        assert "\n" not in str(info.value)
+    error = getattr(state, kind)(message) if kind else MemoryError()
+    engine._session = SimpleNamespace(run=raising(error))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(EngineError, match=expected or "out of memory on a picture of 11x9") as info:
+        engine.run(fakes.picture())
+    assert "\n" not in str(info.value)
+    assert isinstance(info.value, OutOfMemory) == (expected is None)
+
+
+def test_the_allocator_says_what_is_waited_for() -> None:
+    """In the words of the ONNX Runtime that is installed, of a node whose name says something else."""
+    from onnx import TensorProto, helper
+
+    lists = [helper.make_tensor_value_info(*entry) for entry in (("x", TensorProto.FLOAT, [1]), ("n", 7, [3]))]
+    node, y = helper.make_node("Expand", ["x", "n"], ["y"], name="'"), helper.make_tensor_value_info("y", 1, [None] * 3)
+    model = helper.make_model(helper.make_graph([node], "g", lists, [y]), ir_version=8)
+    model.opset_import[0].version = 17
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for arena in (True, False):
+        options.enable_cpu_mem_arena = arena
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+        with pytest.raises((MemoryError, Exception)) as info:
+            session.run(None, {"x": np.ones(1, np.float32), "n": np.array([1 << 20, 1 << 15, 1 << 9])})
+        assert _is_out_of_memory(info.value), info.value
 
 
 @on_cpu_wheel

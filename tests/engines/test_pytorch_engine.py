@@ -13,7 +13,7 @@ from tests.engines import fakes
 torch = pytest.importorskip("torch")
 
 import ribsr  # noqa: E402
-from engines import EngineError, open_engine  # noqa: E402
+from engines import EngineError, OutOfMemory, open_engine  # noqa: E402
 from ribsr.base.files import sha256  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -39,10 +39,10 @@ def test_the_description_says_what_runs_where(checkpoint: Path) -> None:
         described = engine.describe()
     assert (described.runtime, described.device, described.precision) == ("pytorch", "cpu", "bf16")
     assert (described.model, described.scale, described.windows) == ("tiny", 2, ((4, 4), (8, 8)))
-    assert described.attention == "reference"
+    assert described.form == "reference"
     assert described.checkpoint_sha256 == sha256(checkpoint)
     with open_engine(checkpoint) as engine:
-        assert engine.describe().attention == "sdpa", "auto names the backend that it chose"
+        assert engine.describe().form == "sdpa", "auto names the backend that it chose"
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 5e-3), ("bf16", 5e-2)])
@@ -107,25 +107,47 @@ def test_cuda_without_a_gpu_is_an_error(checkpoint: Path) -> None:
         open_engine(checkpoint, device="cuda")
 
 
-def test_what_fails_inside_pytorch_is_one_line(checkpoint: Path) -> None:
-    def failing(message: str):
-        def forward(_: object) -> None:
-            raise RuntimeError(message)
+def test_where_the_time_goes(checkpoint: Path) -> None:
+    with open_engine(checkpoint, device="cpu") as engine:
+        layers = engine.profile(fakes.picture(), runs=2)
+    assert any("convolution" in layer.name for layer in layers)
+    assert all(layer.milliseconds > 0 for layer in layers)
+    assert len({layer.name for layer in layers}) == len(layers)
 
-        return forward
+
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. Error code 12 (…)"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (f"[enforce fail at alloc_cpu.cpp:127] err == 0. {NO_MEMORY}", None),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", None),
+        ("shapes differ\nC++ trace", r"PyTorch failed on \[1, 3, 9, 11\] \(shapes differ\)"),
+        (f"the layer '{NO_MEMORY}' is wrong", "is wrong"),
+        ("CUDA error: an illegal memory access was encountered\nout of memory", "an illegal memory access"),
+    ],
+)
+def test_what_fails_inside_pytorch_is_one_line(checkpoint: Path, message: str, expected: str | None) -> None:
+    """It is a lack of memory (None) where an allocator says so, not where another error has its words."""
+
+    def failing(_: object) -> None:
+        raise RuntimeError(message)
 
     with open_engine(checkpoint) as engine:
-        for message, expected in (
-            (
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
-                "out of memory on a picture of 11x9",
-            ),
-            ("shapes differ\nC++ trace", r"PyTorch failed on \[1, 3, 9, 11\] \(shapes differ\)"),
-        ):
-            engine._model = failing(message)  # pyright: ignore[reportAttributeAccessIssue]
-            with pytest.raises(EngineError, match=expected) as info:
-                engine.run(fakes.picture())
-            assert "\n" not in str(info.value)
+        engine._model = failing  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(EngineError, match=expected or "out of memory on a picture of 11x9") as info:
+            engine.run(fakes.picture())
+        assert "\n" not in str(info.value)
+        assert isinstance(info.value, OutOfMemory) == (expected is None)
+
+
+def test_the_allocator_says_what_is_waited_for(checkpoint: Path) -> None:
+    """In the words of the PyTorch that is installed."""
+    with open_engine(checkpoint) as engine:
+        engine._model = lambda _: torch.empty(1 << 50)  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(OutOfMemory):
+            engine.run(fakes.picture())
 
 
 @pytest.mark.parametrize(
@@ -164,9 +186,9 @@ def test_the_fused_kernel_is_chosen_by_itself_or_its_absence_noted(
         expected = other.run(x)
     if library.path().exists():
         with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
-            assert engine.describe().attention == "kernel"
+            assert engine.describe().form == "kernel"
             np.testing.assert_allclose(engine.run(x), expected, atol=4e-3)
     monkeypatch.setenv(library.VARIABLE, str(tmp_path / "none.so"))
     with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
-        assert engine.describe().attention == "sdpa"
+        assert engine.describe().form == "sdpa"
         assert any("python -m plugins.build" in note for note in engine.describe().notes)

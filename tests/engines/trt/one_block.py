@@ -1,6 +1,6 @@
 """A network with random weights that TensorRT builds in seconds: one block of sst-light x2. Needs PyTorch.
 
-    python tests/engines/one_block.py x2.onnx
+    python tests/engines/trt/one_block.py x2.onnx
 
 writes it as export.onnx does: canonical, float32. `test_plans_on_gpu.py` takes it where there is no PyTorch.
 """
@@ -17,7 +17,7 @@ def main(output: Path) -> None:
     import torch
 
     import ribsr
-    from export.onnx import Options, export_onnx
+    from export.convert import Options, export_onnx
 
     torch.manual_seed(0)
     config = replace(
@@ -35,5 +35,5 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     main(Path(sys.argv[1]))

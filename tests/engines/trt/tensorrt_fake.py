@@ -1,9 +1,9 @@
 """A `tensorrt` module without TensorRT, made of a recorded surface: what a version lacks cannot be used on it.
 
-Unknown attributes, wrong arguments, writing what is read-only, and subclasses that forget to call their base's
-__init__ fail as they do with the real bindings. What calls return is up to the test: `behaviour` maps `Class.method` or
-`Class.property` to a function of (self, arguments) or a value; without one, a call returns an object of the class that
-it is declared to return, True, 0, or None.
+Every class has the fake that it belongs to as `module`. Unknown attributes, wrong arguments, writing what is read-only,
+and subclasses that forget to call their base's __init__ fail as they do with the real bindings. What calls return is up
+to the test: `behaviour` maps `Class.method` or `Class.property` to a function of (self, arguments) or a value; without
+one, a call returns an object of the class that it is declared to return, True, 0, or None.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def instance(module: Any, name: str, /, **values: Any) -> Any:
 
 
 def _cls(module: Any, name: str, attributes: dict[str, str]) -> type:
-    body: dict[str, Any] = {"_surface": attributes, "__setattr__": _set}
+    body: dict[str, Any] = {"_surface": attributes, "__setattr__": _set, "module": module}
     for attribute, kind in attributes.items():
         if kind in ("property", "read-only"):
             body[attribute] = _property(module, name, attribute, kind)

@@ -1,6 +1,6 @@
 """What a TensorRT for Python offers, in as few words as a test of our use of it needs; reads the real bindings.
 
-    python tests/engines/tensorrt_surface.py MODULE > tests/engines/tensorrt_surfaces/VERSION.json
+    python tests/engines/trt/tensorrt_surface.py MODULE > tests/engines/trt/tensorrt_surfaces/VERSION.json
 
 MODULE is `tensorrt` or, for bindings without TensorRT's libraries, `tensorrt_bindings` (see .ci/tensorrt_bindings).
 Needs the standard library only and Python 3.8, which the oldest bindings run in.

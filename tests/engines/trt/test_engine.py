@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import pickle
 import re
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import EngineError, open_engine
+from engines import EngineError, OutOfMemory, open_engine
+from engines.base import LayerTime
 from engines.trt import gpu as cuda
-from engines.trt import versions as api
 from engines.trt.engine import TensorRTEngine
 from engines.trt.manifest import write_manifest
 from plugins import library
+from ribsr.base.pictures import Picture, write_picture
+from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 from tests.engines.trt import test_manifest as test_plan
 
@@ -37,7 +40,7 @@ class Code(Enum):
 
 
 class CUDA:
-    """The functions of cuda.bindings.runtime that engines.cuda calls. `limit`: bytes; `held`: what was not freed."""
+    """The functions of cuda.bindings.runtime that engines.trt.gpu calls. `limit`: bytes; `held`: what was not freed."""
 
     cudaError_t = Code
     cudaStreamNonBlocking = 1
@@ -194,8 +197,11 @@ class Context:
         self._addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
+        if self._played.failures is not None:
+            self._played.complain(self._played.failures(self._shape))
+            return False
         if self._played.failure:
-            self._played.log.log(self._played.ILogger.Severity.ERROR, self._played.failure)
+            self._played.complain(self._played.failure)
             return False
         source, target, shape = self._addresses["input"], self._addresses["output"], self._shape
 
@@ -216,7 +222,8 @@ class Context:
 
 
 class TensorRT:
-    """The module, for one engine. failure: TensorRT's error when it runs. meet: a barrier that all runs wait at."""
+    """The module, for one engine. failure: TensorRT's error when it runs; failures: the same by the input's shape.
+    meet: a barrier that all runs wait at."""
 
     __version__ = "8.6.0"
 
@@ -228,6 +235,7 @@ class TensorRT:
 
     def __init__(self, played_cuda: CUDA):
         self.cuda, self.failure = played_cuda, ""
+        self.failures: Callable[[tuple[int, ...]], str] | None = None
         self.shares_profile = True
         self.meet: threading.Barrier | None = None
         self.contexts: list[Context] = []
@@ -237,9 +245,12 @@ class TensorRT:
         self.log = log
         return self
 
+    def complain(self, message: str) -> None:
+        self.log.log(self.ILogger.Severity.ERROR, message)
+
     def deserialize_cuda_engine(self, plan: bytes) -> TensorRT | None:
         if plan != b"engine":
-            self.log.log(self.ILogger.Severity.ERROR, "magic tag does not match")
+            self.complain("magic tag does not match")
             return None
         return self
 
@@ -251,7 +262,7 @@ class TensorRT:
 
     def create_execution_context(self) -> Context | None:
         if self.failure:
-            self.log.log(self.ILogger.Severity.ERROR, self.failure)
+            self.complain(self.failure)
             return None
         self.contexts.append(Context(self))
         return self.contexts[-1]
@@ -267,7 +278,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CUDA:
 @pytest.fixture
 def trt(gpu: CUDA, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     played = TensorRT(gpu)
-    monkeypatch.setattr(api, "import_tensorrt", lambda: played)
+    monkeypatch.setitem(sys.modules, "tensorrt", played)
     return played
 
 
@@ -302,9 +313,9 @@ def test_it_computes_and_describes_itself(trt: TensorRT, plan: Path) -> None:
         "8.6.0",
         "cuda:0 NVIDIA H100",
     )
-    assert (described.precision, described.attention, described.scale) == ("fp16", "plugin", 2)
-    assert described.shape == (1, 3, None, None)
-    assert described.sizes == ((4, 4), (32, 48))
+    assert (described.precision, described.form, described.scale) == ("fp16", "plugin", 2)
+    assert described.batch == 1
+    assert described.limits == Limits(Size(4, 4), Size(32, 48))
 
 
 def test_the_next_run_changes_no_result(trt: TensorRT, plan: Path) -> None:
@@ -395,12 +406,15 @@ def test_graphs_are_recorded_at_the_second_run_and_dropped_with_the_size(trt: Te
 
 def test_sizes_outside_the_profile(trt: TensorRT, plan: Path) -> None:
     with open_engine(plan) as engine:
-        for shape in ((1, 3, 33, 20), (1, 3, 3, 20), (2, 3, 8, 8)):
+        for h, w in ((33, 20), (3, 20)):
             with pytest.raises(EngineError) as error:
-                engine.run(np.zeros(shape, np.float32))
-            assert "was built for pictures of 4x4 to 48x32 in batches of 1" in str(error.value)
-            assert f"got {shape[0]} of {shape[3]}x{shape[2]}" in str(error.value)
+                engine.run(fakes.picture(h, w))
+            assert f"takes pictures of 4x4 to 48x32, got {Size(h, w)}; give --tile, or build one for" in str(
+                error.value
+            )
             assert "python -m export.trt --onnx x2.onnx --fp16" in str(error.value)
+        with pytest.raises(EngineError, match="takes 1 at a time, got 2"):
+            engine.run(np.zeros((2, 3, 8, 8), np.float32))
 
 
 def test_too_little_memory_names_the_picture_and_leaves_nothing(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
@@ -429,6 +443,45 @@ def test_what_fails_in_tensorrt_is_one_line_and_the_engine_goes_on(trt: TensorRT
         np.testing.assert_array_equal(engine.run(x), network(x))
 
 
+def test_an_illegal_memory_access_ends_the_run_as_it_is(
+    trt: TensorRT, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Smaller tiles are tried where memory is lacking, and not for what only speaks of it."""
+    from engines.upscale import main
+
+    trt.failure = "1: [a.cpp::b::1] Error Code 1: Cuda Runtime (an illegal memory access was encountered)"
+    with open_engine(plan) as engine, pytest.raises(EngineError, match="an illegal memory access") as error:
+        engine.run(fakes.picture(8, 8))
+    assert not isinstance(error.value, OutOfMemory)
+    source = tmp_path / "in.png"
+    write_picture(source, Picture(fakes.picture(30, 40)))
+    with pytest.raises(SystemExit, match="1"):
+        main([str(plan), str(source), str(tmp_path / "out.png")])
+    said = capsys.readouterr().err
+    assert "an illegal memory access was encountered" in said
+    assert "Note" not in said
+
+
+def test_threads_that_fail_at_the_same_time_tell_their_own_reasons(trt: TensorRT, plan: Path) -> None:
+    meet = threading.Barrier(4)
+
+    def reason(shape: tuple[int, ...]) -> str:
+        meet.wait(10)
+        trt.complain(f"reason of {shape[2]}")
+        meet.wait(10)  # all have spoken before any has failed
+        return "and another"
+
+    def failure(rows: int) -> str:
+        with pytest.raises(EngineError) as error:
+            engine.run(fakes.picture(rows, 8))
+        return str(error.value)
+
+    trt.failures = reason
+    with open_engine(plan) as engine, ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(failure, range(4, 8)))
+    assert told == [f"{plan}: TensorRT failed (reason of {rows})" for rows in range(4, 8)]
+
+
 def test_timer_and_profile(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
     with TensorRTEngine(plan) as engine:
         timer = engine.timer(fakes.picture(8, 8))
@@ -438,7 +491,11 @@ def test_timer_and_profile(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
         assert taken >= 8 * 8 * 3 * 4 * 5, "input and output, on the device"
         gpu.limit -= 1 << 20
         assert timer.peak_memory() == taken, "what another process takes is not this engine's"
-        assert engine.profile(fakes.picture(8, 8), runs=2) == [("attention", 2.0), ("convolution", 0.5)]
+        assert engine.profile(fakes.picture(8, 8), runs=2) == [
+            LayerTime("attention", 2.0),
+            LayerTime("convolution", 0.5),
+        ]
+        assert [context.profiler for context in trt.contexts] == [None]
 
 
 def test_a_plan_for_another_tensorrt_and_gpu(trt: TensorRT, plan: Path) -> None:

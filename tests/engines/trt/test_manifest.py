@@ -18,7 +18,6 @@ STAMP = Stamp("tiny", 2, ((4, 4), (8, 8)), "fp16", "canonical", "0.1.0", "0" * 6
 
 def manifest(plan: Path) -> Manifest:
     return Manifest(
-        format=FORMAT,
         plan_sha256=sha256(plan),
         onnx="x2.onnx",
         onnx_sha256="1" * 64,
@@ -117,7 +116,19 @@ def test_a_manifest_whose_values_make_no_sense(plan: Path, keys: list[str], valu
     assert "is damaged" in refusal(plan)
 
 
-def test_a_manifest_of_a_later_toolkit(plan: Path) -> None:
+@pytest.mark.parametrize("version", [FORMAT + 1, 0, None, "2"])
+def test_a_manifest_of_another_toolkit(plan: Path, version: object) -> None:
     values = json.loads(manifest_path(plan).read_text())
-    manifest_path(plan).write_text(json.dumps({**values, "format": FORMAT + 1}))
-    assert f"has format {FORMAT + 1}, this toolkit reads {FORMAT}" in refusal(plan)
+    manifest_path(plan).write_text(json.dumps({**values, "format": version}))
+    assert f"has format {version}, this toolkit reads 1 and {FORMAT}; build the plan again" in refusal(plan)
+
+
+def test_a_manifest_of_format_1_is_read(plan: Path) -> None:
+    """Release 0.1 called the form `lowering`, and `attention` in the stamp."""
+    values = json.loads(manifest_path(plan).read_text())
+    assert (values["format"], values["form"], values["stamp"]["form"]) == (2, "plugin", "canonical")
+    values["lowering"], values["stamp"]["attention"] = values.pop("form"), values["stamp"].pop("form")
+    manifest_path(plan).write_text(json.dumps({**values, "format": 1}))
+    assert read_manifest(plan) == manifest(plan)
+    manifest_path(plan).write_text(json.dumps({**values, "format": 2}))
+    assert "is damaged" in refusal(plan)

@@ -1,7 +1,7 @@
 """Plans as a real TensorRT builds and runs them. Needs a GPU, TensorRT and the plugin library; no PyTorch.
 
-    python tests/engines/one_block.py /tmp/x2.onnx                               # where PyTorch is
-    RIBSR_TEST_ONNX=/tmp/x2.onnx python -m pytest tests/engines/test_plans_on_gpu.py    # where TensorRT is
+    python tests/engines/trt/one_block.py /tmp/x2.onnx                                      # where PyTorch is
+    RIBSR_TEST_ONNX=/tmp/x2.onnx python -m pytest tests/engines/trt/test_plans_on_gpu.py    # where TensorRT is
 
 RIBSR_TEST_ONNX names a canonical float32 file of any x2 model; it may be left out where one Python has both.
 """
@@ -23,26 +23,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from engines import EngineError, open_engine, samples
+from engines.compare import LEAST_PSNR, Difference
 from engines.trt import gpu as cuda
-from engines.trt import versions as api
-from export.trt import LEAST_PSNR, compare
+from engines.trt.versions import TensorRT
 from plugins import library
 from ribsr.base.files import sha256
 from ribsr.base.pictures import Picture, read_picture, write_picture
+from ribsr.base.sizes import Size
 
 pytestmark = pytest.mark.gpu
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLAN = "x2.fp16.plan"
 SHAPES = ("--shapes", "64x64", "192x128", "320x256")
-SIZES = ((64, 64), (65, 127), (97, 131), (128, 192), (64, 320), (256, 64), (255, 319), (256, 320))
-"""(H, W): what SHAPES names, odd sides, and sides that are the profile's limits one by one."""
+SIZES = tuple(map(Size.parse, ["64x64", "127x65", "131x97", "192x128", "320x64", "64x256", "319x255", "320x256"]))
+"""What SHAPES names, odd sides, and sides that are the profile's limits one by one."""
+SMALL, ODD, MIDDLE, LARGE = SIZES[0], SIZES[2], SIZES[3], SIZES[7]
 
 MIB = 1 << 20
 NO_MEMORY = 64 * MIB
@@ -51,6 +52,7 @@ NO_MEMORY = 64 * MIB
 UPSCALE = ("engines.upscale", PLAN, "in.png", "out.png")
 BUILD = ("export.trt", "--fp16")
 Contents = dict[str, str]
+Pictures = dict[Size, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,22 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def tensorrt() -> ModuleType:
+def tensorrt() -> TensorRT:
     try:
         cuda.current_gpu()
-        trt = api.import_tensorrt()
+        trt = TensorRT.load()
     except EngineError as error:
         pytest.skip(f"needs a GPU and TensorRT: {error}")
-    path = library.tensorrt_path(api.version(trt)[0])
+    path = library.tensorrt_path(trt.major)
     if not path.is_file():
         pytest.skip(f"needs {path}: python -m plugins.build --tensorrt-include DIR")
     return trt
 
 
 @pytest.fixture(scope="session")
-def shop(tensorrt: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def shop(tensorrt: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     onnx = tmp_path_factory.mktemp("onnx") / "x2.onnx"
-    plugins = library.tensorrt_path(api.version(tensorrt)[0]).resolve()
+    plugins = library.tensorrt_path(tensorrt.major).resolve()
     made = Shop(onnx, plugins, tmp_path_factory.mktemp("cache"))
     if given := os.environ.get("RIBSR_TEST_ONNX"):
         shutil.copy(given, onnx)
@@ -118,7 +120,7 @@ def shop(tensorrt: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Shop
         script = Path(__file__).with_name("one_block.py")  # a process of its own: two CUDA libraries in one may clash
         subprocess.run([sys.executable, script, onnx], env=made.environment(), check=True)
     else:
-        pytest.skip("needs RIBSR_TEST_ONNX, or PyTorch to make an ONNX file (tests/engines/one_block.py)")
+        pytest.skip("needs RIBSR_TEST_ONNX, or PyTorch to make an ONNX file (tests/engines/trt/one_block.py)")
     return made
 
 
@@ -131,19 +133,19 @@ def dynamic(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> dict[tuple[int, int], np.ndarray]:
-    return {size: samples.sample("astronaut", *size) for size in SIZES}
+def pictures() -> Pictures:
+    return {size: samples.sample("astronaut", size) for size in SIZES}
 
 
 @pytest.fixture(scope="session")
-def expected(shop: Shop, pictures: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+def expected(shop: Shop, pictures: Pictures) -> Pictures:
     """What ONNX Runtime makes of the pictures, in float32."""
     with open_engine(shop.onnx, device="cpu") as engine:
         return {size: engine.run(x) for size, x in pictures.items()}
 
 
 @pytest.fixture(scope="session")
-def alone(dynamic: Path, pictures: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+def alone(dynamic: Path, pictures: Pictures) -> Pictures:
     """What the plan makes of the pictures, each in an engine of its own."""
     made = {}
     for size, x in pictures.items():
@@ -157,7 +159,7 @@ def folder(dynamic: Path, tmp_path: Path) -> Path:
     """A folder with the ONNX file, the plan, its manifest and a picture that it takes."""
     for name in ("x2.onnx", PLAN, f"{PLAN}.json"):
         shutil.copy(dynamic.with_name(name), tmp_path)
-    write_picture(tmp_path / "in.png", Picture(samples.sample("coffee", 96, 128)))
+    write_picture(tmp_path / "in.png", Picture(samples.sample("coffee", Size(96, 128))))
     return tmp_path
 
 
@@ -175,6 +177,13 @@ def failure(done: subprocess.CompletedProcess[str], folder: Path, before: Conten
     return said[0]
 
 
+def psnr(y: np.ndarray, expected: np.ndarray) -> float:
+    """dB, of a result without NaN or infinite values."""
+    found = Difference.between(expected, y)
+    assert not found.nan
+    return found.psnr
+
+
 # Running
 
 
@@ -183,18 +192,18 @@ def test_pictures_of_many_sizes(dynamic, pictures, expected, alone) -> None:
     with open_engine(dynamic) as engine:
         for size, x in [*pictures.items(), *reversed(pictures.items())]:
             y = engine.run(x)
-            assert y.shape == (1, 3, 2 * size[0], 2 * size[1])
-            assert compare(y, expected[size], str(size))[0] >= LEAST_PSNR["fp16"], size
-            assert np.array_equal(y, engine.run(x)), size
-            assert np.array_equal(y, alone[size]), size
+            assert y.shape == (1, 3, *size.times(2))
+            assert psnr(y, expected[size]) >= LEAST_PSNR["fp16"], str(size)
+            assert np.array_equal(y, engine.run(x)), str(size)
+            assert np.array_equal(y, alone[size]), str(size)
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 63, 64), "was built for pictures of 64x64 to 320x256 in batches of 1, got 1 of 64x63; .* --shapes"),
-        ((1, 3, 256, 321), "was built for pictures of 64x64 to 320x256 in batches of 1, got 1 of 321x256"),
-        ((2, 3, 64, 64), "in batches of 1, got 2 of 64x64"),
+        ((1, 3, 63, 64), "takes pictures of 64x64 to 320x256, got 64x63; give --tile, or build one .* --shapes"),
+        ((1, 3, 256, 321), "takes pictures of 64x64 to 320x256, got 321x256"),
+        ((2, 3, 64, 64), "takes 1 at a time, got 2"),
         ((1, 4, 64, 64), r"the input must be \[B, 3, H, W\]"),
     ],
 )
@@ -202,14 +211,14 @@ def test_shapes_outside_the_profile(dynamic, pictures, alone, shape, message) ->
     with open_engine(dynamic) as engine:
         with pytest.raises(EngineError, match=message):
             engine.run(np.zeros(shape, np.float32))
-        assert np.array_equal(engine.run(pictures[SIZES[0]]), alone[SIZES[0]])
+        assert np.array_equal(engine.run(pictures[SMALL]), alone[SMALL])
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_threads_share_an_engine(dynamic, pictures, alone, cuda_graphs) -> None:
     """Each thread takes the sizes in another order, each size three times in a row."""
 
-    def differing(first: int) -> list[tuple[int, int]]:
+    def differing(first: int) -> list[Size]:
         order = [size for size in (*SIZES[first:], *SIZES[:first]) for _ in range(3)]
         return [size for size in order * 2 if not np.array_equal(engine.run(pictures[size]), alone[size])]
 
@@ -219,7 +228,7 @@ def test_threads_share_an_engine(dynamic, pictures, alone, cuda_graphs) -> None:
 
 def test_cuda_graphs_when_sizes_change(dynamic, pictures, alone) -> None:
     """A size is recorded when it comes for the second time, and forgotten when another one comes."""
-    a, b, c = SIZES[3], SIZES[2], SIZES[0]
+    a, b, c = MIDDLE, ODD, SMALL
     with open_engine(dynamic, cuda_graphs=True) as engine:
         for n, size in enumerate([a, a, a, b, b, a, a, c, c, c, a, b, a, a]):
             assert np.array_equal(engine.run(pictures[size]), alone[size]), f"run {n}, at {size}"
@@ -242,31 +251,30 @@ def test_memory_comes_back(dynamic, pictures) -> None:
 def test_static_plan(shop, tmp_path, pictures, expected) -> None:
     plan, _ = shop.build(tmp_path, "--fp16", "--size", "192x128")
     with open_engine(plan) as engine:
-        assert engine.describe().shape == (1, 3, 128, 192)
-        y = engine.run(pictures[128, 192])
-        assert compare(y, expected[128, 192], "192x128")[0] >= LEAST_PSNR["fp16"]
-        assert np.array_equal(engine.run(pictures[128, 192]), y)
-        with pytest.raises(EngineError, match="was built for pictures of 192x128 in batches of 1, got 1 of 64x64"):
-            engine.run(pictures[64, 64])
+        assert (engine.describe().batch, engine.describe().limits.fixed) == (1, MIDDLE)
+        y = engine.run(pictures[MIDDLE])
+        assert psnr(y, expected[MIDDLE]) >= LEAST_PSNR["fp16"]
+        assert np.array_equal(engine.run(pictures[MIDDLE]), y)
+        with pytest.raises(EngineError, match="takes pictures of 192x128 only, got 64x64"):
+            engine.run(pictures[SMALL])
 
 
 @pytest.mark.parametrize(
     ("options", "precision", "sizes"),
     [
-        (("--fp16", "--no-plugin", "--size", "64x64"), "fp16", [(64, 64)]),
-        (("--fp16", "--no-plugin", "--shapes", "64x64", "64x64", "131x97"), "fp16", [(64, 64), (97, 131), (64, 64)]),
-        (("--size", "64x64"), "fp32", [(64, 64)]),
+        (("--fp16", "--no-plugin", "--size", "64x64"), "fp16", [SMALL]),
+        (("--fp16", "--no-plugin", "--shapes", "64x64", "64x64", "131x97"), "fp16", [SMALL, ODD, SMALL]),
+        (("--size", "64x64"), "fp32", [SMALL]),
     ],
 )
 def test_plans_without_plugins(shop, tmp_path, pictures, expected, options, precision, sizes) -> None:
     plan, said = shop.build(tmp_path, *options)
     assert "form 'matmul' instead of the plugin" in said
     manifest = json.loads(Path(f"{plan}.json").read_text())
-    assert (manifest["lowering"], manifest["precision"], manifest["plugin"]) == ("matmul", precision, None)
+    assert (manifest["form"], manifest["precision"], manifest["plugin"]) == ("matmul", precision, None)
     with open_engine(plan) as engine:
         for size in sizes:
-            y = engine.run(pictures[size])
-            assert compare(y, expected[size], str(size))[0] >= LEAST_PSNR[precision]
+            assert psnr(engine.run(pictures[size]), expected[size]) >= LEAST_PSNR[precision]
 
 
 def test_upscaling_as_the_readme_gives_it(shop, folder) -> None:
@@ -281,7 +289,7 @@ def test_upscaling_as_the_readme_gives_it(shop, folder) -> None:
 
 
 def test_pictures_smaller_than_the_plan_takes(shop, folder) -> None:
-    write_picture(folder / "in.png", Picture(samples.sample("coffee", 63, 64)))
+    write_picture(folder / "in.png", Picture(samples.sample("coffee", Size(63, 64))))
     done = shop.run(folder, *UPSCALE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Note: continued by mirroring to 64x64, the smallest that the model takes" in done.stderr
@@ -296,7 +304,7 @@ def test_second_build_with_the_timing_cache(shop, dynamic, tmp_path, pictures, e
     assert "timing cache" not in said
     assert list((shop.cache / "ribsr").iterdir()) == [kept]
     with open_engine(plan) as engine:
-        assert compare(engine.run(pictures[128, 192]), expected[128, 192], "192x128")[0] >= LEAST_PSNR["fp16"]
+        assert psnr(engine.run(pictures[MIDDLE]), expected[MIDDLE]) >= LEAST_PSNR["fp16"]
 
 
 def test_a_file_that_is_no_timing_cache(shop, folder) -> None:
@@ -401,7 +409,7 @@ def test_bad_input_is_one_line(shop, folder, prepare, command, changes, message)
 
 
 def test_bfloat16_needs_a_newer_tensorrt(tensorrt, shop, folder) -> None:
-    if api.has_bfloat16(tensorrt):
+    if tensorrt.has_bfloat16:
         pytest.skip("this TensorRT has bfloat16")
     before = contents(folder)
     done = shop.run(folder, "export.trt", "--bf16")
@@ -409,7 +417,7 @@ def test_bfloat16_needs_a_newer_tensorrt(tensorrt, shop, folder) -> None:
 
 
 def test_plugins_of_another_tensorrt(tensorrt, shop, folder) -> None:
-    strangers = (10, 11) if api.version(tensorrt)[0] < 10 else (8, 9)
+    strangers = (10, 11) if tensorrt.major < 10 else (8, 9)
     paths = [library.DEFAULT.with_name(f"libribsr_tensorrt{major}.so") for major in strangers]
     others = [path for path in paths if path.is_file()]
     if not others:
@@ -445,8 +453,8 @@ def test_too_little_memory_for_a_picture(dynamic, pictures, alone) -> None:
     """The engine can be used again when there is some."""
     with open_engine(dynamic) as engine:
         with memory_held(), pytest.raises(EngineError, match="out of memory on a picture of 320x256"):
-            engine.run(pictures[256, 320])
-        assert np.array_equal(engine.run(pictures[256, 320]), alone[256, 320])
+            engine.run(pictures[LARGE])
+        assert np.array_equal(engine.run(pictures[LARGE]), alone[LARGE])
 
 
 @pytest.mark.parametrize("leaving", [NO_MEMORY, 600 * MIB, 900 * MIB])
@@ -503,7 +511,7 @@ def test_ctrl_c_in_the_middle_of_a_build(shop, folder, tmp_path_factory) -> None
     )
     try:
         for _ in range(600):
-            if process.poll() is not None or list(folder.glob(".x2*")):
+            if process.poll() is not None or list(folder.glob(".*.tmp")):
                 break
             time.sleep(0.1)
         time.sleep(3)

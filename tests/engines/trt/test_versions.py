@@ -1,9 +1,10 @@
-"""TensorRT's differences: decisions against fakes made of recorded surfaces, the records against the real bindings."""
+"""TensorRT's objects in all versions: over fakes made of recorded surfaces, which are checked against real bindings."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from engines.base import EngineError
-from engines.trt import versions as api
+from engines.base import EngineError, OutOfMemory
+from engines.trt.builder import Builder
+from engines.trt.plan import Context, Plan
+from engines.trt.versions import TensorRT
 from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt, instance, recorded
 
 HERE = Path(__file__).parent
-BINDINGS = Path(os.environ.get("TENSORRT_BINDINGS") or HERE.parents[1] / ".venv" / "tensorrt")
+BINDINGS = Path(os.environ.get("TENSORRT_BINDINGS") or HERE.parents[2] / ".venv" / "tensorrt")
 """Folders `10` and `11` with the bindings and stub libraries; .ci/tensorrt_bindings makes them."""
 
 MODERN = [version for version in VERSIONS if not version.startswith("8.")]
@@ -25,6 +28,7 @@ MODERN = [version for version in VERSIONS if not version.startswith("8.")]
 
 @pytest.fixture(params=VERSIONS)
 def trt(request: pytest.FixtureRequest) -> Any:
+    """The module."""
     return fake_tensorrt(request.param)
 
 
@@ -47,129 +51,139 @@ def test_the_three_generations_are_recorded():
     assert [version.split(".")[0] for version in VERSIONS] == ["8", "10", "11"]
 
 
-def raising(logger_of: Any, message: str, severity: str = "ERROR") -> Any:
+def complaining(message: str, result: Any = None, severity: str = "ERROR") -> Any:
+    """What a call of TensorRT does that logs something, in the thread that calls it, and fails."""
+
+    def fail(self: Any, *args: Any) -> Any:
+        module = self.module
+        (log,) = (made for made in module.made if isinstance(made, module.ILogger))
+        log.log(module.ILogger.Severity[severity], message)
+        return result
+
+    return fail
+
+
+def raising(message: str, severity: str = "ERROR") -> Any:
     """A constructor that logs as TensorRT does and then fails."""
 
     def fail(self: Any, log: Any) -> None:
-        log.log(getattr(logger_of.ILogger.Severity, severity), message)
+        log.log(log.module.ILogger.Severity[severity], message)
         raise TypeError("factory function returned nullptr")
 
     return fail
 
 
-def test_logger_keeps_errors_and_warnings_apart_on_one_line_each(trt):
-    told = []
-    log = api.logger(trt, told.append)
-    severity = trt.ILogger.Severity
-    log.log(severity.INFO, "nothing")
-    log.log(severity.WARNING, "careful")
-    log.log(severity.ERROR, "first\nline")
-    log.log(severity.INTERNAL_ERROR, "second")
-    assert log.errors == ["first line", "second"]
-    assert log.warnings == ["careful"]
-    assert told == ["nothing", "careful", "first line", "second"]
-    assert api.why(log) == "first line"
-    log.clear()
-    assert api.why(log) == "TensorRT does not say why"
+def opened(trt: Any) -> Plan:
+    return Plan(TensorRT(trt), b"plan", "x2.plan")
+
+
+def arguments(trt: Any, call: str) -> list[Any]:
+    return [args for name, args in trt.calls if name == call]
+
+
+# Running
 
 
 def test_runtime_and_builder_say_why_they_do_not_start(trt):
-    trt.behaviour["Runtime.__init__"] = raising(trt, "CUDA initialization failure with error: 35", "WARNING")
-    trt.behaviour["Builder.__init__"] = raising(trt, "out of luck")
-    log = api.logger(trt)
+    trt.behaviour["Runtime.__init__"] = raising("CUDA initialization failure with error: 35", "WARNING")
+    trt.behaviour["Builder.__init__"] = raising("out of luck")
     with pytest.raises(EngineError, match="runtime .CUDA initialization failure with error: 35"):
-        api.runtime(trt, log)
+        opened(trt)
     with pytest.raises(EngineError, match="builder .out of luck"):
-        api.builder(trt, log)
+        Builder(TensorRT(trt))
 
 
-def test_deserialise_gives_the_engine_or_the_reason(trt):
-    log = api.logger(trt)
-    runtime = api.runtime(trt, log)
-    assert isinstance(api.deserialise(runtime, log, b"plan", "x2.plan"), trt.ICudaEngine)
-
-    def fails(self: Any, plan: bytes) -> None:
-        log.log(trt.ILogger.Severity.ERROR, "magic tag does not match")
-
-    trt.behaviour["Runtime.deserialize_cuda_engine"] = fails
+def test_a_plan_is_an_engine_or_the_reason(trt):
+    assert isinstance(opened(trt).engine, trt.ICudaEngine)
+    trt.made.clear()
+    trt.behaviour["Runtime.deserialize_cuda_engine"] = complaining("magic tag does not match")
     with pytest.raises(EngineError, match=r"x2.plan: .*magic tag does not match.*python -m export.trt"):
-        api.deserialise(runtime, log, b"plan", "x2.plan")
+        opened(trt)
 
 
 def test_a_plan_that_does_not_fit_the_gpu_is_not_called_unreadable(trt):
-    log = api.logger(trt)
-    runtime = api.runtime(trt, log)
-
-    def fails(self: Any, plan: bytes) -> None:
-        log.log(trt.ILogger.Severity.ERROR, "Requested amount of GPU memory (9 bytes) could not be allocated.")
-
-    trt.behaviour["Runtime.deserialize_cuda_engine"] = fails
+    trt.behaviour["Runtime.deserialize_cuda_engine"] = complaining(
+        "Requested amount of GPU memory (9 bytes) could not be allocated."
+    )
     with pytest.raises(EngineError, match=r"x2.plan: too little GPU memory .*could not be allocated.*nvidia-smi"):
-        api.deserialise(runtime, log, b"plan", "x2.plan")
+        opened(trt)
 
 
 def test_device_memory_is_the_newest_property_there_is(trt):
-    name = "device_memory_size" if api.version(trt)[0] == 8 else "device_memory_size_v2"
-    assert api.device_memory(instance(trt, "ICudaEngine", **{name: 7 << 20})) == 7 << 20
+    name = "device_memory_size" if trt.__version__.startswith("8.") else "device_memory_size_v2"
+    trt.behaviour[f"ICudaEngine.{name}"] = 7 << 20
+    assert opened(trt).device_memory == 7 << 20
 
 
 def test_profile_shapes_are_tuples(trt):
     shapes = [[1, 3, 8, 8], [1, 3, 16, 16], [1, 3, 32, 32]]
     trt.behaviour["ICudaEngine.get_tensor_profile_shape"] = lambda self, name, index: shapes
-    assert api.profile_shapes(instance(trt, "ICudaEngine"), "input") == tuple(map(tuple, shapes))
+    assert opened(trt).shapes == tuple(map(tuple, shapes))
+    assert arguments(trt, "ICudaEngine.get_tensor_profile_shape") == [("input", 0)]
 
 
 def test_layers_that_are_no_json_are_told_apart(trt):
     texts = ['{"Name": "a", "LayerType": "CaskConvolution"}', '{"Name": "b", "Weights": nan}', '"bare name"']
     trt.behaviour["EngineInspector.get_layer_information"] = lambda self, index, form: texts[index]
-    found = api.layers(trt, instance(trt, "ICudaEngine", num_layers=3))
+    trt.behaviour["ICudaEngine.num_layers"] = 3
+    found = opened(trt).layers()
     assert [layer["LayerType"] for layer in found] == ["CaskConvolution", "unreadable", "unreadable"]
     forms = {call[1][1] for call in trt.calls if call[0] == "EngineInspector.get_layer_information"}
     assert forms == {trt.LayerInformationFormat.JSON}
 
 
 def test_running_takes_calls_that_every_version_has(trt):
-    log = api.logger(trt)
     trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, 8, 12)
-    context = api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 7)
+    context = Context(opened(trt), 7)
     trt.behaviour["IExecutionContext.get_tensor_shape"] = lambda self, name: [1, 3, 16, 24]
-    api.set_input_shape(context, log, "x2.plan", (1, 3, 8, 12))
-    api.set_address(context, "input", 4096)
-    assert api.output_shape(context) == (1, 3, 16, 24)
-    api.enqueue(context, log, "x2.plan", 7)
-    profiler = api.profiler(trt)
-    context.profiler = profiler
-    profiler.report_layer_time("Conv_1", 0.5)
-    profiler.report_layer_time("Conv_1", 0.25)
-    assert profiler.layers == {"Conv_1": 0.75}
+    context.set_input_shape((1, 3, 8, 12))
+    context.set_address("input", 4096)
+    assert context.output_shape == (1, 3, 16, 24)
+
+    def reports(self: Any, stream: int) -> bool:
+        if self.profiler is not None:
+            self.profiler.report_layer_time("Conv_1", 0.5)
+            self.profiler.report_layer_time("Conv_1", 0.25)
+        return True
+
+    trt.behaviour["IExecutionContext.execute_async_v3"] = reports
+    with context.profiling() as layers:
+        context.enqueue()
+    context.enqueue()
+    assert layers == {"Conv_1": 0.75}
     assert [call for call in trt.calls if call[0].startswith("IExecutionContext.")] == [
         ("IExecutionContext.set_input_shape", ("input", (1, 3, 8, 12))),
         ("IExecutionContext.set_tensor_address", ("input", 4096)),
         ("IExecutionContext.get_tensor_shape", ("output",)),
         ("IExecutionContext.execute_async_v3", (7,)),
+        ("IExecutionContext.execute_async_v3", (7,)),
     ]
 
 
-@pytest.mark.parametrize(("message", "error"), [("out of memory", api.OutOfMemory), ("bad shape", EngineError)])
+NO_MEMORY = "1: [defaultAllocator.cpp::allocate::19] Error Code 1: Cuda Runtime (out of memory)"
+BAD_ACCESS = "1: [runner.cpp::execute::1] Error Code 1: Cuda Runtime (an illegal memory access was encountered)"
+
+
+@pytest.mark.parametrize(("message", "error"), [(NO_MEMORY, OutOfMemory), (BAD_ACCESS, EngineError)])
 def test_running_that_fails_says_why(trt, message, error):
-    log = api.logger(trt)
-
-    def fails(*args: Any) -> None:
-        log.log(trt.ILogger.Severity.ERROR, message)
-
-    context = instance(trt, "IExecutionContext")
+    trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, 8, 8)
+    context = Context(opened(trt), 0)
+    failing = complaining(message)
     trt.behaviour |= {
-        "ICudaEngine.create_execution_context": fails,
-        "IExecutionContext.execute_async_v3": fails,
-        "IExecutionContext.set_input_shape": fails,
+        "ICudaEngine.create_execution_context": failing,
+        "IExecutionContext.execute_async_v3": failing,
+        "IExecutionContext.set_input_shape": failing,
     }
-    for call in (
-        lambda: api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 0),
-        lambda: api.enqueue(context, log, "x2.plan", 0),
-        lambda: api.set_input_shape(context, log, "x2.plan", (1, 3, 8, 8)),
-    ):
-        with pytest.raises(error, match=message):
+    calls = (
+        lambda: Context(context._plan, 0),
+        context.enqueue,
+        lambda: context.set_input_shape((1, 3, 8, 8)),
+    )
+    for call in calls:
+        with pytest.raises(EngineError, match=re.escape(message)) as info:
             call()
+        assert type(info.value) is error
+        assert str(info.value).startswith("x2.plan: ")
 
 
 @pytest.mark.parametrize(
@@ -180,56 +194,52 @@ def test_running_that_fails_says_why(trt, message, error):
 def test_a_context_without_the_profile_asks_for_it_on_its_stream(trt, shape, active, asked):
     trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: shape
     trt.behaviour["IExecutionContext.active_optimization_profile"] = active
-    api.context(instance(trt, "ICudaEngine"), api.logger(trt), "x2.plan", 7)
+    Context(opened(trt), 7)
     assert arguments(trt, "IExecutionContext.set_optimization_profile_async") == ([(0, 7)] if asked else [])
 
 
 def test_a_plan_whose_profile_cannot_be_shared_is_named(trt):
-    log = api.logger(trt)
-
-    def fails(self: Any, index: int, stream: int) -> bool:
-        log.log(trt.ILogger.Severity.ERROR, "Profile 0 has been chosen by another IExecutionContext")
-        return False
-
     trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, -1, -1)
     trt.behaviour["IExecutionContext.active_optimization_profile"] = -1
-    trt.behaviour["IExecutionContext.set_optimization_profile_async"] = fails
+    trt.behaviour["IExecutionContext.set_optimization_profile_async"] = complaining(
+        "Profile 0 has been chosen by another IExecutionContext", False
+    )
     with pytest.raises(EngineError, match=r"x2.plan: .*one thread at a time.*python -m export.trt .Profile 0 has been"):
-        api.context(instance(trt, "ICudaEngine"), log, "x2.plan", 7)
+        Context(opened(trt), 7)
+
+
+# Building
+
+
+def configured(trt: Any, half: bool = False, **options: Any) -> tuple[Builder, Any]:
+    """A builder, and TensorRT's configuration that it made."""
+    trt.behaviour = {"INetworkDefinition.num_layers": 0, "INetworkDefinition.num_inputs": 0} | trt.behaviour
+    builder = Builder(TensorRT(trt))
+    builder.configure(half, **options)
+    return builder, builder._config
 
 
 @pytest.mark.parametrize(("version", "flag"), [*zip(VERSIONS, ("EXPLICIT_BATCH", "STRONGLY_TYPED", None), strict=True)])
 def test_network_computes_in_the_types_of_the_graph(version, flag):
     trt = fake_tensorrt(version)
-    builder = api.builder(trt, api.logger(trt))
-    api.network(trt, builder)
+    Builder(TensorRT(trt))
     (flags,) = dict(trt.calls)["Builder.create_network"]
     assert flags == (0 if flag is None else 1 << trt.NetworkDefinitionCreationFlag[flag])
 
 
 def test_parser_says_which_node_it_does_not_take(trt):
-    log = api.logger(trt)
-    network = instance(trt, "INetworkDefinition")
-    api.parse(trt, network, log, b"model")
+    builder = Builder(TensorRT(trt))
+    builder.parse(b"model")
     trt.behaviour["OnnxParser.parse"] = lambda self, model: False
     trt.behaviour["OnnxParser.num_errors"] = 1
     trt.behaviour["ParserError.node"] = lambda self: 41
     trt.behaviour["ParserError.desc"] = lambda self: "Plugin not found,\nare the name and version correct?"
     with pytest.raises(EngineError, match="node 41: Plugin not found, are the name and version correct"):
-        api.parse(trt, network, log, b"model")
-
-
-def configured(trt: Any, half: bool, network: Any = None, **options: Any) -> Any:
-    builder = api.builder(trt, api.logger(trt))
-    return api.config(trt, builder, network or instance(trt, "INetworkDefinition", num_layers=0), half, **options)
-
-
-def arguments(trt: Any, call: str) -> list[Any]:
-    return [args for name, args in trt.calls if name == call]
+        builder.parse(b"model")
 
 
 def test_configuration_has_no_tf32_and_layers_that_can_be_inspected(trt):
-    config = configured(trt, half=False)
+    _, config = configured(trt)
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert arguments(trt, "IBuilderConfig.clear_flag") == [(trt.BuilderFlag.TF32,)]
     assert arguments(trt, "IBuilderConfig.set_flag") == []
@@ -238,15 +248,14 @@ def test_configuration_has_no_tf32_and_layers_that_can_be_inspected(trt):
 
 
 def test_configuration_takes_the_limits_that_are_given(trt):
-    config = configured(trt, half=False, workspace=3 << 30, optimization_level=5)
+    _, config = configured(trt, workspace=3 << 30, optimization_level=5)
     assert arguments(trt, "IBuilderConfig.set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 3 << 30)]
     assert config.builder_optimization_level == 5
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_float16_flag_where_networks_are_weakly_typed_only(version):
-    network_of = {"INetworkDefinition.num_inputs": 0}
-    trt = fake_tensorrt(version, network_of)
+    trt = fake_tensorrt(version)
     configured(trt, half=True)
     flags = [flag.name for (flag,) in arguments(trt, "IBuilderConfig.set_flag")]
     assert flags == (["FP16", "PREFER_PRECISION_CONSTRAINTS"] if version.startswith("8.") else [])
@@ -254,24 +263,24 @@ def test_float16_flag_where_networks_are_weakly_typed_only(version):
 
 def test_8_6_needs_neither_cublas_nor_cudnn():
     trt = fake_tensorrt(VERSIONS[0])
-    configured(trt, half=False)
+    configured(trt)
     sources = trt.TacticSource
     ((chosen,),) = arguments(trt, "IBuilderConfig.set_tactic_sources")
     assert chosen == 1 << sources.JIT_CONVOLUTIONS | 1 << sources.EDGE_MASK_CONVOLUTIONS
     for version in MODERN:
         later = fake_tensorrt(version)
-        configured(later, half=False)
+        configured(later)
         assert arguments(later, "IBuilderConfig.set_tactic_sources") == []
 
 
 def test_contexts_of_8_6_may_share_the_profile_as_later_ones_do_anyway():
     trt = fake_tensorrt(VERSIONS[0])
-    configured(trt, half=False)
+    configured(trt)
     shared = trt.PreviewFeature.PROFILE_SHARING_0806
     assert arguments(trt, "IBuilderConfig.set_preview_feature") == [(shared, True)]
     for version in MODERN:
         later = fake_tensorrt(version)
-        configured(later, half=False)
+        configured(later)
         assert arguments(later, "IBuilderConfig.set_preview_feature") == []
 
 
@@ -305,88 +314,89 @@ def test_8_6_keeps_float32_islands_and_forces_half_convolutions():
         "ILayer.get_output": lambda self, i: tensors[layers.index(self) + 1],
         "INetworkDefinition.get_layer": lambda self, i: layers[i],
         "INetworkDefinition.get_input": lambda self, i: tensors[0],
+        "INetworkDefinition.num_layers": len(layers),
+        "INetworkDefinition.num_inputs": 1,
     }
-    configured(trt, True, instance(trt, "INetworkDefinition", num_layers=len(layers), num_inputs=1))
+    configured(trt, half=True)
     expected = [None, half, None, single, single, None, None, half, None, half, None]
     assert [layer.precision for layer in layers] == expected
     assert arguments(trt, "ILayer.set_output_type") == [(0, dtype) for dtype in expected if dtype is not None]
 
 
 def test_profile_that_tensorrt_refuses_is_an_error(trt):
-    builder = api.builder(trt, api.logger(trt))
-    config = configured(trt, half=False)
+    builder, _ = configured(trt)
     shapes = (1, 3, 8, 8), (1, 3, 16, 16), (1, 3, 32, 32)
-    api.add_profile(builder, config, "input", *shapes)
+    builder.add_profile(*shapes)
     assert arguments(trt, "IOptimizationProfile.set_shape") == [("input", *shapes)]
     trt.behaviour["IBuilderConfig.add_optimization_profile"] = -1
-    with pytest.raises(EngineError, match="refuses shapes"):
-        api.add_profile(builder, config, "input", *shapes)
+    with pytest.raises(EngineError, match=r"refuses inputs of \(1, 3, 8, 8\) over"):
+        builder.add_profile(*shapes)
 
 
 def test_foreign_timing_cache_is_replaced_by_an_empty_one(trt):
     def cache(data: bytes) -> SimpleNamespace:
         return SimpleNamespace(serialize=lambda: Memory(data))
 
-    config = configured(trt, half=False)
+    builder, _ = configured(trt)
     taken = []
     trt.behaviour["IBuilderConfig.set_timing_cache"] = lambda self, cache, ignore_mismatch: not taken.append(cache)
     create = "IBuilderConfig.create_timing_cache"
     trt.behaviour[create] = lambda self, data: cache(data)
-    assert api.use_timing_cache(config, b"from before")
-    assert api.use_timing_cache(config, b"")
+    assert builder.use_timing_cache(b"from before")
+    assert builder.use_timing_cache(b"")
     trt.behaviour[create] = lambda self, data: None if data else cache(b"")
-    assert not api.use_timing_cache(config, b"damaged")
+    assert not builder.use_timing_cache(b"damaged")
     trt.behaviour[create] = lambda self, data: cache(b"")  # as 8.6 does
-    assert not api.use_timing_cache(config, b"damaged")
+    assert not builder.use_timing_cache(b"damaged")
     assert [bytes(one.serialize()) for one in taken] == [b"from before", b"", b"", b""]
     trt.behaviour[create] = lambda self, data: cache(data)
     accepted = iter([False, True])
     trt.behaviour["IBuilderConfig.set_timing_cache"] = lambda self, cache, ignore_mismatch: (
         taken.append(cache) or next(accepted)
     )
-    assert not api.use_timing_cache(config, b"of another GPU")
+    assert not builder.use_timing_cache(b"of another GPU")
     assert [bytes(one.serialize()) for one in taken[-2:]] == [b"of another GPU", b""]
 
 
 def test_timing_cache_is_bytes(trt):
     trt.behaviour["ITimingCache.serialize"] = lambda self: Memory(b"cache")
-    assert api.timing_cache(configured(trt, half=False)) == b"cache"
+    assert configured(trt)[0].timing_cache == b"cache"
 
 
 def test_build_gives_the_plan_or_the_reason(trt):
-    log = api.logger(trt)
-    builder, network, config = api.builder(trt, log), instance(trt, "INetworkDefinition"), configured(trt, half=False)
+    builder, _ = configured(trt)
     trt.behaviour["Builder.build_serialized_network"] = lambda self, network, config: Memory(b"plan")
-    assert api.build(trt, builder, network, config, log) == b"plan"
-
-    def fails(self: Any, network: Any, config: Any) -> None:
-        log.log(trt.ILogger.Severity.ERROR, "Could not find any implementation for node Conv_7")
-
-    trt.behaviour["Builder.build_serialized_network"] = fails
+    assert builder.build() == b"plan"
+    trt.behaviour["Builder.build_serialized_network"] = complaining("Could not find any implementation for node Conv_7")
     with pytest.raises(EngineError, match="cannot build the engine .Could not find any implementation for node Conv_7"):
-        api.build(trt, builder, network, config, log)
+        builder.build()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_progress_and_bfloat16_come_with_10(version):
     trt = fake_tensorrt(version)
-    assert api.has_progress_monitor(trt) == api.has_bfloat16(trt) == (version in MODERN)
-    assert hasattr(trt, "IProgressMonitor") == api.has_progress_monitor(trt)
+    found = TensorRT(trt)
+    assert found.has_progress_monitor == found.has_bfloat16 == (version in MODERN)
+    assert hasattr(trt, "IProgressMonitor") == found.has_progress_monitor
 
 
-@pytest.mark.parametrize("version", MODERN)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_progress_monitor_passes_on_what_tensorrt_reports(version):
-    trt = fake_tensorrt(version)
     told = []
-    monitor = api.progress_monitor(
-        trt, lambda *args: told.append(args), lambda phase, i: i < 2, lambda phase: told.append(phase)
+    watcher: Any = SimpleNamespace(
+        start=lambda *args: told.append(args), step=lambda phase, i: i < 2, finish=lambda phase: told.append(phase)
     )
-    config = configured(trt, half=False)
-    config.progress_monitor = monitor
-    monitor.phase_start("Building", None, 3)
-    assert [monitor.step_complete("Building", i) for i in range(3)] == [True, True, False]
-    monitor.phase_finish("Building")
-    assert told == [("Building", None, 3), "Building"]
+    builder, config = configured(fake_tensorrt(version))
+    assert builder.report_to(watcher) == (version in MODERN)
+    if version in MODERN:
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 3)
+        assert [monitor.step_complete("Building", i) for i in range(3)] == [True, True, False]
+        monitor.phase_finish("Building")
+        assert told == [("Building", None, 3), "Building"]
+
+
+# Finding it
 
 
 @pytest.mark.parametrize(
@@ -403,7 +413,7 @@ def test_tensorrt_that_is_missing_broken_or_old_is_named(tmp_path, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(EngineError, match=message):
-        api.import_tensorrt()
+        TensorRT.load()
     sys.modules.pop("tensorrt", None)
 
 
@@ -411,4 +421,7 @@ def test_tensorrt_that_is_missing_broken_or_old_is_named(tmp_path, monkeypatch, 
     ("text", "expected"), [("8.6.0", (8, 6)), ("8.6.1.post1", (8, 6)), ("10.16.1.11", (10, 16)), ("11.0.0b2", (11, 0))]
 )
 def test_version_is_compared_as_numbers(text, expected):
-    assert api.version(type("T", (), {"__version__": text})) == expected
+    found = TensorRT(SimpleNamespace(__version__=text))
+    assert found.release == expected
+    assert found.major == expected[0]
+    assert (found.reads_attention, found.newest_opset) == ((False, 17) if found.major == 8 else (True, 23))

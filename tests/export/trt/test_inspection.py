@@ -7,30 +7,7 @@ from typing import Any
 import pytest
 
 from export.trt.inspection import Inspection, PrecisionError, check, inspect
-
-OLD = {
-    "fp16": "Channel major FP16 format where channel % 8 == 0",
-    "fp32": "Row major linear FP32",
-    "int": "Row major linear INT32 format",
-}
-"""The words of 8.6, as in NVIDIA's own samples of inspector output."""
-
-NEW = {"fp16": "Half", "bf16": "BFloat16", "fp32": "Float", "int": "Int32"}
-"""The words of 10 and 11."""
-
-
-def layer(kind: str, inputs: str, outputs: str = "", name: str = "node", **more: Any) -> dict[str, Any]:
-    def tensor(text: str) -> dict[str, Any]:
-        return {"Name": "t", "Location": "Device", "Dimensions": [1, 48, -1, -1], "Format/Datatype": text}
-
-    return {
-        "Name": name,
-        "LayerType": kind,
-        "Inputs": [tensor(inputs)],
-        "Outputs": [tensor(outputs or inputs)],
-        "TacticValue": "0x0",
-        **more,
-    }
+from tests.export.trt.played import NEW, OLD, failed, invoke, layer
 
 
 def engine_86(convolution: str = "fp16", plugin: str = "fp16") -> list[dict[str, Any]]:
@@ -143,3 +120,18 @@ def test_missing_and_float32_plugins_are_found():
 def test_an_inspector_that_says_nothing_proves_nothing(layers):
     with pytest.raises(PrecisionError, match="no layer of the engine that computes in fp16"):
         check(inspect(layers), "fp16", plugins=0, float32=99)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"Conv": "fp32"}, "did not build what --fp16 promises: the inspector|14 of the engine's 14 convolutions"),
+        ({"DepthwiseConv3x3": "fp32"}, "4 of the engine's 11 plugin layers do not compute in fp16"),
+        ({"kind ChannelLayerNorm": "PointWiseV2"}, "the engine has 6 plugin layers where the graph has 11"),
+    ],
+)
+def test_engine_that_lost_its_precision_is_not_written(gpu, here, broken, message):
+    gpu.broken = broken
+    line = failed(invoke("--fp16"), here)
+    assert any(part in line for part in message.split("|"))
+    assert "nothing was written" in line

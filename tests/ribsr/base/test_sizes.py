@@ -26,7 +26,9 @@ def test_users_write_the_width_first_and_arrays_have_the_height_first() -> None:
     assert Size(2, 3).times(4) == (8, 12)
 
 
-@pytest.mark.parametrize("text", ["", "640", "640x", "x360", "640x0", "0x1", "-1x2", "1.5x2", "640x360x3", "6 40x1", "٣x٤"])
+@pytest.mark.parametrize(
+    "text", ["", "640", "640x", "x360", "640x0", "0x1", "-1x2", "1.5x2", "640x36x3", "6 40x1", "٣x٤"]
+)
 def test_what_is_no_size_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         Size.parse(text)

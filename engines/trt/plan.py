@@ -1,0 +1,128 @@
+"""A plan that TensorRT has read, and the contexts that run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engines.base import EngineError
+from engines.trt.messages import Log
+from engines.trt.versions import TensorRT
+
+Shape = tuple[int, ...]
+
+
+class Plan:
+    """An engine of one input, `input`, and one output, `output`. Threads may share it.
+
+    name: of the plan, for messages. The plugins that it needs must be registered, and a GPU must be there.
+    Raises EngineError if TensorRT cannot read it.
+    """
+
+    def __init__(self, trt: TensorRT, content: bytes, name: str | Path):
+        self.trt, self.name, self.log = trt, str(name), Log(trt.module)
+        runtime = trt.start("Runtime", self.log)
+        with self.log.listening() as said:
+            self.engine: Any = runtime.deserialize_cuda_engine(content)
+        if self.engine is None and said.out_of_memory:  # no smaller picture would help
+            raise EngineError(
+                f"{name}: too little GPU memory for this plan ({said.reason}); nvidia-smi shows what else is on the GPU"
+            )
+        if self.engine is None:
+            raise EngineError(
+                f"{name}: TensorRT cannot read this plan ({said.reason}); build it again: python -m export.trt"
+            )
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of GPU memory that each context needs for activations."""
+        return self.trt.device_memory(self.engine)
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape, Shape]:
+        """The smallest, the preferred and the largest shape of the input."""
+        smallest, preferred, largest = (tuple(dims) for dims in self.engine.get_tensor_profile_shape("input", 0))
+        return smallest, preferred, largest
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What the engine inspector says of each layer of an engine built with detailed profiling verbosity.
+
+        A layer whose description is no JSON (it happens where weights are not finite) has the LayerType `unreadable`.
+        """
+        inspector = self.engine.create_engine_inspector()
+        found = []
+        for index in range(self.engine.num_layers):
+            text = inspector.get_layer_information(index, self.trt.module.LayerInformationFormat.JSON)
+            try:
+                layer = json.loads(text, strict=False)
+            except json.JSONDecodeError:
+                layer = {"Name": str(index), "LayerType": "unreadable"}
+            # Without detailed verbosity there is a bare name instead of an object.
+            found.append(layer if isinstance(layer, dict) else {"Name": str(layer), "LayerType": "unreadable"})
+        return found
+
+
+class Context:
+    """An execution context for work on one CUDA stream, for one thread at a time.
+
+    Raises EngineError, which is OutOfMemory where that is the reason, as its methods do.
+    """
+
+    def __init__(self, plan: Plan, stream: Any):
+        self._plan, self._stream = plan, int(stream)
+        with plan.log.listening() as said:
+            self._context: Any = plan.engine.create_execution_context()
+        if self._context is None:
+            raise said.failure(f"{plan.name}: TensorRT cannot make an execution context")
+        if -1 in tuple(plan.engine.get_tensor_shape("input")) and not plan.trt.has_profile(self._context):
+            with plan.log.listening() as said:
+                given = self._context.set_optimization_profile_async(0, self._stream)
+            if not given:
+                raise said.failure(
+                    f"{plan.name}: this plan runs in one thread at a time; build it again for more: "
+                    "python -m export.trt"
+                )
+
+    def set_input_shape(self, shape: Shape) -> None:
+        """Tells the shape of the input, within the profile."""
+        with self._plan.log.listening() as said:
+            taken = self._context.set_input_shape("input", shape)
+        if not taken:
+            raise said.failure(f"{self._plan.name}: TensorRT refuses inputs of {list(shape)}")
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of the output for the input shape that was set."""
+        return tuple(self._context.get_tensor_shape("output"))
+
+    def set_address(self, tensor: str, address: int) -> None:
+        """Where on the GPU the input or output is."""
+        self._context.set_tensor_address(tensor, address)
+
+    def enqueue(self) -> None:
+        """Runs the network on the stream, without waiting for it."""
+        with self._plan.log.listening() as said:
+            started = self._context.execute_async_v3(self._stream)
+        if not started:
+            raise said.failure(f"{self._plan.name}: TensorRT failed")
+
+    @contextmanager
+    def profiling(self) -> Iterator[dict[str, float]]:
+        """Sums up the milliseconds of each layer of what is run meanwhile."""
+        trt, layers = self._plan.trt.module, dict[str, float]()
+
+        class Profiler(trt.IProfiler):
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                layers[layer_name] = layers.get(layer_name, 0.0) + ms
+
+        self._context.profiler = Profiler()
+        try:
+            yield layers
+        finally:
+            self._context.profiler = None
