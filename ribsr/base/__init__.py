@@ -1,1 +1,1 @@
-"""The ground floor, for every folder and without torch: errors, files, sizes, pictures, what commands share."""
+"""The ground floor, for every folder and without torch: errors, files, settings, sizes, pictures, command lines."""
