@@ -54,7 +54,7 @@ class ORTEngine(Engine):
         ort = _import_runtime()
         session, notes = _open(ort, self._path, device, threads)
         self._session: onnxruntime.InferenceSession | None = session
-        self._threads, self._providers = threads, list(session.get_providers())
+        self._threads = threads
         self._description = _describe(ort, self._path, session, stamp, notes)
 
     def describe(self) -> Description:
@@ -96,28 +96,33 @@ class ORTEngine(Engine):
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
         base.check_input(x, self._description)
-        self._guarded(x, lambda session: session)  # that it is open
-        with TemporaryDirectory() as folder:
-            import onnxruntime as ort
+        if self._description.device != CPU:
+            raise EngineError(f"{self._path}: ONNX Runtime times nodes on a CPU only; give --device cpu")
+        return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
 
-            session = _create(ort, self._path, self._providers, self._threads, profile=Path(folder) / "profile")
-            for _ in range(1 + runs):
-                self._guarded(x, lambda _: session.run(["output"], {"input": x}))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _layer_times(events, runs)
+    def _trace(self, x: np.ndarray, runs: int) -> list[dict[str, Any]]:
+        """The events of runs in a session of their own, since a session is traced from its start or never."""
+        import onnxruntime as ort
+
+        with TemporaryDirectory() as folder:
+            session = _create(ort, self._path, [CPU], self._threads, profile=Path(folder) / "profile")
+            for _ in range(runs):
+                session.run(["output"], {"input": x})
+            return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
     def close(self) -> None:
         self._session = None
 
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
-    """Means over all runs but the first, of the nodes' kernels in ONNX Runtime's trace (times in µs)."""
+    """Mean times of nodes in ONNX Runtime's trace of 1 + runs, the first not counted. Nodes may share a name."""
     times: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
-    return [LayerTime(name, sum(each[-runs:]) / runs) for name, each in times.items()]
+            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)  # from µs
+    return [LayerTime(name, sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
 
 
 def _import_runtime() -> Any:

@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise NotInstalled("checkpoints need PyTorch, which is not installed: pip install 'ribsr[export]'") from None
 
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity
 
 import ribsr
 from plugins import library as kernel_library
@@ -153,20 +154,10 @@ class PyTorchEngine(Engine):
         return cuda_timer(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        """As `Engine.profile`, summed up by name: of the kernels on a GPU, of PyTorch's operators on a CPU."""
         base.check_input(x, self._description)
-        on_gpu = self._device.type == "cuda"
-        kinds = torch.profiler.ProfilerActivity
-        placed = self._guarded(x, lambda model: self._place(x))
-        self._guarded(x, lambda model: self._forward(model, placed))
-        times: dict[str, float] = {}
-        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
-            for _ in range(runs):
-                self._guarded(x, lambda model: self._forward(model, placed))
-        for event in profiler.events() or ():
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total  # µs
-            if spent:
-                times[event.name] = times.get(event.name, 0.0) + spent / 1e3 / runs
-        return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
+        placed = self._guarded(x, lambda _: self._place(x))
+        return operator_times(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device, runs)
 
     def close(self) -> None:
         self._model = None
@@ -187,6 +178,24 @@ def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
         return start.elapsed_time(end)
 
     return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(device))
+
+
+def operator_times(run: Callable[[], object], device: torch.device, runs: int) -> list[LayerTime]:
+    """Where the time of `run` goes, by names in the order of the first run; one more run before is not counted.
+
+    On a GPU: its kernels and copies. On a CPU: operators, each without those that it calls.
+    """
+    run()
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        for _ in range(runs):
+            run()
+    times: dict[str, float] = {}
+    for event in sorted(profiler.events() or (), key=lambda event: event.time_range.start):
+        if event.device_type.name.lower() == device.type:  # not the host's calls of CUDA
+            own = event.self_cpu_time_total if device.type == "cpu" else event.time_range.elapsed_us()
+            times[event.name] = times.get(event.name, 0.0) + own / 1e3 / runs  # from µs
+    return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
 
 
 class _Float32Convolutions(TorchFunctionMode):

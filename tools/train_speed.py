@@ -12,7 +12,6 @@ Each has a process of its own, so that memory is that model's alone. The last ro
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,9 @@ import click
 from engines.base import EngineError
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._common import console, environment, environment_line, table, write_json
+from tools._authors import build_authors
+from tools._common import console, environment, environment_line, json_option, table, write_json
+from tools._timing import Child
 
 FORMS = ("authors", "eager", "compiled")
 """Theirs; ours without and with torch.compile, both replayed as CUDA graphs on a GPU."""
@@ -56,8 +57,6 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
     config = ribsr.config(network, scale)
     if form != "authors":
         return fast.prepare(ribsr.build(config), device, half=True, compiled=form == "compiled").train()
-    from tools.beside_authors import build_authors
-
     return build_authors(Path(repository), config).to(device).train()
 
 
@@ -114,22 +113,16 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
             peak = torch.cuda.max_memory_allocated(device)
         pipe.send({"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": peak, "first_step_s": first})
     except (EngineError, RuntimeError, ValueError) as error:
-        pipe.send({"failure": first_line(error)})
+        pipe.send(EngineError(first_line(error)))
 
 
-def measured(*arguments: Any) -> dict[str, Any]:
+def measured(form: str, *arguments: Any) -> dict[str, Any]:
     """What `worker` says of these arguments."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=worker, args=(theirs, *arguments))
-    process.start()
-    theirs.close()
-    try:
-        answer = ours.recv()
-    except EOFError:
-        answer = {"failure": "its process ended without an answer (out of memory?)"}
-    process.join()
-    return answer
+    with Child(form, worker, form, *arguments) as child:
+        try:
+            return child.receive()
+        except EngineError as error:
+            return {"failure": str(error)}
 
 
 def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[str, Any]:
@@ -177,7 +170,7 @@ def _wait(device: Any) -> None:
 @click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True)
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), default=FORMS, help="Leave others out.")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed steps of each.")
-@click.option("--json", "json_target", metavar="FILE", help="Also write the results as JSON; - for stdout.")
+@json_option
 def main(
     repository: str,
     cases: tuple[tuple[str, int, int], ...],
