@@ -82,7 +82,7 @@ class AuthorsEngine(Engine):
         config = ribsr.config(model, scale)
         self._device = torch.device(device)
         self._dtype = torch.float16 if half else torch.float32
-        self._model = build_authors(repository, config).eval().to(self._device, self._dtype)
+        self._model: Any = build_authors(repository, config).eval().to(self._device, self._dtype)
         for name, parameter in self._model.named_parameters():
             if name.rsplit(".", 1)[-1] in RIB_PARAMETERS:
                 parameter.data = parameter.data.float()

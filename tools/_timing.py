@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from engines import Engine
-
-T = TypeVar("T")
 
 PAUSE = 0.02
 """Seconds between two runs: OpenMP's and ONNX Runtime's threads spin for some milliseconds after their work."""
@@ -249,7 +247,7 @@ def measure(names: Sequence[ModelName], size: Size, setup: Setup) -> list[Result
         return [run.finish() for run in runs]
 
 
-def _rotated(items: list[T], number: int) -> list[T]:
+def _rotated(items: list[Any], number: int) -> list[Any]:
     start = number % max(1, len(items))
     return items[start:] + items[:start]
 
@@ -272,9 +270,8 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     first: dict[str, float] = {}
     rated = []
     for result in results:
-        if "median" in result:
-            first.setdefault(result["size"], result["median"])
-        ratio = result["median"] / first[result["size"]] if "median" in result else None
+        median = result.get("median")
+        ratio = median and median / first.setdefault(result["size"], median)
         rated.append({**result, "ratio": ratio})
     return rated
 
@@ -303,6 +300,7 @@ def show(out: Console, results: list[dict[str, Any]]) -> None:
             rows.add_row(result["file"], result["size"], "failed")
             continue
         description = result["description"]
+        memory = (result[column] for column in ("peak_memory", "gpu_memory", "gpu_allocated"))
         rows.add_row(
             result["file"],
             result["size"],
@@ -310,7 +308,7 @@ def show(out: Console, results: list[dict[str, Any]]) -> None:
             description["form"],
             description["precision"],
             *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
-            *(_mebibytes(result[column]) for column in ("peak_memory", "gpu_memory", "gpu_allocated")),
+            *("" if amount is None else f"{amount / 2**20:.0f}" for amount in memory),
             f"{result['ratio']:.3f}",
         )
     out.print(rows)
@@ -322,7 +320,3 @@ def show(out: Console, results: list[dict[str, Any]]) -> None:
             out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
         for note in (result["description"] or {}).get("notes", ()):
             out.print(f"Note: {note}", style="yellow", soft_wrap=True)
-
-
-def _mebibytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.0f}"

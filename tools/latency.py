@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
+from engines.base import EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
@@ -37,23 +38,16 @@ def show_layers(out: Console, name: ModelName, size: Size, options: dict[str, An
 def merge(paths: Sequence[str]) -> dict[str, Any]:
     """One report of several: all results, ratios to the first of them, and every environment they come from."""
     parts = [read_results(path, "latency") for path in paths]
-    results = [
-        {**result, "source": path, "description": _description(result)}
-        for path, part in zip(paths, parts, strict=True)
-        for result in part["results"]
-    ]
+    results: list[dict[str, Any]] = []
     environments: list[dict[str, Any]] = []
-    for part in parts:
+    for path, part in zip(paths, parts, strict=True):
         environments.extend(seen for seen in part["environments"] if seen not in environments)
+        for result in part["results"]:
+            description = result["description"] or {}
+            if "attention" in description:  # the form's name in files of before
+                description["form"] = description.pop("attention")
+            results.append({**result, "source": path})
     return report(results, environments, [entry for part in parts for entry in part["settings"]])
-
-
-def _description(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Of a model that ran, as it is written today: the form was called attention before."""
-    description = result["description"]
-    if description and "attention" in description:
-        description["form"] = description.pop("attention")
-    return description
 
 
 @click.command(cls=Command)
@@ -61,7 +55,9 @@ def _description(result: dict[str, Any]) -> dict[str, Any] | None:
 @size_option
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed runs of each model.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Runs before, not counted.")
-@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each model.")
+@click.option(
+    "--layers", type=click.IntRange(min=0), default=0, metavar="N", help="Also list N slowest layers of each."
+)
 @click.option("--merge", "merging", is_flag=True, help="MODELs are result files of --json: show them as one table.")
 @json_option
 @engine_options
@@ -73,7 +69,7 @@ def main(
     sizes: tuple[Size, ...],
     rounds: int,
     warmup: int,
-    layers: int | None,
+    layers: int,
     merging: bool,
     json_target: str | None,
     **options: Any,
@@ -84,18 +80,19 @@ def main(
     precision as x2.pt@fp16. Memory is the peak of the process; GPU, by how much the GPU's used memory grew; engine,
     what the engine itself held of that, without what CUDA needs for any process.
     """
-    if merging and layers is not None:
+    if merging and layers:
         raise click.UsageError("--layers runs models, which --merge does not; leave one of them out")
     out = console(stderr=json_target == "-")
-    models = [] if merging else [model_name(name) for name in names]
-    made = merge(names) if merging else timed(models, sizes, Setup(rounds, warmup, options))
+    setup = Setup(rounds, warmup, options)
+    made = merge(names) if merging else timed([model_name(name) for name in names], sizes, setup)
     all_ran = conclude(out, made, json_target)
-    if layers is not None:
-        ran = {(result["file"], result["size"]) for result in made["results"] if not result["failure"]}
-        for name in models:
-            for size in sizes:
-                if (str(name), str(size)) in ran:
-                    show_layers(out, name, size, options, layers)
+    for result in made["results"] if layers else ():
+        if not result["failure"]:
+            try:
+                show_layers(out, model_name(result["file"]), Size.parse(result["size"]), options, layers)
+            except EngineError as error:
+                out.print(f"FAIL {error}", style="red", soft_wrap=True)
+                all_ran = False
     if not all_ran:
         context.exit(1)
 

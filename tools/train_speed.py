@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,7 @@ def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bo
         optimizer.step()
 
     advance = Replayed(work) if replayed else work
-
-    def step() -> None:
-        advance(low, high)
-
+    step = partial(advance, low, high)
     return cuda_timer(step, device).once if device.type == "cuda" else host_clock(step)
 
 
@@ -133,6 +131,7 @@ def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[s
     from ribsr.training.data import Batches, Crops, Pair, storage_device
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     rng = np.random.default_rng(0)
     low = rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)
     pairs = [Pair(low, rng.integers(0, 256, (160 * scale, 240 * scale, 3), dtype=np.uint8)) for _ in range(100)]
@@ -141,19 +140,12 @@ def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[s
         batches = Batches(Crops(pairs, scale, crop, stored), 0, batch, device)
         for step in range(rounds + 3):
             if step == 3:
-                _wait(device)
+                wait()
                 start = time.perf_counter()
             batches[step]
-        _wait(device)
+        wait()
         seen[f"from_{name}"] = rounds / (time.perf_counter() - start)
     return seen
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @click.command(cls=Command)
@@ -190,7 +182,8 @@ def main(
             if base and "median_ms" in answer:
                 answer["times_faster"] = base / answer["median_ms"]
             results.append({"network": case[0], "batch": case[1], "crop": case[2], "form": form, **answer})
-            out.print(_line(results[-1]), soft_wrap=True)
+            # Now, too: a run may be cut off before its table.
+            out.print(" ".join(filter(None, _cells(results[-1]))), soft_wrap=True)
     pipeline = batches_per_second(cases[0][1], cases[0][2], scale, 10 * rounds)
     rows = table("network", "batch", "crop", "form", "ms", "steps/s", "peak GiB", "times faster", "first step s")
     for result in results:
@@ -203,11 +196,6 @@ def main(
     if json_target:
         values = {"scale": scale, "results": results, "batches_per_second": pipeline, "environment": seen}
         write_json(json_target, {"tool": "train_speed", **values})
-
-
-def _line(result: dict[str, Any]) -> str:
-    """What is known so far: a run may be cut off before its table."""
-    return " ".join(cell for cell in _cells(result) if cell)
 
 
 def _cells(result: dict[str, Any]) -> list[str]:

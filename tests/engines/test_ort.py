@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from engines import Description, EngineError, OutOfMemory, open_engine
-from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _NotOnCUDA
+from engines.base import LayerTime
+from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _layer_times, _NotOnCUDA
 from ribsr.base.sizes import Size
 from tests.engines import fakes
 
@@ -283,3 +286,84 @@ def test_the_timer_runs_the_network(onnx_file: Path) -> None:
         assert "clock" in timer.clock or "events" in timer.clock
     with pytest.raises(EngineError, match="closed"):
         timer.once()
+
+
+def with_a_function(path: Path) -> Path:
+    """The network with names for its nodes, n0 to n6, of which n4 and n5 are in a function, as exports have it."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(fakes.write_onnx(path)))
+    nodes = list(model.graph.node)
+    for i, node in enumerate(nodes):
+        node.name = f"n{i}"
+    inputs, outputs = ["up", "repeated"], ["y"]
+    opset = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("ribsr", "Upsample", inputs, outputs, nodes[4:6], opset))
+    nodes[4:6] = [helper.make_node("Upsample", inputs, outputs, "call", domain="ribsr")]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid("ribsr", 1))
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The working directory, and where temporary files go: both empty."""
+    made = tmp_path / "work", tmp_path / "temporary"
+    for folder in made:
+        folder.mkdir()
+    monkeypatch.chdir(made[0])
+    monkeypatch.setattr("tempfile.tempdir", str(made[1]))
+    return made
+
+
+def test_where_the_time_goes(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """By the names of nodes, also of those in functions and of those that are fused; no file of it stays."""
+    x = fakes.picture(90, 110)
+    with open_engine(with_a_function(tmp_path / "a.onnx"), device="cpu", threads=1) as engine:
+        start = time.perf_counter()
+        layers = engine.profile(x, runs=3)
+        spent = (time.perf_counter() - start) * 1e3
+    names = [layer.name for layer in layers]
+    last = [name for name in names if name.endswith(("n4", "n5", "n6"))]
+    assert [name[-2:] for name in last] == ["n4", "n5", "n6"], "the order of a run"
+    assert len(names) == len(set(names)) >= 6
+    assert 0 < sum(layer.milliseconds for layer in layers) < spent / 4
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+
+
+def test_times_are_means_of_every_run_but_the_first() -> None:
+    def event(name: str, duration: int, kind: str = "Node") -> dict[str, object]:
+        return {"cat": kind, "name": name, "dur": duration}
+
+    session = event("model_run", 9999, "Session")
+    first = [session, event("b_kernel_time", 9000), event("a_kernel_time", 9000), event("b_kernel_time", 9000)]
+    second = [session, event("b_kernel_time", 1000), event("a_kernel_time", 400), event("b_kernel_time", 3000)]
+    third = [session, event("b_kernel_time", 2000), event("a_kernel_time", 800), event("b_kernel_time", 2000)]
+    b, a = _layer_times([*first, *second, *third], 2)
+    assert b == LayerTime("b", 4.0)
+    assert a.name == "a"
+    assert a.milliseconds == pytest.approx(0.6)
+
+
+def test_a_model_that_cannot_be_profiled(
+    onnx_file: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+
+    engine = ORTEngine(onnx_file, device="cpu")
+    with pytest.raises(EngineError, match="must be float32"):
+        engine.profile(np.zeros((1, 3, 9, 11)))
+    with monkeypatch.context() as patched:
+        patched.setattr(ort.InferenceSession, "run", raising(state.Fail("node 5 is wrong")))
+        with pytest.raises(EngineError, match=r"ONNX Runtime failed on \[1, 3, 9, 11\] \(.*node 5 is wrong\)"):
+            engine.profile(fakes.picture())
+        patched.setattr(engine, "_description", replace(engine.describe(), device=CUDA))
+        with pytest.raises(EngineError, match="ONNX Runtime times nodes on a CPU only; give --device cpu"):
+            engine.profile(fakes.picture())
+    engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.profile(fakes.picture())
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]

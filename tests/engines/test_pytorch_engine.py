@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 import ribsr  # noqa: E402
 from engines import EngineError, OutOfMemory, open_engine  # noqa: E402
+from engines.pytorch import cuda_timer, operator_times  # noqa: E402
 from ribsr.base.files import sha256  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -113,6 +115,37 @@ def test_where_the_time_goes(checkpoint: Path) -> None:
     assert any("convolution" in layer.name for layer in layers)
     assert all(layer.milliseconds > 0 for layer in layers)
     assert len({layer.name for layer in layers}) == len(layers)
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.profile(fakes.picture())
+    with open_engine(checkpoint) as engine, pytest.raises(EngineError, match="must be float32"):
+        engine.profile(np.zeros((1, 3, 9, 11)))
+
+
+def test_times_are_means_of_every_run_but_the_first() -> None:
+    x, spent = torch.rand(600, 600), []
+
+    def run() -> None:
+        start = time.perf_counter()
+        torch.sort(x) if spent else torch.inverse(x)
+        torch.exp(x)
+        spent.append((time.perf_counter() - start) * 1e3)
+
+    layers = operator_times(run, torch.device("cpu"), runs=4)
+    names = [layer.name for layer in layers]
+    assert len(spent) == 5
+    assert not any("inv" in name for name in names), "what only the first run does"
+    assert names.index("aten::sort") < names.index("aten::exp"), "the order of a run"
+    total, mean = sum(layer.milliseconds for layer in layers), sum(spent[1:]) / 4
+    assert mean / 2 < total <= mean, "operators without those that they call"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_times_on_a_gpu_are_those_of_its_kernels() -> None:
+    x = torch.rand(4000, 4000, device="cuda")
+    (layer,) = operator_times(lambda: x.exp(), x.device, runs=3)
+    assert "exp" in layer.name
+    assert layer.milliseconds == pytest.approx(cuda_timer(lambda: x.exp(), x.device).once(), rel=0.5)
 
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. Error code 12 (…)"

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from engines import EngineError
 from tests.engines import fakes
-from tools.beside_authors import AuthorsEngine, import_authors, main
+from tools._authors import AuthorsEngine, import_authors
+from tools.beside_authors import main
 
 SST = """
 import torch
@@ -79,6 +81,18 @@ def test_half_precision_leaves_what_theirs_leaves_in_float32(repository: Path) -
     y = engine.run(x)
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, x.repeat(2, axis=2).repeat(2, axis=3), atol=1e-3)
+
+
+def test_their_model_keeps_to_what_an_engine_is(repository: Path) -> None:
+    engine = AuthorsEngine(repository, "sst-light", 2, None, "cpu", half=False)
+    names = [layer.name for layer in engine.profile(fakes.picture(4, 5), runs=2)]
+    assert names.index("aten::repeat_interleave") < names.index("aten::mul")
+    with pytest.raises(EngineError, match="authors: the input must be float32"):
+        engine.run(np.zeros((1, 3, 4, 5)))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="authors: the engine is closed"):
+        engine.run(fakes.picture())
 
 
 def test_what_is_no_checkout_or_no_sst_is_named(repository: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engines import EngineError
-from engines.trt.engine import TensorRTEngine
+from engines.base import Engine, LayerTime
+from engines.ort import ORTEngine
 from engines.trt.gpu import CUDAError
+from ribsr.base.sizes import Size
 from tests.engines import fakes
 from tools import latency
 from tools._common import ModelName, console
-from tools.latency import _grown, _rotated, main, statistics, with_ratios
+from tools._timing import Setup, _grown, _rotated, show, statistics, with_ratios, worker
+from tools.latency import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +111,7 @@ def test_a_model_that_fails_does_not_stop_the_others(models: Path) -> None:
     assert code == 1
     assert first["failure"] is None
     assert missing["failure"] == "no such file"
-    assert static["failure"].startswith("takes inputs of shape [any, 3, 8, 8] only")
+    assert static["failure"].startswith("takes pictures of 8x8 only, got 20x10")
     assert missing["ratio"] is None
     result = run("missing.onnx", *QUICK)
     assert result.exit_code == 1
@@ -131,6 +135,23 @@ def test_files_are_merged_into_one_table(models: Path) -> None:
     assert "different machines" not in run("--merge", "a.json", "a.json").stdout
     Path("merged.json").write_text(json.dumps(merged), encoding="utf-8")
     assert run("--merge", "merged.json").exit_code == 0, "what was merged can be merged again"
+
+
+def test_files_of_before_are_merged_too(models: Path) -> None:
+    """They call the form attention."""
+    assert run("a.onnx", *QUICK, "--size", "20x10", "--json", "now.json").exit_code == 0
+    values = json.loads(Path("now.json").read_text(encoding="utf-8"))
+    description = values["results"][0]["description"]
+    description["attention"] = description.pop("form")
+    failed = {"file": "missing.onnx", "size": "20x10", "description": None, "clock": "", "failure": "no such file"}
+    values["results"].append(failed)
+    Path("before.json").write_text(json.dumps(values), encoding="utf-8")
+    code, merged = report("--merge", "now.json", "before.json")
+    assert code == 1, "one of the models did not run"
+    now, before, missing = (result["description"] for result in merged["results"])
+    assert before == now
+    assert before["form"] == "mha"
+    assert missing is None
 
 
 @pytest.mark.parametrize(
@@ -170,9 +191,8 @@ def test_a_result_file_that_cannot_be_written_is_refused_at_the_start() -> None:
 def test_gpu_memory_is_what_the_process_added(
     monkeypatch: pytest.MonkeyPatch, device: str, before: int | None, after: int | None, grown: int | None
 ) -> None:
-    monkeypatch.setattr("tools.latency._gpu_memory", lambda: after)
-    running: Any = SimpleNamespace(used_before=before, opened={"description": {"device": device}})
-    assert _grown(running) == grown
+    monkeypatch.setattr("tools._timing._gpu_memory", lambda: after)
+    assert _grown(before, device) == grown
 
 
 @pytest.mark.parametrize(
@@ -189,61 +209,91 @@ def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, l
         raise error
 
     ours, theirs = multiprocessing.Pipe()
-    latency.worker(theirs, ModelName("x2.plan"), (8, 8), {}, opener)
+    worker(theirs, ModelName("x2.plan"), Size(8, 8), Setup(1, 0, {}, opener))
     received = ours.recv()
     assert isinstance(received, EngineError)
     assert str(received) == line
 
 
 def test_what_an_engine_holds_of_the_gpu_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
-    described = {"runtime": "tensorrt", "runtime_version": "8.6.0", "device": "cuda:0", "attention": "plugin"}
+    described = {"runtime": "tensorrt", "runtime_version": "8.6.0", "device": "cuda:0", "form": "plugin"}
     result = {"file": "x2.plan", "size": "8x8", "failure": None, "clock": "", "median": 2.0, "p95": 3.0, "spread": 0.5}
     memory = {"peak_memory": 900 << 20, "gpu_memory": 700 << 20, "gpu_allocated": 123 << 20, "ratio": 1.0}
-    latency.show(console(), [{**result, **memory, "description": {**described, "precision": "fp16"}}])
+    show(console(), [{**result, **memory, "description": {**described, "precision": "fp16"}}])
     heading, _, row = (line for line in capsys.readouterr().out.splitlines() if line.strip())
     assert heading.split("engine MiB")[1].split() == ["ratio"]
     assert row.split()[-4:] == ["900", "700", "123", "1.000"]
 
 
-def test_the_slowest_layers_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_slowest_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[int, ...]] = []
 
-    class Played(TensorRTEngine):
-        def __init__(self) -> None:
-            pass
-
+    class Played(Engine):
         def describe(self) -> Any:
-            return SimpleNamespace(shape=(1, 3, None, None))
+            return SimpleNamespace(batch=2)
 
-        def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
+        def run(self, x: np.ndarray) -> np.ndarray:
+            raise AssertionError("profile runs it")
+
+        def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
             seen.append(x.shape)
-            return [("[norm]", 1.0), ("attention", 6.0), ("convolution", 3.0)]
+            return [LayerTime("[norm]", 1.0), LayerTime("attention", 6.0), LayerTime("convolution", 3.0)]
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr(latency, "open_model", lambda name, options: Played())
-    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 2)
+    latency.show_layers(console(), ModelName("x2.plan"), Size(10, 20), {}, 2)
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.strip()]
-    assert seen == [(1, 3, 10, 20)]
+    assert seen == [(2, 3, 10, 20)]
     assert "2 of 3 layers of x2.plan at 20x10" in printed
     assert rows[2:4] == [["attention", "6.000", "60.0%"], ["convolution", "3.000", "30.0%"]]
     assert "All layers: 10.00 ms" in printed
-    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 9)
+    latency.show_layers(console(), ModelName("x2.plan"), Size(10, 20), {}, 9)
     assert "3 of 3 layers" in (printed := capsys.readouterr().out)
     assert "[norm]" in printed
 
 
-def test_layers_are_those_of_plans_that_ran(models: Path) -> None:
-    assert "--layers needs a TensorRT plan" in run("a.onnx", "--layers", "3").stderr
-    assert run("--merge", "a.json", "x2.plan", "--layers", "3").exit_code == 2
-    assert "leave out --tile" in run("x2.plan", "--layers", "3", "--tile", "96x96").stderr
+def test_layers_are_those_of_models_that_ran(models: Path) -> None:
     Path("x2.plan").write_bytes(b"engine")
-    result = run("x2.plan", *QUICK, "--layers", "3", "--json", "out.json")
+    result = run("x2.plan", "a.onnx", *QUICK, "--size", "20x10", "--layers", "3", "--json", "out.json")
     assert result.exit_code == 1
-    assert "FAIL x2.plan at 128x128: its manifest x2.plan.json is missing" in result.stdout
+    assert "FAIL x2.plan at 20x10: its manifest x2.plan.json is missing" in result.stdout
+    assert "layers of x2.plan" not in result.stdout
+    assert re.search(r"3 of \d+ layers of a\.onnx at 20x10", result.stdout)
     assert Path("out.json").is_file()
+
+
+def test_layers_of_every_runtime(folder: Path) -> None:
+    """Also of pictures that run in tiles."""
+    tiled = ("--size", "300x8", "--tile", "200x200")
+    result = run("x2.pt@bf16", "x2.onnx", *QUICK, *tiled, "--layers", "99", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    _, checkpoint, onnx = re.split(r"\d+ of \d+ layers of ", result.stdout)
+    assert checkpoint.startswith("x2.pt@bf16 at 300x8")
+    assert "aten::pixel_shuffle" in checkpoint
+    assert onnx.startswith("x2.onnx at 300x8")
+    assert "DepthToSpace" in onnx
+
+
+def test_a_model_without_layers_does_not_stop_the_others(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(engine: ORTEngine, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        if engine.describe().path == "a.onnx":
+            raise EngineError("a.onnx: tells nothing")
+        return [LayerTime("attention", 6.0)]
+
+    monkeypatch.setattr(ORTEngine, "profile", refuses)
+    result = run("a.onnx", "b.onnx", *QUICK, "--size", "20x10", "--layers", "3")
+    assert result.exit_code == 1
+    assert "FAIL a.onnx: tells nothing" in result.stdout
+    assert "1 of 1 layers of b.onnx at 20x10" in result.stdout
+
+
+def test_layers_need_models() -> None:
+    result = run("--merge", "a.json", "x2.plan", "--layers", "3")
+    assert result.exit_code == 2
+    assert "--layers runs models, which --merge does not" in result.stderr
 
 
 def test_statistics() -> None:
