@@ -187,7 +187,7 @@ def operator_times(run: Callable[[], object], device: torch.device, runs: int) -
     """
     run()
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as profiler:
+    with torch.profiler.profile(activities=[activity], acc_events=True) as profiler:  # or torch 2.11 warns
         for _ in range(runs):
             run()
     times: dict[str, float] = {}
