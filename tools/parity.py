@@ -1,34 +1,27 @@
 #!/usr/bin/env python3
-"""Does an exported model compute what its checkpoint computes? Measured on real pictures, against a rule.
-
-The rule, per model: no NaN, and
-- float32: no value is off by more than 1e-4 (values are 0 to 1);
-- half precision: the root mean square error is at most twice that of PyTorch running the checkpoint in the same
-  precision. So a runtime may round as PyTorch does, but must not lose more.
+"""Does an exported model compute what its checkpoint computes? Measured on real pictures, by the rule of
+`engines.compare`: float32 within 1e-4, half precision at most twice as far off as PyTorch, and never NaN.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
 from engines import SUFFIXES, is_checkpoint
-from engines.base import HALVES, EngineError
+from engines.base import EngineError
+from engines.compare import HALF_FACTOR, MAX_ERROR, CannotJudge, Pictures, Proof, Rule, prove
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType
-from ribsr.base.errors import first_line
-from ribsr.base.files import atomic, check_target
-from ribsr.base.sizes import Limits, Size
+from ribsr.base.files import check_target
+from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
     console,
@@ -42,96 +35,12 @@ from tools._common import (
     where,
     write_json,
 )
+from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
-    import numpy as np
+    from engines import Description
 
-    from engines import Description, Engine
-
-MAX_ERROR = 1e-4
-HALF_FACTOR = 2.0
-RECORDING_FORMAT = 1
-
-Pictures = list[tuple[str, "np.ndarray"]]
-"""Name and RGB float32 [1, 3, H, W] of each."""
-
-
-@dataclass
-class Errors:
-    """What was seen over any number of outputs; NaN and infinite values are counted and left out of the rest."""
-
-    values: int = 0
-    nan: int = 0
-    max_error: float = 0.0
-    absolute: float = 0.0
-    squared: float = 0.0
-    pixels: int = 0
-    pixels_off: int = 0
-
-    def add(self, reference: np.ndarray, output: np.ndarray) -> None:
-        """Compares two outputs [B, 3, H, W]; pixels are compared as they would be written, rounded to 8 bits."""
-        import numpy as np
-
-        from ribsr.base.pictures import to_bytes
-
-        finite = np.isfinite(output)
-        difference = np.where(finite, output, 0).astype(np.float64) - np.where(finite, reference, 0)
-        self.values += output.size
-        self.nan += int(output.size - np.count_nonzero(finite))
-        self.max_error = max(self.max_error, float(np.abs(difference).max()))
-        self.absolute += float(np.abs(difference).sum())
-        self.squared += float(np.square(difference).sum())
-        off = to_bytes(np.where(finite, output, -1)) != to_bytes(reference)
-        self.pixels += off[:, 0].size
-        self.pixels_off += int(np.count_nonzero(off.any(axis=1) | ~finite.all(axis=1)))
-
-    @property
-    def mean_error(self) -> float:
-        return self.absolute / max(1, self.values - self.nan)
-
-    @property
-    def rmse(self) -> float:
-        return math.sqrt(self.squared / max(1, self.values - self.nan))
-
-    @property
-    def psnr(self) -> float:
-        """10·log10(1 / mean square error) in dB; infinite where both are equal."""
-        return -20 * math.log10(self.rmse) if self.rmse else math.inf
-
-    @property
-    def share_off(self) -> float:
-        """Share of pixels of which some channel differs after rounding to 8 bits."""
-        return self.pixels_off / max(1, self.pixels)
-
-    def to_json(self) -> dict[str, Any]:
-        """`psnr` is null where both are equal."""
-        return {
-            "psnr": self.psnr if math.isfinite(self.psnr) else None,
-            "max_error": self.max_error,
-            "mean_error": self.mean_error,
-            "rmse": self.rmse,
-            "share_off_8bit": self.share_off,
-            "nan": self.nan,
-        }
-
-
-class Reference(Protocol):
-    """What models are compared with: a model that runs now, or a recording of one."""
-
-    description: dict[str, Any]
-    """The fields of `engines.Description`, as in JSON."""
-
-    def pictures(self, limits: Limits) -> Pictures:
-        """The pictures to compare on, for a model of these limits."""
-        ...
-
-    def output(self, name: str, x: np.ndarray) -> np.ndarray:
-        """The reference's output for a picture of `pictures`."""
-        ...
-
-    def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
-        """PyTorch's output in half precision for the same weights; None if the reference cannot say."""
-        ...
+References = ModelReference | RecordedReference
 
 
 @dataclass
@@ -140,9 +49,7 @@ class Measured:
 
     name: str
     description: Description | None = None
-    errors: Errors = field(default_factory=Errors)
-    per_picture: dict[str, Errors] = field(default_factory=dict)
-    rule: str = ""
+    proof: Proof = field(default_factory=lambda: Proof({}, Rule("")))
     failure: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -151,152 +58,18 @@ class Measured:
             "file": self.name,
             "passed": self.failure is None,
             "failure": self.failure,
-            "rule": self.rule,
-            "description": asdict(self.description) if self.description else None,
-            **self.errors.to_json(),
-            "pictures": {name: errors.to_json() for name, errors in self.per_picture.items()},
+            "rule": self.proof.rule.text,
+            "description": self.description.to_json() if self.description else None,
+            **self.proof.total.to_json(),
+            "pictures": {name: found.to_json() for name, found in self.proof.pictures.items()},
             "warnings": self.warnings,
         }
 
 
-class LiveReference(AbstractContextManager):
-    """A model as reference. Its outputs are kept, so that each picture runs once per precision."""
-
-    def __init__(self, name: ModelName, options: dict[str, Any], given: Pictures, sizes: Sequence[Size]):
-        self._name, self._options, self._given, self._sizes = name, options, given, sizes
-        self._engines: dict[str | None, Engine] = {}
-        self._stack = ExitStack()
-        self.inputs: dict[str, np.ndarray] = {}
-        self.outputs: dict[tuple[str | None, str], np.ndarray] = {}
-        description = self._engine(name.precision).describe()
-        self.description: dict[str, Any] = asdict(description)
-        self._limits = description.limits
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _engine(self, precision: str | None) -> Engine:
-        if precision not in self._engines:
-            options = self._options
-            if precision is not None and is_checkpoint(self._name.path) and options.get("attention") is None:
-                options = {**options, "attention": "sdpa"}  # not our own kernel, whose errors would excuse themselves
-            engine = open_model(ModelName(self._name.path, precision), options)
-            self._engines[precision] = self._stack.enter_context(engine)
-        return self._engines[precision]
-
-    def pictures(self, limits: Limits) -> Pictures:
-        from engines import samples
-
-        fixed = limits.fixed or self._limits.fixed
-        if self._given:
-            fitting = [(name, x) for name, x in self._given if fixed in (None, Size.of(x))]
-            if not fitting:
-                raise EngineError(f"takes pictures of {fixed} only; give one of that size with --image")
-            return fitting
-        if fixed is not None:
-            return samples.at(fixed)
-        return [picture for size in self._sizes for picture in samples.at(size)] or samples.load()
-
-    def output(self, name: str, x: np.ndarray) -> np.ndarray:
-        import numpy as np
-
-        y = self._run(self._name.precision, name, x)
-        if not np.isfinite(y).all():
-            raise EngineError(f"{self._name}: the reference itself gives NaN or infinite values on {name}")
-        return y
-
-    def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
-        return self._run(precision, name, x) if is_checkpoint(self._name.path) else None
-
-    def _run(self, precision: str | None, name: str, x: np.ndarray) -> np.ndarray:
-        key = (precision, name)
-        if key not in self.outputs:
-            self.inputs[name] = x
-            self.outputs[key] = self._engine(precision).run(x)
-        return self.outputs[key]
-
-    def record(self, path: str, halves: bool) -> int:
-        """Writes inputs and outputs of all pictures that were used, or of the default ones; returns their number."""
-        import numpy as np
-
-        for name, x in list(self.inputs.items()) or self.pictures(self._limits):
-            self.output(name, x)
-            for precision in HALVES if halves else ():
-                self.half_output(precision, name, x)
-        arrays = {f"input/{i}": x for i, x in enumerate(self.inputs.values())}
-        for i, name in enumerate(self.inputs):
-            arrays[f"output/{i}"] = self.output(name, self.inputs[name])
-            halves_of = {p: self.outputs[p, name] for p in HALVES if (p, name) in self.outputs}
-            arrays.update({f"{precision}/{i}": y for precision, y in halves_of.items()})
-        meta = {
-            "format": RECORDING_FORMAT,
-            "description": self.description,
-            "environment": environment(),
-            "pictures": list(self.inputs),
-        }
-        with atomic(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
-        return len(self.inputs)
-
-
-class RecordedReference(AbstractContextManager):
-    """A recording as reference: what `LiveReference.record` wrote, on whatever machine."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._arrays = _read_recording(path)
-        meta = json.loads(str(self._arrays["meta"]))
-        if meta["format"] != RECORDING_FORMAT:
-            raise EngineError(f"{path}: a recording of format {meta['format']}; this version reads {RECORDING_FORMAT}")
-        self.description: dict[str, Any] = meta["description"]
-        self.description.setdefault("form", self.description.get("attention"))  # its name until 0.1
-        self._names: list[str] = meta["pictures"]
-
-    def __exit__(self, *_: object) -> None:
-        self._arrays.clear()
-
-    def pictures(self, limits: Limits) -> Pictures:
-        recorded = [(name, self._arrays[f"input/{i}"]) for i, name in enumerate(self._names)]
-        fitting = [(name, x) for name, x in recorded if limits.fixed in (None, Size.of(x))]
-        if not fitting:
-            size = limits.fixed
-            raise EngineError(f"takes pictures of {size} only, and {self._path} has none; record with --size {size}")
-        return fitting
-
-    def output(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self._arrays[f"output/{self._names.index(name)}"]
-
-    def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
-        return self._arrays.get(f"{precision}/{self._names.index(name)}")
-
-
-def _read_recording(path: str) -> dict[str, np.ndarray]:
-    import zipfile
-
-    import numpy as np
-
-    if not Path(path).is_file():
-        raise EngineError(f"{path}: no such file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EngineError(f"{path}: not a recording, or damaged ({first_line(error)})") from None
-    if "meta" not in arrays or "input/0" not in arrays:
-        raise EngineError(f"{path}: not a recording; make one with tools/parity.py MODEL --record {path}")
-    return arrays
-
-
 def measure(
-    name: ModelName,
-    reference: Reference,
-    options: dict[str, Any],
-    max_error: float | None,
-    half_factor: float,
+    name: ModelName, reference: References, options: dict[str, Any], rule: Rule | None, half_factor: float
 ) -> Measured:
     """Runs a model on the reference's pictures. What stops it from running is its failure, not an exception."""
-    import numpy as np
-
     measured = Measured(str(name))
     try:
         with open_model(name, options) as engine:
@@ -304,13 +77,11 @@ def measure(
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
             pictures, left_out = _within(description, reference.pictures(description.limits))
             measured.warnings += [f"{name}: {line}" for line in left_out]
-            for title, x in pictures:
-                y = engine.run(np.repeat(x, description.batch or 1, axis=0))
-                wanted = np.broadcast_to(reference.output(title, x), y.shape)
-                measured.per_picture[title] = Errors()
-                for errors in (measured.errors, measured.per_picture[title]):
-                    errors.add(wanted, y)
-            _judge(measured, description, reference, pictures, max_error, half_factor)
+            measured.proof = prove(engine, reference, pictures, rule, half_factor)
+        measured.warnings += [f"{name}: {note}" for note in measured.proof.notes]
+        measured.failure = measured.proof.failure
+    except CannotJudge as error:
+        measured.failure = f"{error}; give the checkpoint or a recording of it as REF, or --max-error"
     except EngineError as error:
         measured.failure = str(error).removeprefix(f"{name.path}: ")
     return measured
@@ -328,7 +99,7 @@ def _within(description: Description, pictures: Pictures) -> tuple[Pictures, lis
     return fitting, [f"not compared on {', '.join(outside)}: it takes pictures of {limits}"]
 
 
-def _differences(name: str, description: Description, reference: Reference) -> list[str]:
+def _differences(name: str, description: Description, reference: References) -> list[str]:
     """Raises EngineError when a comparison makes no sense; returns warnings for those of doubtful sense."""
     of = reference.description
     if description.scale != of["scale"]:
@@ -342,55 +113,6 @@ def _differences(name: str, description: Description, reference: Reference) -> l
     elif description.model != of["model"]:
         warnings.append(f"{name}: says it is {description.model}, the reference {of['model']}")
     return warnings
-
-
-def _judge(
-    measured: Measured,
-    description: Description,
-    reference: Reference,
-    pictures: Pictures,
-    max_error: float | None,
-    half_factor: float,
-) -> None:
-    """Sets the rule and, if the model breaks it, the failure."""
-    errors, precision = measured.errors, description.precision
-    if max_error is not None or precision not in HALVES:
-        limit = MAX_ERROR if max_error is None else max_error
-        measured.rule = f"max ≤ {limit:.3g}"
-        off = errors.max_error > limit
-        found = f"largest error {errors.max_error:.3g} is above {limit:.3g}"
-    else:
-        used, allowed = _half_error(measured, reference, precision, pictures)
-        limit = half_factor * allowed
-        measured.rule = f"rmse ≤ {half_factor:g} × {allowed:.3g}"
-        off = errors.rmse > limit
-        found = f"rmse {errors.rmse:.3g} is above {half_factor:g} × {allowed:.3g}, PyTorch's in {used}"
-    if errors.nan:
-        measured.failure = f"{errors.nan} NaN or infinite values of {errors.values}"
-    elif off:
-        measured.failure = found
-
-
-def _half_error(measured: Measured, reference: Reference, precision: str, pictures: Pictures) -> tuple[str, float]:
-    """The precision that PyTorch's error was taken in, and that error (rmse).
-
-    Where PyTorch overflows in fp16, an exported model that keeps what overflows in float32 does better than it: its
-    yardstick is bf16 then.
-    """
-    for used in (precision, "bf16"):
-        errors = Errors()
-        for title, x in pictures:
-            half = reference.half_output(used, title, x)
-            if half is None:
-                raise EngineError(
-                    f"cannot be judged: the reference has no {used} outputs of PyTorch; "
-                    "give the checkpoint or a recording of it as REF, or --max-error"
-                )
-            errors.add(reference.output(title, x), half)
-        if not errors.nan:
-            return used, errors.rmse
-        measured.warnings.append(f"{measured.name}: PyTorch itself gives {errors.nan} NaN or infinite values in {used}")
-    raise EngineError("cannot be judged: PyTorch overflows in half precision; give --max-error")
 
 
 @dataclass(frozen=True)
@@ -468,7 +190,7 @@ def _read_images(paths: Sequence[str]) -> Pictures:
     return [(path, read_picture(path).pixels) for path in paths]
 
 
-def _show(out: Any, reference: Reference, results: list[Measured], pictures: list[str]) -> None:
+def _show(out: Any, reference: References, results: list[Measured], pictures: list[str]) -> None:
     from rich.text import Text
 
     of = reference.description
@@ -484,10 +206,10 @@ def _show(out: Any, reference: Reference, results: list[Measured], pictures: lis
     )  # fmt: skip
     for result in results:
         verdict = Text("FAIL", "bold red") if result.failure else Text("pass", "green")
-        if result.description is None or not result.errors.values:
+        if result.description is None or not result.proof.pictures:
             rows.add_row(result.name, *[""] * 10, verdict)
             continue
-        errors, description = result.errors, result.description
+        errors, description = result.proof.total, result.description
         rows.add_row(
             result.name,
             where(description),
@@ -499,7 +221,7 @@ def _show(out: Any, reference: Reference, results: list[Measured], pictures: lis
             f"{errors.rmse:.2e}",
             f"{errors.share_off:.2%}",
             str(errors.nan),
-            result.rule,
+            result.proof.rule.text,
             verdict,
         )
     out.print(rows)
@@ -525,11 +247,9 @@ def _comparisons(
     return [Comparison(reference, tuple(models))], []
 
 
-def _open_reference(
-    name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]
-) -> LiveReference | RecordedReference:
+def _open_reference(name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]) -> References:
     if not name.path.endswith(".npz"):
-        return LiveReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
+        return ModelReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
     if images or sizes:
         raise click.UsageError(f"{name} brings its own pictures; leave out --image and --size")
     return RecordedReference(name.path)
@@ -588,12 +308,13 @@ def main(
     out = console(stderr=json_target == "-")
     comparisons, skipped = _comparisons(names, record, options)
     pictures = _read_images(images)
+    rule = None if max_error is None else Rule.exact(max_error)
     reports, passed = [], True
     for comparison in comparisons:
         with _open_reference(comparison.reference, options, pictures, sizes) as reference:
-            results = list(_measure_all(comparison, reference, options, max_error, half_factor))
+            results = list(_measure_all(comparison, reference, options, rule, half_factor))
             if results:
-                _show(out, reference, results, sorted({name for result in results for name in result.per_picture}))
+                _show(out, reference, results, sorted({name for result in results for name in result.proof.pictures}))
             if record:
                 _record(out, reference, record, not no_half)
             reports.append({"reference": reference.description, "models": [result.to_json() for result in results]})
@@ -616,18 +337,18 @@ def main(
 
 def _measure_all(
     comparison: Comparison,
-    reference: Reference,
+    reference: References,
     options: dict[str, Any],
-    max_error: float | None,
+    rule: Rule | None,
     half_factor: float,
 ) -> Iterator[Measured]:
     for name in comparison.models:
         with progress(f"{name} beside {comparison.reference}"):
-            yield measure(name, reference, options, max_error, half_factor)
+            yield measure(name, reference, options, rule, half_factor)
 
 
-def _record(out: Any, reference: LiveReference | RecordedReference, path: str, halves: bool) -> None:
-    if not isinstance(reference, LiveReference):
+def _record(out: Any, reference: References, path: str, halves: bool) -> None:
+    if not isinstance(reference, ModelReference):
         raise click.UsageError("a recording cannot be recorded again; copy it")
     with progress(f"recording {path}"):
         count = reference.record(path, halves)

@@ -1,0 +1,224 @@
+"""The steps from a checkpoint to an ONNX file: fold, trace, type, lower, stamp, and prove what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.metadata import PREFIX, Stamp
+from export import ExportError
+from ribsr.base.files import atomic, check_target, sha256
+from ribsr.base.sizes import Size
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from export.fold import FoldedLayer
+    from export.lower import Form
+    from export.precision import Report
+    from ribsr.layers import RIBModel
+
+QUICK = 2 * 10**9
+"""Attention scores up to which a new file is run beside the checkpoint unasked: some ten seconds on two cores."""
+
+CHECK_SIZE = Size(40, 56)
+"""Of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
+
+DYNAMIC_SIZE = Size(192, 192)
+"""At which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
+
+SCORE_ADVICE = (
+    "use --form mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --static or --score-limit"
+)
+"""What to do where a `matmul` file would need too much memory."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen about an export; the command line's options of the same names.
+
+    score_limit: GiB. verify: None runs the new file beside the checkpoint where that is quick.
+    """
+
+    form: Form = "canonical"
+    half: bool = False
+    opset: int | None = None
+    static: Size | None = None
+    rib_tolerance: float = 0.0
+    score_limit: float = 4.0
+    verify: bool | None = None
+
+
+def export_onnx(
+    checkpoint: Path,
+    output: Path,
+    options: Options,
+    model: str | None = None,
+    config: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the ONNX file of a checkpoint, atomically: nothing is left under `output` unless all of it succeeded.
+
+    model, config: which network an authors' checkpoint holds (see `ribsr.load`). say: is told of each step.
+    Raises ExportError, ribsr.CheckpointError (both ValueErrors), EngineError where the new file or the checkpoint
+    cannot be run for the proof, and OSError for a file that cannot be written.
+    """
+    import onnx
+
+    if output.suffix != ".onnx":
+        raise ExportError(f"{output}: an ONNX file's name ends in .onnx, by which the engines know what it is")
+    check_target(output)
+    if options.form == "plugin" and not options.half:
+        raise ExportError("--form plugin needs --fp16: TensorRT's plugin computes in half precision")
+    import ribsr
+    from export import lower
+    from export.canonical import OPSETS
+
+    opset = check_opset(options, OPSETS)
+    checkpoint = ribsr.bundled.find(checkpoint)
+    network = ribsr.load(checkpoint, model=model, config=config)
+    say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
+    bare = make_graph(network, opset, options, say)
+    lowered = lower.lower(bare, options.form)
+    stamp(lowered, network, options, sha256(checkpoint))
+    onnx.checker.check_model(lowered)
+    with atomic(output) as temporary:
+        onnx.save_model(lowered, temporary)
+        scores = sum(layer.count for layer in lower.attention_scores(bare, options.static or CHECK_SIZE))
+        reason = why_unproved(options, scores)
+        said = (
+            f"checked as a graph; not run: {reason}"
+            if reason
+            else _prove(temporary, checkpoint, options, model, config)
+        )
+        say(said)
+    nodes = len(lowered.graph.node)
+    size = output.stat().st_size / 2**20
+    say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+
+
+def make_graph(network: RIBModel, opset: int, options: Options, say: Callable[[str], None]) -> onnx.ModelProto:
+    """The canonical graph of a network without the operator's body, of the size and in the precision of the options."""
+    from export import lower, precision
+    from export.canonical import trace
+    from export.fold import fold
+
+    folded, layers = fold(network, options.rib_tolerance)
+    for line in describe_folding(layers):
+        say(line)
+    bare = trace(folded, opset)
+    if options.static:
+        lower.fix_shape(bare, options.static, network.config.scale)
+    if options.half:
+        magnitudes = precision.measure(lower.lower(bare, "canonical"), check_pictures(options.static))
+        bare, report = precision.to_half(bare, magnitudes)
+        for line in describe_precision(report):
+            say(line)
+    if options.form == "matmul":
+        say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
+    return bare
+
+
+def check_opset(options: Options, opsets: range) -> int:
+    """The opset to write, one of `opsets`. Raises ExportError if the form cannot have the one that is asked for."""
+    possible = range(23 if options.form == "attention" else opsets.start, opsets.stop)
+    opset = possible.start if options.opset is None else options.opset
+    if opset not in possible:
+        advice = " to ".join(str(number) for number in sorted({possible[0], possible[-1]}))
+        raise ExportError(f"--opset {opset} cannot be had with --form {options.form}; choose {advice}")
+    return opset
+
+
+def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoint_sha256: str) -> None:
+    """Writes into `model` what it says about itself: the fields of `engines.metadata.Stamp`, and the RIB tolerance."""
+    import ribsr
+
+    config = network.config
+    written = Stamp(
+        model=config.name,
+        scale=config.scale,
+        windows=tuple((side, side) for side in config.windows),
+        precision="fp16" if options.half else "fp32",
+        form=options.form,
+        version=ribsr.__version__,
+        checkpoint_sha256=checkpoint_sha256,
+    )
+    del model.metadata_props[:]
+    for name, value in {**vars(written), "rib_tolerance": options.rib_tolerance}.items():
+        model.metadata_props.add(key=PREFIX + name, value=value if isinstance(value, str) else json.dumps(value))
+
+
+def check_pictures(static: Size | None) -> list[np.ndarray]:
+    """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
+    from engines import samples
+
+    return [picture for _, picture in samples.at(static or CHECK_SIZE)]
+
+
+def why_unproved(options: Options, scores: int) -> str | None:
+    """Why a file is not run beside the checkpoint on a picture of so many attention scores; None if it is."""
+    if options.verify is False:
+        return "as asked; tools/parity.py does it later"
+    if options.form == "plugin":
+        return "only TensorRT with the plugin runs it"
+    if options.verify is None and scores > QUICK:
+        return f"its {scores / 1e9:.1f}e9 attention scores take long; use --verify or tools/parity.py"
+    return None
+
+
+def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, config: str | None) -> str:
+    """Runs a new file beside its checkpoint in PyTorch, on one sample picture and the CPU; returns what to tell.
+
+    Raises ExportError when the file computes something else, by the rule of `engines.compare`.
+    """
+    from engines.base import NotInstalled
+    from engines.compare import CannotJudge, RunningReference, prove
+    from engines.ort import ORTEngine
+
+    pictures = [("a sample picture", check_pictures(options.static)[0])]
+    try:
+        engine = ORTEngine(path, device="cpu")
+    except NotInstalled as error:
+        return f"checked as a graph; not run: {error}"
+    with engine, RunningReference(checkpoint, device="cpu", model=model, config=config) as reference:
+        try:
+            proof = prove(engine, reference, pictures)
+        except CannotJudge as error:
+            raise ExportError(f"the new file {error}; nothing was written: use --no-verify to write it") from None
+    if proof.failure:
+        raise ExportError(
+            f"the file differs from the checkpoint on a sample picture: {proof.failure}; nothing was written"
+            + (": choose a smaller --rib-tolerance" if options.rib_tolerance else "")
+        )
+    found = proof.total
+    return (
+        f"checked in ONNX Runtime on the CPU, on a sample picture: largest error {found.max_error:.1e}, "
+        f"rmse {found.rmse:.1e} ({proof.rule.text})"
+    )
+
+
+def describe_folding(layers: list[FoldedLayer]) -> list[str]:
+    """One line on ranks; with a tolerance, one line per layer whose bias changed."""
+    before, after = sum(layer.rank for layer in layers), sum(layer.folded_rank for layer in layers)
+    lines = [f"folded {len(layers)} RIBs; sum of their ranks {before} → {after}"]
+    lines += [
+        f"  {layer.name}: rank {layer.rank} → {layer.folded_rank}, no logit changes by more than {layer.change:.1e}"
+        for layer in layers
+        if layer.change
+    ]
+    return lines
+
+
+def describe_precision(report: Report) -> list[str]:
+    """What float16 does to the graph: the largest activation, and what stays in float32."""
+    lines = [f"float16: largest activation on the sample pictures {report.largest:.4g} ({report.largest_tensor})"]
+    if report.float32_nodes:
+        lines.append(
+            f"  {len(report.float32_nodes)} of {len(report.float32_nodes) + report.half_nodes} nodes stay in float32 "
+            f"to be safe from overflow, the first is {report.float32_nodes[0]}"
+        )
+    return lines
