@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.metadata import read_stamp
-from export.onnx import ExportError
+from export import ExportError
 from export.trt.build import Built, StillBuilding, build, in_background, inspect_plan
 from export.trt.graph import Graph, Options, Shapes, Source, choose_shapes, prepare, read
 from ribsr.base.command import Command, FiniteRange, SizeType
@@ -317,8 +317,8 @@ def main(
 
 
 def _export_checkpoint(checkpoint: Path, output: Path, model: str | None, config: str | None) -> None:
-    from export.onnx import Options as ONNXOptions
-    from export.onnx import export_onnx
+    from export.convert import Options as ONNXOptions
+    from export.convert import export_onnx
 
     export_onnx(checkpoint, output, ONNXOptions(), model, config, say=click.echo)
 

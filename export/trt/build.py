@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from export.onnx import ExportError
+from export import ExportError
 from export.trt.graph import Graph, Options, Shapes
 from ribsr.base.files import atomic
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engines.metadata import Stamp, read_stamp
-from export.onnx import ExportError, check_pictures, describe_precision
+from export import ExportError
+from export.convert import check_pictures, describe_precision
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
