@@ -49,7 +49,7 @@ class ORTEngine(Engine):
         if stamp.form == "plugin":
             raise EngineError(
                 f"{path}: is in plugin form, which only TensorRT runs: build a plan with python -m export.trt, "
-                "or export again with --attention mha for ONNX Runtime"
+                "or export again with --form mha for ONNX Runtime"
             )
         ort = _import_runtime()
         session, notes = _open(ort, self._path, device, threads)
@@ -101,7 +101,10 @@ class ORTEngine(Engine):
         with TemporaryDirectory() as folder:
             import onnxruntime as ort
 
-            session = _create(ort, self._path, self._providers, self._threads, profile=Path(folder) / "profile")
+            try:
+                session = _create(ort, self._path, self._providers, self._threads, profile=Path(folder) / "profile")
+            except _NotOnCUDA as error:
+                raise EngineError(f"{self._path}: cannot be timed by layers, {error}") from None
             for _ in range(1 + runs):
                 self._guarded(x, lambda _: session.run(["output"], {"input": x}))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -112,12 +115,17 @@ class ORTEngine(Engine):
 
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
-    """Means over all runs but the first, of the nodes' kernels in ONNX Runtime's trace (times in µs)."""
-    times: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
-    return [LayerTime(name, sum(each[-runs:]) / runs) for name, each in times.items()]
+    """Means over all runs but the first, of the nodes' kernels in ONNX Runtime's trace (times in µs).
+
+    Nodes of one name, as a function's body has them at each of its calls, are one layer.
+    """
+    first = min((event for event in events if event["name"] == "model_run"), key=lambda event: event["ts"])
+    times: dict[str, float] = {}
+    for event in sorted(events, key=lambda event: event["ts"]):
+        if event["name"].endswith("_kernel_time") and event["ts"] >= first["ts"] + first["dur"]:
+            name = event["name"].removesuffix("_kernel_time")
+            times[name] = times.get(name, 0.0) + event["dur"]
+    return [LayerTime(name, microseconds / 1e3 / runs) for name, microseconds in times.items()]
 
 
 def _import_runtime() -> Any:

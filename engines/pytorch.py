@@ -154,19 +154,8 @@ class PyTorchEngine(Engine):
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         base.check_input(x, self._description)
-        on_gpu = self._device.type == "cuda"
-        kinds = torch.profiler.ProfilerActivity
-        placed = self._guarded(x, lambda model: self._place(x))
-        self._guarded(x, lambda model: self._forward(model, placed))
-        times: dict[str, float] = {}
-        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
-            for _ in range(runs):
-                self._guarded(x, lambda model: self._forward(model, placed))
-        for event in profiler.events() or ():
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total  # µs
-            if spent:
-                times[event.name] = times.get(event.name, 0.0) + spent / 1e3 / runs
-        return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
+        placed = self._guarded(x, lambda _: self._place(x))
+        return operator_times(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device, runs)
 
     def close(self) -> None:
         self._model = None
@@ -187,6 +176,30 @@ def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
         return start.elapsed_time(end)
 
     return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(device))
+
+
+def operator_times(run: Callable[[], object], device: torch.device, runs: int) -> list[LayerTime]:
+    """Where the time of `run` goes, as `Engine.profile`: operators without those that they call.
+
+    On a GPU the time of the kernels that they launch, on a CPU the host's. A run before the others is not counted.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as seen:
+        for _ in range(runs):
+            run()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    times: dict[str, float] = {}
+    for event in sorted(seen.events() or (), key=lambda event: event.time_range.start):
+        if event.device_type.name != "CPU":  # a kernel: its time is that of the operator, too
+            continue
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        times[event.name] = times.get(event.name, 0.0) + microseconds
+    return [LayerTime(name, total / 1e3 / runs) for name, total in times.items() if total > 0]
 
 
 class _Float32Convolutions(TorchFunctionMode):

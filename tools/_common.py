@@ -1,4 +1,4 @@
-"""What parity and latency share: naming models, opening them, describing the machine, tables and JSON."""
+"""What the tools share: naming models, opening them, describing the machine, tables and JSON."""
 
 from __future__ import annotations
 
@@ -47,17 +47,18 @@ def model_name(text: str) -> ModelName:
     return ModelName(str(find_model(text)))
 
 
+def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of `engines.options`, those that `open_engine` takes for this model."""
+    if is_checkpoint(name.path):
+        return {key: value for key, value in options.items() if key not in ("cuda_graphs", "tile")}
+    keys = ("device", "threads", *(("cuda_graphs",) if Path(name.path).suffix == ".plan" else ()))
+    return {key: options[key] for key in keys if key in options}
+
+
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
-    """Opens a model with the options of `engines.cli` (engine_options, tile_option), each where it belongs."""
-    tile = options.get("tile")
-    everywhere, plans = ("device", "threads"), ("cuda_graphs",)
-    if not is_checkpoint(name.path):
-        keys = everywhere + (plans if Path(name.path).suffix == ".plan" else ())
-        options = {key: options[key] for key in keys if key in options}
-    else:
-        options = {key: value for key, value in options.items() if key not in (*plans, "tile")}
-    engine = open_engine(name.path, precision=name.precision, **options)
-    return Tiled(engine, tile) if tile else engine
+    """Opens a model with the options of `engines.options` (engine_options, tile_option), each where it belongs."""
+    engine = open_engine(name.path, precision=name.precision, **engine_options_for(name, options))
+    return Tiled(engine, options["tile"]) if options.get("tile") else engine
 
 
 def where(description: Description | dict[str, Any]) -> str:

@@ -12,164 +12,23 @@ tools/latency.py --json and put both files into one table with tools/latency.py 
 
 from __future__ import annotations
 
-import importlib
 import sys
-import types
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines import Engine, EngineError
-from engines.base import Description, Timer
 from engines.options import engine_options
 from ribsr.base.command import Command, SizeType
 from ribsr.base.sizes import Size
-from tools._common import (
-    ModelName,
-    console,
-    environment,
-    environment_line,
-    json_option,
-    model_name,
-    open_model,
-    write_json,
-)
-from tools.latency import DEFAULT_SIZES, measure, report, show, with_ratios
-
-if TYPE_CHECKING:
-    from ribsr.configs import Config
-
-AUTHORS = {"cpu": (ModelName("authors"),), "cuda": (ModelName("authors"), ModelName("authors", "fp16"))}
-"""Their model as it runs on each device."""
+from tools._authors import AUTHORS, Opener, import_authors
+from tools._common import console, environment, json_option, model_name
+from tools._timing import DEFAULT_SIZES, finish, measure, report, with_ratios
 
 WARMUP = {"cpu": 1, "cuda": 5}
 """Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
-
-RIB_PARAMETERS = ("to_hidden", "hidden_b", "to_q", "to_k")
-"""What their code keeps in float32 whatever the rest is in."""
-
-
-def import_authors(repository: Path) -> Any:
-    """Their SST class. Only the registry's decorator is needed of the training framework around it."""
-    if not (repository / "sst" / "archs" / "sst_arch.py").is_file():
-        raise EngineError(f"{repository}: not a checkout of github dslisleedh/SST (no sst/archs/sst_arch.py)")
-    registry = types.ModuleType("basicsr.utils.registry")
-    setattr(registry, "ARCH_REGISTRY", types.SimpleNamespace(register=lambda: lambda cls: cls))  # noqa: B010
-    for name in ("basicsr", "basicsr.utils"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["basicsr.utils.registry"] = registry
-    package = types.ModuleType("authors_archs")
-    package.__path__ = [str(repository / "sst" / "archs")]
-    sys.modules["authors_archs"] = package
-    try:
-        return importlib.import_module("authors_archs.sst_arch").SST
-    except ModuleNotFoundError as error:
-        raise EngineError(f"their code needs {error.name}, which is not installed: pip install {error.name}") from None
-
-
-def build_authors(repository: Path, config: Config) -> Any:
-    """Their model of a configuration, with random weights."""
-    from ribsr.configs import SSTConfig
-
-    if not isinstance(config, SSTConfig):
-        raise EngineError(f"{config.name} is not an SST; choose one of theirs, e.g. sst-light")
-    return import_authors(repository)(
-        dim=config.dim,
-        window_sizes=list(config.windows),
-        num_heads=list(config.heads),
-        ranks=list(config.ranks),
-        n_blocks=config.blocks,
-        exp_ratio=config.expansion,
-        upsampler_type="pixelshuffle_direct" if config.upsampler == "direct" else "pixelshuffle",
-        intermediate_dim=config.intermediate_dim,
-        upscaling_factor=config.scale,
-        attn_type="RIB",
-        rib_hidden_dim=config.rib_hidden_dim,
-        rib_n_freqs=config.rib_freqs,
-        gate_type="DWC",
-    )
-
-
-class AuthorsEngine(Engine):
-    """The authors' SST as an engine: `run` takes and gives float32 [B, 3, H, W]."""
-
-    def __init__(self, repository: Path, model: str, scale: int, threads: int | None, device: str, half: bool):
-        import torch
-
-        import ribsr
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        config = ribsr.config(model, scale)
-        self._model = build_authors(repository, config).eval()
-        self._device = torch.device(device)
-        self._dtype = torch.float16 if half else torch.float32
-        self._model = self._model.to(self._device, self._dtype)
-        for name, parameter in self._model.named_parameters():
-            if name.rsplit(".", 1)[-1] in RIB_PARAMETERS:
-                parameter.data = parameter.data.float()
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        self._description = Description(
-            path="authors",
-            runtime="pytorch",
-            runtime_version=torch.__version__,
-            device="cpu" if device == "cpu" else f"cuda:0 {torch.cuda.get_device_name()}",
-            precision="fp16" if half else "fp32" if device == "cpu" else "tf32",
-            model=model,
-            scale=scale,
-            windows=tuple((side, side) for side in config.windows),
-            form="authors",
-            version="",
-            checkpoint_sha256="",
-        )
-
-    def describe(self) -> Description:
-        return self._description
-
-    def run(self, x: Any) -> Any:
-        import torch
-
-        return self._forward(torch.from_numpy(x).to(self._device, self._dtype)).float().cpu().numpy()
-
-    def _forward(self, x: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            return self._model(x)
-
-    def timer(self, x: Any) -> Timer:
-        if self._device.type == "cpu":
-            return super().timer(x)
-        import torch
-
-        from engines.pytorch import cuda_timer
-
-        placed = torch.from_numpy(x).to(self._device, self._dtype)
-        return cuda_timer(lambda: self._forward(placed), self._device)
-
-    def close(self) -> None:
-        del self._model
-
-
-@dataclass(frozen=True)
-class Opener:
-    """Opens the authors' model under its names, and every other as usual."""
-
-    repository: Path
-    model: str
-    scale: int
-    device: str
-
-    def __call__(self, name: ModelName, options: dict[str, Any]) -> Engine:
-        if name in AUTHORS[self.device]:
-            half = name.precision == "fp16"
-            return AuthorsEngine(self.repository, self.model, self.scale, options["threads"], self.device, half)
-        return open_model(name, options)
 
 
 @click.command(cls=Command)
@@ -204,12 +63,8 @@ def main(
     for size in sizes or DEFAULT_SIZES:
         timed = measure(models, size, {**options, "device": device}, rounds, WARMUP[device], opener)
         results += [result.to_json() for result in timed]
-    values = report(with_ratios(results), [environment()], [{"rounds": rounds, "threads": options["threads"]}])
-    show(out, values["results"])
-    out.print(environment_line(values["environments"][0]), style="dim", soft_wrap=True)
-    if json_target:
-        write_json(json_target, values)
-    if any(result["failure"] for result in values["results"]):
+    settings = [{"rounds": rounds, "threads": options["threads"]}]
+    if not finish(out, report(with_ratios(results), [environment()], settings), json_target):
         context.exit(1)
 
 

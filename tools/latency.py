@@ -1,333 +1,34 @@
 #!/usr/bin/env python3
-"""How long do models take, side by side, on this machine?
-
-How it is measured, so that figures can be compared:
-- Each model has a process of its own: threads that one runtime leaves spinning do not slow another one down, and peak
-  memory is that model's alone.
-- One process works at a time. Each round runs every model once, and the order rotates, so that a machine that slows
-  down or speeds up does so for all of them. Between two runs there is a pause in which idle threads go to sleep.
-- All get the same picture. On a GPU it lies there already, and CUDA events measure (where the runtime has none: the
-  host clock around a synchronous run); on a CPU the host clock measures the whole run.
-"""
+"""How long do models take, side by side, on this machine? `tools/_timing.py` says how it is measured."""
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.base import EngineError
 from engines.options import engine_options, tile_option
-from ribsr.base.command import Command, SizeType, message
+from ribsr.base.command import Command, SizeType
 from ribsr.base.sizes import Size
-from tools._common import (
-    ModelName,
-    console,
-    environment,
-    environment_line,
-    gpu_query,
-    json_option,
-    model_name,
-    open_model,
-    progress,
-    read_results,
-    table,
-    where,
-    write_json,
-)
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from engines import Engine
-
-DEFAULT_SIZES = (Size(128, 128),)
-
-PAUSE = 0.02
-"""Seconds between two runs: OpenMP's and ONNX Runtime's threads spin for some milliseconds after their work."""
-
-
-Opener = Callable[[ModelName, dict[str, Any]], "Engine"]
-"""What opens a model in its process: picklable, so that it can be sent there."""
-
-
-def worker(pipe: Connection, name: ModelName, size: Size, options: dict[str, Any], opener: Opener = open_model) -> None:
-    """A model's process. Sends its description or an error, then a time in ms for every True that it receives.
-
-    At False it sends its peak memory (process, GPU allocator) in bytes and ends.
-    """
-    try:
-        with opener(name, options) as engine:
-            timer = engine.timer(_input(engine, size))
-            pipe.send({"description": asdict(engine.describe()), "clock": timer.clock})
-            while pipe.recv():
-                pipe.send(timer.once())
-            pipe.send((_peak_memory(), timer.peak_memory()))
-    except (EngineError, MemoryError, OSError, ValueError) as error:
-        pipe.send(EngineError(message(error)))  # subclasses with more arguments do not survive the way
-
-
-def _input(engine: Engine, size: Size) -> np.ndarray:
-    """The picture that is timed, as often as the engine's batch wants it."""
-    from engines.samples import sample
-
-    return sample("astronaut", size).repeat(engine.describe().batch or 1, axis=0)
-
-
-def _peak_memory() -> int:
-    """Most memory that this process has held, in bytes.
-
-    Linux: VmHWM, since getrusage's figure is carried over from the parent process.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
-class Worker:
-    """The parent's end of a model's process. Every method raises EngineError when the model or its process fails."""
-
-    def __init__(self, name: ModelName, size: Size, options: dict[str, Any], opener: Opener):
-        self.name = name
-        self.used_before = _gpu_memory()
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=worker, args=(theirs, name, size, options, opener), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.opened: dict[str, Any] = self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            answer = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
-            hint = " (killed: out of memory?)" if code == -9 else ""
-            raise EngineError(f"{self.name}: its process ended with code {code}{hint}") from None
-        if isinstance(answer, EngineError):
-            raise answer
-        return answer
-
-    def time(self) -> float:
-        """Milliseconds of one run."""
-        with suppress(BrokenPipeError):  # its process has ended; what it sent last, or its exit code, says why
-            self._pipe.send(True)
-        return self._receive()
-
-    def finish(self) -> tuple[int, int | None]:
-        """Peak memory in bytes, of the process and of the runtime's GPU allocator if it says."""
-        self._pipe.send(False)
-        return self._receive()
-
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
-@contextmanager
-def started(name: ModelName, size: Size, options: dict[str, Any], opener: Opener) -> Iterator[Worker]:
-    running = Worker(name, size, options, opener)
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
-def _gpu_memory() -> int | None:
-    """Bytes in use on the first visible GPU, by whatever process."""
-    used = gpu_query("memory.used")
-    return int(used[0]) * 2**20 if used and used[0].isdigit() else None
-
-
-@dataclass(frozen=True)
-class Result:
-    """One model at one size. Times in ms, memory in bytes; `failure` instead of times if it did not run.
-
-    gpu_memory: by how much the GPU's used memory grew: context, weights, workspace and caches, whatever the runtime.
-    gpu_allocated: most that the engine itself held of it, where it says: weights, activations, inputs and outputs.
-    """
-
-    file: str
-    size: str
-    description: dict[str, Any] | None = None
-    clock: str = ""
-    times: tuple[float, ...] = ()
-    peak_memory: int | None = None
-    gpu_memory: int | None = None
-    gpu_allocated: int | None = None
-    failure: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), **statistics(self.times)}
-
-
-def statistics(times: Sequence[float]) -> dict[str, float]:
-    """Median, 95th percentile, spread (between the quartiles) and fastest of times; empty for none."""
-    if not times:
-        return {}
-    import numpy as np
-
-    low, median, high, p95 = (float(value) for value in np.percentile(times, (25, 50, 75, 95)))
-    return {"median": median, "p95": p95, "spread": high - low, "fastest": min(times)}
-
-
-def measure(
-    names: Sequence[ModelName],
-    size: Size,
-    options: dict[str, Any],
-    rounds: int,
-    warmup: int,
-    opener: Opener = open_model,
-) -> list[Result]:
-    """Times models at one size, interleaved. A model that fails is left out of further rounds."""
-    title = str(size)
-    times: dict[int, list[float]] = {}
-    workers: dict[int, Worker] = {}
-    gpu_memory: dict[int, int | None] = {}
-    failures: dict[int, str] = {}
-    peaks: dict[int, tuple[int, int | None]] = {}
-
-    def attempt(i: int, action: Any) -> Any:
-        try:
-            return action()
-        except EngineError as error:
-            failures[i] = str(error).removeprefix(f"{names[i].path}: ")
-            workers.pop(i, None)
-            return None
-
-    with ExitStack() as stack:
-        for i, name in enumerate(names):
-            with progress(f"{title}: opening and warming up {name}"):
-                running = attempt(i, lambda name=name: stack.enter_context(started(name, size, options, opener)))
-                if running is None:
-                    continue
-                workers[i], times[i] = running, []
-                for _ in range(warmup):
-                    if i in workers:
-                        attempt(i, running.time)
-                gpu_memory[i] = _grown(running)
-        with progress(f"{title}: timing"):
-            for number in range(rounds):
-                for i in _rotated(sorted(workers), number):
-                    time.sleep(PAUSE)
-                    if (ms := attempt(i, workers[i].time)) is not None:
-                        times[i].append(ms)
-        opened = {i: running.opened for i, running in workers.items()}
-        for i, running in list(workers.items()):
-            peaks[i] = attempt(i, running.finish)
-    results = []
-    for i, name in enumerate(names):
-        if i in failures:
-            results.append(Result(str(name), title, failure=failures[i]))
-            continue
-        results.append(
-            Result(
-                str(name),
-                title,
-                opened[i]["description"],
-                opened[i]["clock"],
-                tuple(times[i]),
-                peaks[i][0],
-                gpu_memory[i],
-                peaks[i][1],
-            )
-        )
-    return results
-
-
-def _rotated(items: list[int], number: int) -> list[int]:
-    start = number % max(1, len(items))
-    return items[start:] + items[:start]
-
-
-def _grown(running: Worker) -> int | None:
-    """By how much the GPU's used memory has grown since before the process; None for models on the CPU."""
-    used = _gpu_memory()
-    on_cpu = running.opened["description"]["device"] in ("cpu", "CPUExecutionProvider")
-    return None if on_cpu or used is None or running.used_before is None else used - running.used_before
-
-
-def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds `ratio`: the median over that of the first model of the list at the same size."""
-    first: dict[str, float] = {}
-    rated = []
-    for result in results:
-        if "median" in result:
-            first.setdefault(result["size"], result["median"])
-        ratio = result["median"] / first[result["size"]] if "median" in result else None
-        rated.append({**result, "ratio": ratio})
-    return rated
-
-
-def show(out: Any, results: list[dict[str, Any]]) -> None:
-    """Prints results with their ratios as a table, and which clock, failures and notes belong to which model."""
-    rows = table(
-        "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread",
-        "memory MiB", "GPU MiB", "engine MiB", "ratio",
-    )  # fmt: skip
-    for result in results:
-        if result["failure"]:
-            rows.add_row(result["file"], result["size"], "failed")
-            continue
-        description = result["description"]
-        rows.add_row(
-            result["file"],
-            result["size"],
-            where(description),
-            description["form"],
-            description["precision"],
-            *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
-            _mebibytes(result["peak_memory"]),
-            _mebibytes(result["gpu_memory"]),
-            _mebibytes(result["gpu_allocated"]),
-            f"{result['ratio']:.3f}",
-        )
-    out.print(rows)
-    for clock in dict.fromkeys(result["clock"] for result in results if result["clock"]):
-        files = dict.fromkeys(result["file"] for result in results if result["clock"] == clock)
-        out.print(f"Clock of {', '.join(files)}: {clock}", style="dim", soft_wrap=True)
-    for result in results:
-        if result["failure"]:
-            out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
-        for note in (result["description"] or {}).get("notes", ()):
-            out.print(f"Note: {note}", style="yellow", soft_wrap=True)
+from tools._common import ModelName, console, environment, json_option, model_name, open_model, read_results, table
+from tools._timing import DEFAULT_SIZES, finish, measure, picture_for, report, with_ratios
 
 
 def show_layers(out: Any, name: ModelName, size: Size, options: dict[str, Any], count: int) -> None:
-    """Prints the `count` layers of a plan that take longest. Raises EngineError if it cannot be run."""
-    from engines.trt.engine import TensorRTEngine
-
+    """Prints the `count` layers or operators of a model that take longest. Raises EngineError if it cannot be run."""
     with open_model(name, options) as engine:
-        assert isinstance(engine, TensorRTEngine)
-        layers = engine.profile(_input(engine, size))
+        layers = engine.profile(picture_for(engine, size))
     total = sum(layer.milliseconds for layer in layers)
     rows = table(f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size}", "ms", "share")
     for layer in sorted(layers, key=lambda layer: layer.milliseconds, reverse=True)[:count]:
         rows.add_row(layer.name, f"{layer.milliseconds:.3f}", f"{layer.milliseconds / total:.1%}" if total else "")
     out.print(rows)
     out.print(f"All layers: {total:.2f} ms, each timed on its own, which takes longer than a run", style="dim")
-
-
-def _mebibytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.0f}"
 
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:
@@ -342,24 +43,12 @@ def merge(paths: Sequence[str]) -> dict[str, Any]:
     return report(with_ratios(results), environments, [entry for part in parts for entry in part["settings"]])
 
 
-def report(
-    results: list[dict[str, Any]], environments: list[dict[str, Any]], settings: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What --json writes: the results with their ratios, and the machines and settings they come from."""
-    return {"tool": "latency", "results": results, "environments": environments, "settings": settings}
-
-
-def _machines(environments: list[dict[str, Any]]) -> int:
-    """How many different machines: what is installed on them does not count."""
-    return len({(seen["cpu"], seen["cores"], tuple(seen["gpus"])) for seen in environments})
-
-
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--size", "sizes", multiple=True, type=SizeType(), help="Of the input (repeatable).  [default: 128x128]")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Timed runs of each model.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Runs before, not counted.")
-@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each .plan.")
+@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Also list the N slowest layers of each model.")
 @click.option("--merge", "merging", is_flag=True, help="MODELs are result files of --json: show them as one table.")
 @json_option
 @engine_options
@@ -382,35 +71,26 @@ def main(
     precision as x2.pt@fp16. Memory is the peak of the process; GPU, by how much the GPU's used memory grew; engine,
     what the engine itself held of that, without what CUDA needs for any process.
     """
-    plans = [] if merging else [name for name in names if name.endswith(".plan")]
-    if layers is not None and not plans:
-        raise click.UsageError("--layers needs a TensorRT plan (.plan) to run; other runtimes do not tell")
-    if layers is not None and options["tile"] is not None:
-        raise click.UsageError("--layers is about pictures that run whole; leave out --tile")
+    if layers is not None and merging:
+        raise click.UsageError("--layers runs the models, and --merge only shows results: leave one of them out")
     out = console(stderr=json_target == "-")
+    models = [] if merging else [model_name(name) for name in names]
     if merging:
         built = merge(names)
     else:
         results = []
         for size in sizes or DEFAULT_SIZES:
-            models = [model_name(name) for name in names]
             results += [result.to_json() for result in measure(models, size, options, rounds, warmup)]
         settings = {"rounds": rounds, "warmup": warmup, "device": options["device"], "threads": options["threads"]}
         built = report(with_ratios(results), [environment()], [settings])
-    show(out, built["results"])
-    for seen in built["environments"]:
-        out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if _machines(built["environments"]) > 1:
-        out.print("Warning: these figures come from different machines", style="yellow")
-    if json_target:
-        write_json(json_target, built)
+    ran = finish(out, built, json_target)
     if layers is not None:
-        ran = {(result["file"], result["size"]) for result in built["results"] if not result["failure"]}
-        for name in plans:
+        failed = {(result["file"], result["size"]) for result in built["results"] if result["failure"]}
+        for name in dict.fromkeys(models):
             for size in sizes or DEFAULT_SIZES:
-                if (name, str(size)) in ran:
-                    show_layers(out, ModelName(name), size, options, layers)
-    if any(result["failure"] for result in built["results"]):
+                if (str(name), str(size)) not in failed:
+                    show_layers(out, name, size, options, layers)
+    if not ran:
         context.exit(1)
 
 

@@ -56,7 +56,7 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
     config = ribsr.config(network, scale)
     if form != "authors":
         return fast.prepare(ribsr.build(config), device, half=True, compiled=form == "compiled").train()
-    from tools.beside_authors import build_authors
+    from tools._authors import build_authors
 
     return build_authors(Path(repository), config).to(device).train()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +14,9 @@ import numpy as np
 import pytest
 
 from engines import Description, EngineError, OutOfMemory, open_engine
-from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _NotOnCUDA
-from ribsr.base.sizes import Size
+from engines.base import LayerTime, NotInstalled
+from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _layer_times, _NotOnCUDA
+from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 
 ort = pytest.importorskip("onnxruntime")
@@ -96,9 +100,10 @@ def test_wrong_inputs_are_refused(onnx_file: Path, checkpoint: Path, x: np.ndarr
 def test_a_file_of_fixed_shape_names_it(tmp_path: Path) -> None:
     path = fakes.write_onnx(tmp_path / "static.onnx", shape=("b", 3, 8, 12))
     with open_engine(path) as engine:
-        assert (engine.describe().batch, engine.describe().limits.fixed) == (None, Size(8, 12))
+        assert engine.describe().batch is None
+        assert engine.describe().limits.fixed == Size(8, 12)
         assert engine.run(fakes.picture(8, 12)).shape == (1, 3, 16, 24)
-        with pytest.raises(EngineError, match=r"static\.onnx: takes pictures of 12x8 only, got 8x12; give --tile"):
+        with pytest.raises(EngineError, match="takes pictures of 12x8 only, got 8x12; give --tile"):
             engine.run(fakes.picture(12, 8))
 
 
@@ -122,7 +127,7 @@ def test_a_closed_engine_says_so(onnx_file: Path) -> None:
 
 def test_plugin_files_are_for_tensorrt(tmp_path: Path) -> None:
     path = fakes.write_onnx(tmp_path / "a.onnx", form="plugin")
-    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --attention mha"):
+    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --form mha"):
         open_engine(path)
 
 
@@ -283,3 +288,69 @@ def test_the_timer_runs_the_network(onnx_file: Path) -> None:
         assert "clock" in timer.clock or "events" in timer.clock
     with pytest.raises(EngineError, match="closed"):
         timer.once()
+
+
+@pytest.fixture(scope="module")
+def canonical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as export.onnx writes it, with functions of its own: two layers of a small network."""
+    pytest.importorskip("torch")
+    from export.convert import Options, export_onnx
+
+    folder = tmp_path_factory.mktemp("canonical")
+    export_onnx(fakes.write_checkpoint(folder / "x2.pt"), folder / "x2.onnx", Options(verify=False))
+    return folder / "x2.onnx"
+
+
+@pytest.mark.parametrize("kind", ["onnx_file", "canonical"])
+def test_the_profile_names_what_takes_the_time(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request.getfixturevalue(kind)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    x = fakes.picture(64, 96)
+    with open_engine(path, device="cpu", threads=1) as engine:
+        layers = engine.profile(x, runs=3)
+        timer = engine.timer(x)
+        whole = min(timer.once() for _ in range(5))
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names) > 4
+    assert all(layer.milliseconds >= 0 for layer in layers)
+    assert whole / 20 < sum(layer.milliseconds for layer in layers) < 1000 * whole, "milliseconds a run"
+    if kind == "onnx_file":
+        at = [next(i for i, name in enumerate(names) if part in name) for part in ("features", "up", "DepthToSpace")]
+        assert at == sorted(at)
+    assert list(tmp_path.iterdir()) == [], "ONNX Runtime's trace is gone"
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.profile(x)
+
+
+def test_a_profile_counts_neither_the_first_run_nor_a_name_less_often_than_it_runs() -> None:
+    def node(name: str, start: int, duration: int) -> dict:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": duration}
+
+    runs = [{"cat": "Session", "name": "model_run", "ts": start, "dur": 90} for start in (100, 200, 300)]
+    first = [node("a", 100, 50_000), node("b", 160, 50_000)]
+    events = [node("b", 210, 2000), node("a", 205, 1000), node("a", 220, 3000), node("a", 305, 4000), node("b", 330, 0)]
+    assert _layer_times([*runs, *first, *events], 2) == [LayerTime("a", 4.0), LayerTime("b", 1.0)]
+
+
+def test_what_is_wrong_with_a_picture_is_told_of_a_profile_too(onnx_file: Path) -> None:
+    with open_engine(onnx_file) as engine, pytest.raises(EngineError, match=r"must be \[B, 3, H, W\]"):
+        engine.profile(fakes.picture()[0])
+
+
+def test_what_is_not_installed_has_a_type(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(NotInstalled, match=r"ribsr\[ort\].*ribsr\[ort-gpu\]"):
+        open_engine(onnx_file)
+
+
+def test_a_description_in_json_has_the_shape_and_the_sizes(tmp_path: Path) -> None:
+    with open_engine(fakes.write_onnx(tmp_path / "a.onnx", shape=(1, 3, 8, "w"))) as engine:
+        described = engine.describe()
+    assert described.to_json()["shape"] == [1, 3, 8, None]
+    assert described.to_json()["sizes"] is None
+    limited = replace(described, limits=Limits(Size(8, 9), Size(80, 90)))
+    assert limited.to_json()["shape"] == [1, 3, None, None]
+    assert json.loads(json.dumps(limited.to_json()))["sizes"] == [[8, 9], [80, 90]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,3 +194,52 @@ def test_the_fused_kernel_is_chosen_by_itself_or_its_absence_noted(
     with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
         assert engine.describe().form == "sdpa"
         assert any("python -m plugins.build" in note for note in engine.describe().notes)
+
+
+def test_the_profile_names_operators_by_what_they_take_themselves(checkpoint: Path) -> None:
+    x = fakes.picture(48, 40)
+    with open_engine(checkpoint, device="cpu") as engine:
+        layers = engine.profile(x, runs=2)
+        timer = engine.timer(x)
+        whole = min(timer.once() for _ in range(3))
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names)
+    assert any("convolution" in name or "conv2d" in name for name in names)
+    assert names.index("aten::pixel_shuffle") > names.index("aten::native_layer_norm"), "in the order of a run"
+    assert all(layer.milliseconds > 0 for layer in layers)
+    assert whole / 20 < sum(layer.milliseconds for layer in layers) < 1000 * whole, "milliseconds a run"
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.profile(x)
+
+
+def profiled(device_type: str, name: str, start: int, cpu: float, device: float) -> SimpleNamespace:
+    return SimpleNamespace(
+        device_type=SimpleNamespace(name=device_type),
+        name=name,
+        time_range=SimpleNamespace(start=start),
+        self_cpu_time_total=cpu,
+        self_device_time_total=device,
+    )
+
+
+def test_on_a_gpu_operators_have_their_kernels_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels stand in the trace themselves, too: they are not counted twice."""
+    from engines.base import LayerTime
+    from engines.pytorch import operator_times
+
+    events = [
+        profiled("CUDA", "gemm_kernel", 5, 0, 8000),
+        profiled("CPU", "aten::mm", 2, 10, 8000),
+        profiled("CPU", "aten::view", 1, 10, 0),
+        profiled("CPU", "aten::mm", 9, 10, 2000),
+        profiled("CPU", "aten::conv", 0, 10, 3000),
+    ]
+    trace = SimpleNamespace(events=lambda: events)
+    monkeypatch.setattr("torch.profiler.profile", lambda activities: nullcontext(trace))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    ran: list[int] = []
+    assert operator_times(lambda: ran.append(1), torch.device("cuda", 0), 2) == [
+        LayerTime("aten::conv", 1.5),
+        LayerTime("aten::mm", 5.0),
+    ]
+    assert len(ran) == 3

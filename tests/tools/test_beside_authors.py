@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.engines import fakes
-from tools.beside_authors import AuthorsEngine, import_authors, main
+from tools._authors import AuthorsEngine, import_authors
+from tools.beside_authors import main
 
 SST = """
 import torch
@@ -90,3 +91,8 @@ def test_what_is_no_checkout_or_no_sst_is_named(repository: Path) -> None:
 
 def test_their_code_is_imported_from_the_checkout(repository: Path) -> None:
     assert Path(sys.modules[import_authors(repository).__module__].__file__ or "").is_relative_to(repository)
+
+
+def test_the_authors_model_tells_its_operators(repository: Path) -> None:
+    engine = AuthorsEngine(repository, "sst-light", 2, None, "cpu", half=False)
+    assert "aten::mul" in [layer.name for layer in engine.profile(fakes.picture(4, 5), runs=2)]

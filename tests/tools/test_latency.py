@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from engines import EngineError
-from engines.trt.engine import TensorRTEngine
+from engines import Engine, EngineError
+from engines.base import LayerTime
 from engines.trt.gpu import CUDAError
+from ribsr.base.sizes import Size
 from tests.engines import fakes
 from tools import latency
 from tools._common import ModelName, console
-from tools.latency import _grown, _rotated, main, statistics, with_ratios
+from tools._timing import _grown, _rotated, serve, show, statistics, with_ratios
+from tools.latency import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +109,7 @@ def test_a_model_that_fails_does_not_stop_the_others(models: Path) -> None:
     assert code == 1
     assert first["failure"] is None
     assert missing["failure"] == "no such file"
-    assert static["failure"].startswith("takes inputs of shape [any, 3, 8, 8] only")
+    assert static["failure"].startswith("takes pictures of 8x8 only")
     assert missing["ratio"] is None
     result = run("missing.onnx", *QUICK)
     assert result.exit_code == 1
@@ -170,7 +172,7 @@ def test_a_result_file_that_cannot_be_written_is_refused_at_the_start() -> None:
 def test_gpu_memory_is_what_the_process_added(
     monkeypatch: pytest.MonkeyPatch, device: str, before: int | None, after: int | None, grown: int | None
 ) -> None:
-    monkeypatch.setattr("tools.latency._gpu_memory", lambda: after)
+    monkeypatch.setattr("tools._timing._gpu_memory", lambda: after)
     running: Any = SimpleNamespace(used_before=before, opened={"description": {"device": device}})
     assert _grown(running) == grown
 
@@ -189,56 +191,65 @@ def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, l
         raise error
 
     ours, theirs = multiprocessing.Pipe()
-    latency.worker(theirs, ModelName("x2.plan"), (8, 8), {}, opener)
+    serve(theirs, ModelName("x2.plan"), Size(8, 8), {}, opener)
     received = ours.recv()
     assert isinstance(received, EngineError)
     assert str(received) == line
 
 
 def test_what_an_engine_holds_of_the_gpu_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
-    described = {"runtime": "tensorrt", "runtime_version": "8.6.0", "device": "cuda:0", "attention": "plugin"}
+    described = {"runtime": "tensorrt", "runtime_version": "8.6.0", "device": "cuda:0", "form": "plugin"}
     result = {"file": "x2.plan", "size": "8x8", "failure": None, "clock": "", "median": 2.0, "p95": 3.0, "spread": 0.5}
     memory = {"peak_memory": 900 << 20, "gpu_memory": 700 << 20, "gpu_allocated": 123 << 20, "ratio": 1.0}
-    latency.show(console(), [{**result, **memory, "description": {**described, "precision": "fp16"}}])
+    show(console(), [{**result, **memory, "description": {**described, "precision": "fp16"}}])
     heading, _, row = (line for line in capsys.readouterr().out.splitlines() if line.strip())
     assert heading.split("engine MiB")[1].split() == ["ratio"]
     assert row.split()[-4:] == ["900", "700", "123", "1.000"]
 
 
-def test_the_slowest_layers_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_slowest_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[int, ...]] = []
 
-    class Played(TensorRTEngine):
-        def __init__(self) -> None:
-            pass
-
+    class Played(Engine):
         def describe(self) -> Any:
-            return SimpleNamespace(shape=(1, 3, None, None))
+            return SimpleNamespace(batch=1)
 
-        def profile(self, x: np.ndarray, runs: int = 5) -> list[tuple[str, float]]:
+        def run(self, x: np.ndarray) -> np.ndarray:
+            raise NotImplementedError
+
+        def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
             seen.append(x.shape)
-            return [("[norm]", 1.0), ("attention", 6.0), ("convolution", 3.0)]
+            return [LayerTime("[norm]", 1.0), LayerTime("attention", 6.0), LayerTime("convolution", 3.0)]
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr(latency, "open_model", lambda name, options: Played())
-    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 2)
+    latency.show_layers(console(), ModelName("x2.plan"), Size(10, 20), {}, 2)
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.strip()]
     assert seen == [(1, 3, 10, 20)]
     assert "2 of 3 layers of x2.plan at 20x10" in printed
     assert rows[2:4] == [["attention", "6.000", "60.0%"], ["convolution", "3.000", "30.0%"]]
     assert "All layers: 10.00 ms" in printed
-    latency.show_layers(console(), ModelName("x2.plan"), (20, 10), {}, 9)
+    latency.show_layers(console(), ModelName("x2.plan"), Size(10, 20), {}, 9)
     assert "3 of 3 layers" in (printed := capsys.readouterr().out)
     assert "[norm]" in printed
 
 
-def test_layers_are_those_of_plans_that_ran(models: Path) -> None:
-    assert "--layers needs a TensorRT plan" in run("a.onnx", "--layers", "3").stderr
+@pytest.mark.parametrize("tile", [[], ["--tile", "96x96"]])
+def test_every_model_that_ran_tells_its_layers(folder: Path, tile: list[str]) -> None:
+    arguments = ("--rounds", "1", "--warmup", "0", "--size", "120x100", "--layers", "3", "--device", "cpu")
+    result = run("x2.onnx", "x2.pt", "missing.onnx", *arguments, *tile)
+    assert result.exit_code == 1
+    assert "layers of x2.onnx at 120x100" in result.stdout
+    assert "layers of x2.pt at 120x100" in result.stdout
+    assert "aten::" in result.stdout
+    assert "layers of missing.onnx" not in result.stdout
+
+
+def test_layers_need_models_that_run(models: Path) -> None:
     assert run("--merge", "a.json", "x2.plan", "--layers", "3").exit_code == 2
-    assert "leave out --tile" in run("x2.plan", "--layers", "3", "--tile", "96x96").stderr
     Path("x2.plan").write_bytes(b"engine")
     result = run("x2.plan", *QUICK, "--layers", "3", "--json", "out.json")
     assert result.exit_code == 1
