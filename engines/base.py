@@ -29,7 +29,7 @@ class EngineError(RibsrError, RuntimeError):
 
 
 class NotInstalled(EngineError):
-    """A package that a runtime needs is missing; the message says how to install it."""
+    """A package that this machine lacks; the message names how to install it."""
 
 
 class OutOfMemory(EngineError):
@@ -67,6 +67,15 @@ class Description:
     batch: int | None = None
     limits: Limits = Limits()
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, but instead of batch and limits: the `shape` [B, 3, H, W] that it takes, null where any will do,
+        and the smallest and the largest [H, W] as `sizes`, null where `shape` says it all."""
+        values = {name: value for name, value in vars(self).items() if name not in ("batch", "limits")}
+        least, most = self.limits.least, self.limits.most
+        height, width = (low if low == high else None for low, high in zip(least, most, strict=True))
+        sizes = None if self.limits == Limits.only(height, width) else [least, most]
+        return {**values, "shape": [self.batch, 3, height, width], "sizes": sizes}
 
 
 @dataclass(frozen=True)

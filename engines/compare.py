@@ -10,10 +10,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engines import is_checkpoint, open_engine
 from engines.base import HALVES, Engine, EngineError
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ of 1e-3, which TF32 would not keep to."""
 
 Pictures = Sequence[tuple[str, "np.ndarray"]]
 """Name and RGB float32 [1, 3, H, W] of each."""
+
+
+class CannotJudge(EngineError):
+    """Half precision beside a reference that does not say how far off PyTorch is in it."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,8 @@ class Rule:
 
     def broken_by(self, found: Difference) -> str | None:
         """What of a difference is not allowed; None if it passes."""
+        if not found.values:
+            return "nothing was compared"
         if found.nan:
             return f"{found.nan} NaN or infinite values of {found.values}"
         if found.max_error > self.max_error:
@@ -152,46 +161,49 @@ class Reference(Protocol):
         ...
 
 
-class EngineReference:
-    """An open engine as reference. Its outputs are kept, so that each picture runs once per precision.
+class RunningReference(AbstractContextManager):
+    """A model as reference, usually the checkpoint. Its outputs are kept: each picture runs once per precision.
 
-    half: opens PyTorch with the same weights in a precision; None where there is no checkpoint. A context manager that
-    closes all engines.
+    path, precision, options: as `open_engine` takes them; it opens a checkpoint once more for each half precision that
+    is asked for. In half precision that is PyTorch's own attention, unless the options name one: not our own kernel,
+    whose errors would excuse themselves. Raises EngineError as `open_engine` does.
     """
 
-    def __init__(self, engine: Engine, half: Callable[[str], Engine] | None = None):
-        self._engines, self._half = {"": engine}, half
-        self.inputs: dict[str, np.ndarray] = {}
-        self.outputs: dict[tuple[str, str], np.ndarray] = {}
-        """By precision (`""`: the engine's own) and picture."""
+    def __init__(self, path: str | Path, precision: str | None = None, **options: Any):
+        self._path, self._precision, self._options = path, precision, options
+        self._engines: dict[str | None, Engine] = {}
+        self._stack = ExitStack()
+        self.outputs: dict[tuple[str | None, str], np.ndarray] = {}
+        self.described = self._engine(precision).describe()
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _engine(self, precision: str | None) -> Engine:
+        if precision not in self._engines:
+            options = self._options
+            if precision is not None and is_checkpoint(self._path) and options.get("attention") is None:
+                options = {**options, "attention": "sdpa"}
+            engine = open_engine(self._path, precision=precision, **options)
+            self._engines[precision] = self._stack.enter_context(engine)
+        return self._engines[precision]
+
+    def _run(self, precision: str | None, name: str, x: np.ndarray) -> np.ndarray:
+        key = (precision, name)
+        if key not in self.outputs:
+            self.outputs[key] = self._engine(precision).run(x)
+        return self.outputs[key]
 
     def output(self, name: str, x: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        y = self._run("", name, x)
+        y = self._run(self._precision, name, x)
         if not np.isfinite(y).all():
-            path = self._engines[""].describe().path
-            raise EngineError(f"{path}: the reference itself gives NaN or infinite values on {name}")
+            raise EngineError(f"{self._path}: the reference itself gives NaN or infinite values on {name}")
         return y
 
     def half_output(self, precision: str, name: str, x: np.ndarray) -> np.ndarray | None:
-        return None if self._half is None else self._run(precision, name, x)
-
-    def _run(self, precision: str, name: str, x: np.ndarray) -> np.ndarray:
-        if (precision, name) not in self.outputs:
-            if precision not in self._engines:
-                assert self._half is not None
-                self._engines[precision] = self._half(precision)
-            self.inputs[name] = x
-            self.outputs[precision, name] = self._engines[precision].run(x)
-        return self.outputs[precision, name]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for engine in self._engines.values():
-            engine.close()
+        return self._run(precision, name, x) if is_checkpoint(self._path) else None
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,7 @@ def prove(
 ) -> Proof:
     """Compares an engine with the reference on pictures. rule: instead of the one for the engine's precision.
 
-    Raises EngineError where one of them fails, and where half precision cannot be judged.
+    Raises EngineError where one of them fails, and CannotJudge where half precision has no yardstick.
     """
     import numpy as np
 
@@ -251,12 +263,9 @@ def _half_rule(precision: str, reference: Reference, pictures: Pictures, factor:
         for name, x in pictures:
             half = reference.half_output(used, name, x)
             if half is None:
-                raise EngineError(
-                    f"cannot be judged: the reference has no {used} outputs of PyTorch; "
-                    "give the checkpoint or a recording of it as REF, or --max-error"
-                )
+                raise CannotJudge(f"cannot be judged: the reference has no {used} outputs of PyTorch")
             pytorch += Difference.between(reference.output(name, x), half)
         if not pytorch.nan:
             return Rule.half(pytorch, used, factor), notes
         notes.append(f"PyTorch itself gives {pytorch.nan} NaN or infinite values in {used}")
-    raise EngineError("cannot be judged: PyTorch overflows in half precision; give --max-error")
+    raise CannotJudge("cannot be judged: PyTorch overflows in half precision")

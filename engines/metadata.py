@@ -37,13 +37,15 @@ def read_stamp(path: str | Path) -> Stamp:
     values = {key[len(PREFIX) :]: value for key, value in read_properties(path).items() if key.startswith(PREFIX)}
     if not values:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
+    if "attention" in values:
+        values.setdefault("form", values["attention"])  # its name until 0.1
     try:
         return Stamp(
             model=values["model"],
             scale=int(values["scale"]),
             windows=tuple((int(wh), int(ww)) for wh, ww in json.loads(values["windows"])),
             precision=values["precision"],
-            form=values["form"] if "form" in values else values["attention"],  # its name until 0.1
+            form=values["form"],
             version=values["version"],
             checkpoint_sha256=values["checkpoint_sha256"],
         )

@@ -49,7 +49,7 @@ class ORTEngine(Engine):
         if stamp.form == "plugin":
             raise EngineError(
                 f"{path}: is in plugin form, which only TensorRT runs: build a plan with python -m export.trt, "
-                "or export again with --attention mha for ONNX Runtime"
+                "or export again with --form mha for ONNX Runtime"
             )
         ort = _import_runtime()
         session, notes = _open(ort, self._path, device, threads)

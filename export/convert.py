@@ -1,7 +1,4 @@
-"""From a checkpoint to an ONNX file, step by step: what `python -m export.onnx` does.
-
-Load, fold, trace, type, lower, stamp, check, and write if the file computes what the checkpoint does.
-"""
+"""The steps from a checkpoint to an ONNX file: fold, trace, type, lower, stamp, and prove what was written."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.base import NotInstalled
 from engines.metadata import PREFIX, Stamp
 from export import ExportError, Form
 from ribsr.base.files import atomic, check_target, sha256
@@ -21,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from engines import Engine
     from export.fold import FoldedLayer
     from export.precision import Report
     from ribsr.layers import RIBModel
@@ -32,10 +27,8 @@ QUICK = 2 * 10**9
 CHECK_SIZE = Size(40, 56)
 """Of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
 
-
 DYNAMIC_SIZE = Size(192, 192)
 """At which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
-
 
 SCORE_ADVICE = (
     "use --form mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --static or --score-limit"
@@ -70,7 +63,8 @@ def export_onnx(
     """Writes the ONNX file of a checkpoint, atomically: nothing is left under `output` unless all of it succeeded.
 
     model, config: which network an authors' checkpoint holds (see `ribsr.load`). say: is told of each step.
-    Raises ExportError, ribsr.CheckpointError (both ValueErrors), and OSError for a file that cannot be written.
+    Raises ExportError, ribsr.CheckpointError (both ValueErrors), EngineError where the new file or the checkpoint
+    cannot be run for the proof, and OSError for a file that cannot be written.
     """
     import onnx
 
@@ -80,14 +74,38 @@ def export_onnx(
     if options.form == "plugin" and not options.half:
         raise ExportError("--form plugin needs --fp16: TensorRT's plugin computes in half precision")
     import ribsr
-    from export import lower, precision
-    from export.canonical import OPSETS, trace
-    from export.fold import fold
+    from export import lower
+    from export.canonical import OPSETS
 
     opset = check_opset(options, OPSETS)
     checkpoint = ribsr.bundled.find(checkpoint)
     network = ribsr.load(checkpoint, model=model, config=config)
     say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
+    bare = make_graph(network, opset, options, say)
+    lowered = lower.lower(bare, options.form)
+    stamp(lowered, network, options, sha256(checkpoint))
+    onnx.checker.check_model(lowered)
+    with atomic(output) as temporary:
+        onnx.save_model(lowered, temporary)
+        scores = sum(layer.count for layer in lower.attention_scores(bare, options.static or CHECK_SIZE))
+        reason = why_unproved(options, scores)
+        said = (
+            f"checked as a graph; not run: {reason}"
+            if reason
+            else _prove(temporary, checkpoint, options, model, config)
+        )
+        say(said)
+    nodes = len(lowered.graph.node)
+    size = output.stat().st_size / 2**20
+    say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+
+
+def make_graph(network: RIBModel, opset: int, options: Options, say: Callable[[str], None]) -> onnx.ModelProto:
+    """The canonical graph of a network without the operator's body, of the size and in the precision of the options."""
+    from export import lower, precision
+    from export.canonical import trace
+    from export.fold import fold
+
     folded, layers = fold(network, options.rib_tolerance)
     for line in describe_folding(layers):
         say(line)
@@ -95,23 +113,13 @@ def export_onnx(
     if options.static:
         lower.fix_shape(bare, options.static, network.config.scale)
     if options.half:
-        magnitudes = precision.measure(lower.lower(bare, "canonical"), (x for _, x in check_pictures(options.static)))
+        magnitudes = precision.measure(lower.lower(bare, "canonical"), check_pictures(options.static))
         bare, report = precision.to_half(bare, magnitudes)
         for line in describe_precision(report):
             say(line)
     if options.form == "matmul":
-        size = options.static or DYNAMIC_SIZE
-        say(lower.check_scores(bare, size, options.score_limit, SCORE_ADVICE))
-    lowered = lower.lower(bare, options.form)
-    stamp(lowered, network, options, sha256(checkpoint))
-    onnx.checker.check_model(lowered)
-    with atomic(output) as temporary:
-        onnx.save_model(lowered, temporary)
-        scores = sum(layer.count for layer in lower.attention_scores(bare, options.static or CHECK_SIZE))
-        say(verify(temporary, checkpoint, options, scores, model, config))
-    nodes = len(lowered.graph.node)
-    size = output.stat().st_size / 2**20
-    say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+        say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
+    return bare
 
 
 def check_opset(options: Options, opsets: range) -> int:
@@ -143,46 +151,52 @@ def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoin
         model.metadata_props.add(key=PREFIX + name, value=value if isinstance(value, str) else json.dumps(value))
 
 
-def check_pictures(static: Size | None) -> list[tuple[str, np.ndarray]]:
-    """Real pictures with their names, [1, 3, H, W] each, at the file's size if it is fixed."""
+def check_pictures(static: Size | None) -> list[np.ndarray]:
+    """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
     from engines import samples
 
-    return samples.at(static or CHECK_SIZE)
+    return [picture for _, picture in samples.at(static or CHECK_SIZE)]
 
 
-def verify(path: Path, checkpoint: Path, options: Options, scores: int, model: str | None, config: str | None) -> str:
-    """Holds the file against the checkpoint in PyTorch on one picture of `scores` attention scores, if asked or quick.
-
-    Returns what to tell the user. Raises ExportError when the file computes something else.
-    """
-    if options.verify is False or (options.verify is None and scores > QUICK):
-        why = "as asked" if options.verify is False else f"its {scores / 1e9:.1f}e9 attention scores take long"
-        return f"checked as a graph; not run ({why}): use --verify or tools/parity.py"
+def why_unproved(options: Options, scores: int) -> str | None:
+    """Why a file is not run beside the checkpoint on a picture of so many attention scores; None if it is."""
+    if options.verify is False:
+        return "as asked; tools/parity.py does it later"
     if options.form == "plugin":
-        return "checked as a graph; not run: only TensorRT with the plugin runs it"
-    from engines import open_engine
-    from engines.compare import EngineReference, prove
+        return "only TensorRT with the plugin runs it"
+    if options.verify is None and scores > QUICK:
+        return f"its {scores / 1e9:.1f}e9 attention scores take long; use --verify or tools/parity.py"
+    return None
+
+
+def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, config: str | None) -> str:
+    """Runs a new file beside its checkpoint in PyTorch, on one sample picture and the CPU; returns what to tell.
+
+    Raises ExportError when the file computes something else, by the rule of `engines.compare`.
+    """
+    from engines.base import NotInstalled
+    from engines.compare import CannotJudge, RunningReference, prove
     from engines.ort import ORTEngine
 
-    def pytorch(precision: str) -> Engine:
-        # Not our own kernel in half precision, whose errors would excuse themselves.
-        return open_engine(checkpoint, device="cpu", precision=precision, attention="sdpa", model=model, config=config)
-
+    pictures = [("a sample picture", check_pictures(options.static)[0])]
     try:
         engine = ORTEngine(path, device="cpu")
     except NotInstalled as error:
         return f"checked as a graph; not run: {error}"
-    picture = check_pictures(options.static)[:1]
-    with engine, EngineReference(pytorch("fp32"), pytorch) as reference:
-        proof = prove(engine, reference, picture)
+    with engine, RunningReference(checkpoint, device="cpu", model=model, config=config) as reference:
+        try:
+            proof = prove(engine, reference, pictures)
+        except CannotJudge as error:
+            raise ExportError(f"the new file {error}; nothing was written: use --no-verify to write it") from None
     if proof.failure:
         raise ExportError(
             f"the file differs from the checkpoint on a sample picture: {proof.failure}; nothing was written"
             + (": choose a smaller --rib-tolerance" if options.rib_tolerance else "")
         )
+    found = proof.total
     return (
-        "checked in ONNX Runtime on the CPU, on a sample picture: "
-        f"largest error {proof.total.max_error:.1e} ({proof.rule.text})"
+        f"checked in ONNX Runtime on the CPU, on a sample picture: largest error {found.max_error:.1e}, "
+        f"rmse {found.rmse:.1e} ({proof.rule.text})"
     )
 
 

@@ -82,7 +82,7 @@ def _resolve_cast_like(graph: gs.Graph) -> None:
     """Cast instead of CastLike where the type is known, which every runtime has.
 
     Those to float16 are named as `export.precision` names its own: what TensorRT 8.6 is told of types depends on it
-    (`engines.tensorrt_api`).
+    (`engines.trt.versions`).
     """
     for node in graph.nodes:
         if node.op == "CastLike" and isinstance(node.inputs[1], gs.Constant):

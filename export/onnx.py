@@ -7,10 +7,25 @@ from typing import Any
 
 import click
 
-from export import FORMS, Form
+from export import FORMS
 from export.convert import Options, export_onnx
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.sizes import Size
+
+
+class HeightFirst(SizeType):
+    """A `Size` that is written HEIGHTxWIDTH."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        if isinstance(value, Size):
+            return value
+        try:
+            read = Size.parse(value)
+        except ValueError:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels; give HxW, e.g. 360x640", param, ctx)
+        return Size(height=read.width, width=read.height)
 
 
 @click.command(cls=Command)
@@ -29,10 +44,10 @@ from ribsr.base.sizes import Size
     help="Form of the attention: canonical (default) runs in ONNX Runtime as it is and is what export.trt takes; the "
     "others are flat files: mha (ONNX Runtime), attention (opset 23), matmul (basic operators), plugin (TensorRT).",
 )
-@click.option("--attention", type=click.Choice(FORMS), help="Old name of --form.")
+@click.option("--attention", "old_form", type=click.Choice(FORMS), help="Old name of --form.")
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --form attention.")
-@click.option("--static", type=SizeType(), metavar="HxW", help="Fix batch 1 and this input size (height first).")
+@click.option("--static", type=HeightFirst(), help="Fix batch 1 and this input size: HEIGHTxWIDTH, unlike other sizes.")
 @click.option(
     "--rib-tolerance",
     type=FiniteRange(min=0),
@@ -56,17 +71,16 @@ def main(
     output: Path | None,
     model: str | None,
     config: str | None,
-    form: Form | None,
-    attention: Form | None,
-    static: Size | None,
+    form: str | None,
+    old_form: str | None,
     **options: Any,
 ) -> None:
     """Export a checkpoint to ONNX."""
-    if form and attention and form != attention:
-        raise click.UsageError("--attention is the old name of --form: give one of them")
-    # --static alone has the height first, which its users' commands rely on.
-    size = Size(static.width, static.height) if static else None
-    chosen = Options(form=form or attention or "canonical", static=size, **options)
+    if form and old_form and form != old_form:
+        raise click.UsageError(
+            f"--form {form} and --attention {old_form} differ; --attention is the old name of --form"
+        )
+    chosen = Options(form or old_form or "canonical", **options)  # pyright: ignore[reportArgumentType] (one of FORM)
     if output is None:
         suffixes = ["" if chosen.form == "canonical" else f".{chosen.form}", ".fp16" if chosen.half else ""]
         output = Path(ckpt.stem + "".join(suffixes) + ".onnx")

@@ -47,16 +47,20 @@ def model_name(text: str) -> ModelName:
     return ModelName(str(find_model(text)))
 
 
-def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
-    """Opens a model with the options of `engines.options` (engine_options, tile_option), each where it belongs."""
+def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of `engines.options`, those that `open_engine` takes for this model."""
     taken = ["device", "threads"]
     if is_checkpoint(name.path):
         taken += ["attention", "model", "config"]
     elif Path(name.path).suffix == ".plan":
         taken += ["cuda_graphs"]
-    given = {option: options[option] for option in taken if option in options}
-    engine = open_engine(name.path, precision=name.precision, **given)
-    return Tiled(engine, tile) if (tile := options.get("tile")) else engine
+    return {option: options[option] for option in taken if option in options}
+
+
+def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
+    """Opens a model with the options of `engines.options` (engine_options, tile_option), each where it belongs."""
+    engine = open_engine(name.path, precision=name.precision, **engine_options_for(name, options))
+    return Tiled(engine, options["tile"]) if options.get("tile") else engine
 
 
 def where(description: Description | dict[str, Any]) -> str:

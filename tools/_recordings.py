@@ -1,24 +1,25 @@
-"""What parity compares with: a model that runs now, or a recording of one from whatever machine.
+"""What models are compared with: a model that runs now, or a recording of its pictures and outputs (.npz).
 
-So runtimes that cannot share a process, or a machine, are compared all the same.
+A recording holds input/i, output/i and, of checkpoints, fp16/i and bf16/i for every picture i: float32 [B, 3, H, W];
+and `meta`, JSON: format, description, environment, and the pictures' names.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import is_checkpoint
-from engines.base import HALVES, Engine, EngineError
-from engines.compare import EngineReference, Pictures
+from engines import samples
+from engines.base import HALVES, EngineError
+from engines.compare import Pictures, RunningReference
 from ribsr.base.errors import first_line
 from ribsr.base.files import atomic
 from ribsr.base.sizes import Limits, Size
-from tools._common import ModelName, environment, open_model
+from tools._common import ModelName, engine_options_for, environment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,31 +27,18 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-class LiveReference(EngineReference):
-    """A model as reference. given: pictures to compare on; sizes: of the samples, where there are none given.
-
-    description: the fields of `engines.Description`, as in JSON.
-    """
+class ModelReference(RunningReference):
+    """A model as reference, on the pictures given, else on the samples at `sizes`, else on those of `samples.load`."""
 
     def __init__(self, name: ModelName, options: dict[str, Any], given: Pictures, sizes: Sequence[Size]):
+        super().__init__(name.path, name.precision, **engine_options_for(name, options))
         self._given, self._sizes = given, sizes
-
-        def opened(precision: str | None) -> Engine:
-            chosen = options
-            if precision is not None and is_checkpoint(name.path) and options.get("attention") is None:
-                chosen = {**options, "attention": "sdpa"}  # not our own kernel, whose errors would excuse themselves
-            return open_model(ModelName(name.path, precision), chosen)
-
-        engine = opened(name.precision)
-        super().__init__(engine, opened if is_checkpoint(name.path) else None)
-        self.description: dict[str, Any] = asdict(engine.describe())
-        self._limits = engine.describe().limits
+        self.inputs: dict[str, np.ndarray] = {}
+        self.description: dict[str, Any] = self.described.to_json()
 
     def pictures(self, limits: Limits) -> Pictures:
-        """The pictures to compare on, for a model of these limits. Raises EngineError if none of those given fits."""
-        from engines import samples
-
-        fixed = limits.fixed or self._limits.fixed
+        """The pictures to compare on, for a model of these limits. Raises EngineError if none of them is for it."""
+        fixed = limits.fixed or self.described.limits.fixed
         if self._given:
             fitting = [(name, x) for name, x in self._given if fixed in (None, Size.of(x))]
             if not fitting:
@@ -60,35 +48,38 @@ class LiveReference(EngineReference):
             return samples.at(fixed)
         return [picture for size in self._sizes for picture in samples.at(size)] or samples.load()
 
+    def output(self, name: str, x: np.ndarray) -> np.ndarray:
+        self.inputs[name] = x
+        return super().output(name, x)
+
     def record(self, path: str, halves: bool) -> int:
         """Writes inputs and outputs of all pictures that were used, or of the default ones; returns their number."""
         import numpy as np
 
-        for name, x in list(self.inputs.items()) or self.pictures(self._limits):
-            self.output(name, x)
+        arrays: dict[str, np.ndarray] = {}
+        pictures = list(self.inputs.items()) or self.pictures(self.described.limits)
+        for i, (name, x) in enumerate(pictures):
+            arrays |= {f"input/{i}": x, f"output/{i}": self.output(name, x)}
             for precision in HALVES if halves else ():
                 self.half_output(precision, name, x)
-        arrays = {f"input/{i}": x for i, x in enumerate(self.inputs.values())}
-        for i, name in enumerate(self.inputs):
-            made = {precision or "output": y for (precision, of), y in self.outputs.items() if of == name}
-            arrays.update({f"{kind}/{i}": y for kind, y in made.items()})
+            arrays |= {f"{half}/{i}": self.outputs[half, name] for half in HALVES if (half, name) in self.outputs}
         meta = {
             "format": FORMAT,
             "description": self.description,
             "environment": environment(),
-            "pictures": list(self.inputs),
+            "pictures": [name for name, _ in pictures],
         }
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
-        return len(self.inputs)
+        return len(pictures)
 
 
 class RecordedReference(AbstractContextManager):
-    """A recording as reference: what `LiveReference.record` wrote."""
+    """A recording as reference: what `ModelReference.record` wrote, on whatever machine."""
 
     def __init__(self, path: str):
         self._path = path
-        self._arrays = _read(path)
+        self._arrays = _read_recording(path)
         meta = json.loads(str(self._arrays["meta"]))
         if meta["format"] != FORMAT:
             raise EngineError(f"{path}: a recording of format {meta['format']}; this version reads {FORMAT}")
@@ -100,6 +91,7 @@ class RecordedReference(AbstractContextManager):
         self._arrays.clear()
 
     def pictures(self, limits: Limits) -> Pictures:
+        """Those of the recording that a model of these limits may take. Raises EngineError if there is none."""
         recorded = [(name, self._arrays[f"input/{i}"]) for i, name in enumerate(self._names)]
         fitting = [(name, x) for name, x in recorded if limits.fixed in (None, Size.of(x))]
         if not fitting:
@@ -114,9 +106,7 @@ class RecordedReference(AbstractContextManager):
         return self._arrays.get(f"{precision}/{self._names.index(name)}")
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-    import zipfile
-
+def _read_recording(path: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     if not Path(path).is_file():

@@ -122,7 +122,7 @@ def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
             timer = engine.timer(picture(engine, size))
             for _ in range(setup.warmup):
                 timer.once()
-            pipe.send({"description": asdict(engine.describe()), "clock": timer.clock})
+            pipe.send({"description": engine.describe().to_json(), "clock": timer.clock})
             while pipe.recv():
                 pipe.send(timer.once())
             pipe.send({"peak_memory": _peak_memory(), "gpu_allocated": timer.peak_memory()})

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Does an exported model compute what its checkpoint computes? On real pictures, by the rule of engines/compare.py."""
+"""Does an exported model compute what its checkpoint computes? Measured on real pictures, by the rule of
+`engines.compare`: float32 within 1e-4, half precision at most twice as far off as PyTorch, and never NaN.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,11 @@ import click
 
 from engines import SUFFIXES, is_checkpoint
 from engines.base import EngineError
-from engines.compare import HALF_FACTOR, MAX_ERROR, Pictures, Proof, Rule, prove
+from engines.compare import HALF_FACTOR, MAX_ERROR, CannotJudge, Pictures, Proof, Rule, prove
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.files import check_target
-from ribsr.base.sizes import Limits, Size
+from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
     console,
@@ -33,10 +35,12 @@ from tools._common import (
     where,
     write_json,
 )
-from tools._recordings import LiveReference, RecordedReference
+from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
     from engines import Description
+
+References = ModelReference | RecordedReference
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Measured:
 
     name: str
     description: Description | None = None
-    proof: Proof = Proof({}, Rule(""))
+    proof: Proof = field(default_factory=lambda: Proof({}, Rule("")))
     failure: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -55,19 +59,15 @@ class Measured:
             "passed": self.failure is None,
             "failure": self.failure,
             "rule": self.proof.rule.text,
-            "description": asdict(self.description) if self.description else None,
+            "description": self.description.to_json() if self.description else None,
             **self.proof.total.to_json(),
-            "pictures": {name: difference.to_json() for name, difference in self.proof.pictures.items()},
+            "pictures": {name: found.to_json() for name, found in self.proof.pictures.items()},
             "warnings": self.warnings,
         }
 
 
 def measure(
-    name: ModelName,
-    reference: LiveReference | RecordedReference,
-    options: dict[str, Any],
-    max_error: float | None,
-    half_factor: float,
+    name: ModelName, reference: References, options: dict[str, Any], rule: Rule | None, half_factor: float
 ) -> Measured:
     """Runs a model on the reference's pictures. What stops it from running is its failure, not an exception."""
     measured = Measured(str(name))
@@ -75,26 +75,31 @@ def measure(
         with open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
-            pictures, left_out = _within(description.limits, reference.pictures(description.limits))
-            rule = None if max_error is None else Rule.exact(max_error)
+            pictures, left_out = _within(description, reference.pictures(description.limits))
+            measured.warnings += [f"{name}: {line}" for line in left_out]
             measured.proof = prove(engine, reference, pictures, rule, half_factor)
-            measured.warnings += [f"{name}: {line}" for line in (*left_out, *measured.proof.notes)]
-            measured.failure = measured.proof.failure
+        measured.warnings += [f"{name}: {note}" for note in measured.proof.notes]
+        measured.failure = measured.proof.failure
+    except CannotJudge as error:
+        measured.failure = f"{error}; give the checkpoint or a recording of it as REF, or --max-error"
     except EngineError as error:
         measured.failure = str(error).removeprefix(f"{name.path}: ")
     return measured
 
 
-def _within(limits: Limits, pictures: Pictures) -> tuple[Pictures, list[str]]:
-    """The pictures whose size a model takes, and a line about those that it does not. Raises EngineError for none."""
+def _within(description: Description, pictures: Pictures) -> tuple[Pictures, list[str]]:
+    """The pictures whose size the model takes, and a line about those that it does not. Raises EngineError for none."""
+    limits = description.limits
     fitting = [(name, x) for name, x in pictures if limits.takes(Size.of(x))]
     if not fitting:
         raise EngineError(f"takes pictures of {limits}; compare on such a size (--size)")
-    outside = [name for name, x in pictures if not limits.takes(Size.of(x))]
-    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures of {limits}"] if outside else []
+    outside = [title for title, x in pictures if all(x is not kept for _, kept in fitting)]
+    if not outside:
+        return fitting, []
+    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures of {limits}"]
 
 
-def _differences(name: str, description: Description, reference: LiveReference | RecordedReference) -> list[str]:
+def _differences(name: str, description: Description, reference: References) -> list[str]:
     """Raises EngineError when a comparison makes no sense; returns warnings for those of doubtful sense."""
     of = reference.description
     if description.scale != of["scale"]:
@@ -180,12 +185,12 @@ def _why_alone(name: ModelName, key: tuple[str, int, str], groups: dict[tuple[st
 
 
 def _read_images(paths: Sequence[str]) -> Pictures:
-    from ribsr.base.pictures import read_input
+    from ribsr.base.pictures import read_picture
 
-    return [(path, read_input(path)) for path in paths]
+    return [(path, read_picture(path).pixels) for path in paths]
 
 
-def _show(out: Any, reference: LiveReference | RecordedReference, results: list[Measured], pictures: list[str]) -> None:
+def _show(out: Any, reference: References, results: list[Measured], pictures: list[str]) -> None:
     from rich.text import Text
 
     of = reference.description
@@ -242,11 +247,9 @@ def _comparisons(
     return [Comparison(reference, tuple(models))], []
 
 
-def _open_reference(
-    name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]
-) -> LiveReference | RecordedReference:
+def _open_reference(name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]) -> References:
     if not name.path.endswith(".npz"):
-        return LiveReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
+        return ModelReference(name, {**options, "tile": None}, images, sizes)  # it shows what a whole picture gives
     if images or sizes:
         raise click.UsageError(f"{name} brings its own pictures; leave out --image and --size")
     return RecordedReference(name.path)
@@ -305,10 +308,11 @@ def main(
     out = console(stderr=json_target == "-")
     comparisons, skipped = _comparisons(names, record, options)
     pictures = _read_images(images)
+    rule = None if max_error is None else Rule.exact(max_error)
     reports, passed = [], True
     for comparison in comparisons:
         with _open_reference(comparison.reference, options, pictures, sizes) as reference:
-            results = list(_measure_all(comparison, reference, options, max_error, half_factor))
+            results = list(_measure_all(comparison, reference, options, rule, half_factor))
             if results:
                 _show(out, reference, results, sorted({name for result in results for name in result.proof.pictures}))
             if record:
@@ -333,18 +337,18 @@ def main(
 
 def _measure_all(
     comparison: Comparison,
-    reference: LiveReference | RecordedReference,
+    reference: References,
     options: dict[str, Any],
-    max_error: float | None,
+    rule: Rule | None,
     half_factor: float,
 ) -> Iterator[Measured]:
     for name in comparison.models:
         with progress(f"{name} beside {comparison.reference}"):
-            yield measure(name, reference, options, max_error, half_factor)
+            yield measure(name, reference, options, rule, half_factor)
 
 
-def _record(out: Any, reference: LiveReference | RecordedReference, path: str, halves: bool) -> None:
-    if not isinstance(reference, LiveReference):
+def _record(out: Any, reference: References, path: str, halves: bool) -> None:
+    if not isinstance(reference, ModelReference):
         raise click.UsageError("a recording cannot be recorded again; copy it")
     with progress(f"recording {path}"):
         count = reference.record(path, halves)

@@ -156,7 +156,7 @@ def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Calla
     if precision == "bf16":
         return types.to_bfloat16(bare)
     try:
-        magnitudes = types.measure(source.model, (x for _, x in check_pictures(source.static)))
+        magnitudes = types.measure(source.model, check_pictures(source.static))
     except ModuleNotFoundError as error:
         raise ExportError(
             f"--fp16 needs {error.name} to find out what would overflow: pip install 'ribsr[trt]', or use a file that "

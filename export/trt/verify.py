@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines import samples
-from engines.compare import Proof, Rule, prove
+from engines.compare import Proof, Rule, RunningReference, prove
 from export import ExportError
 from export.trt.source import Options, Shapes, Source
 from ribsr.base.sizes import Limits, Size
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from engines.base import Engine
 
 SIZES = (Size(192, 192), Size(97, 131))
 """Of the pictures, brought into the plan's range: whole windows, and odd sides."""
@@ -23,25 +17,11 @@ SCORES = 4 * 10**10
 """Attention scores of a picture up to which the check is made unasked: a minute or two on a few cores."""
 
 
-class _Running:
-    """An engine as the reference."""
-
-    def __init__(self, engine: Engine):
-        self._engine = engine
-
-    def output(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self._engine.run(x)
-
-    def half_output(self, precision: str, name: str, x: np.ndarray) -> None:
-        return None
-
-
 def verify(plan: Path, source: Source, precision: str, shapes: Shapes, options: Options) -> str:
     """Runs the plan beside ONNX Runtime on sample pictures, if that is asked or quick; returns what to tell the user.
 
     Raises ExportError when the plan computes something else.
     """
-    from engines.ort import ORTEngine
     from engines.trt.engine import TensorRTEngine
 
     if options.verify is False:
@@ -55,8 +35,8 @@ def verify(plan: Path, source: Source, precision: str, shapes: Shapes, options: 
     if not sizes:
         return f"not run: its {min(scores) / 1e9:.0f}e9 attention scores take long on a CPU; use --verify"
     pictures = [picture for size in sizes for picture in samples.at(size)[:2]]
-    with TensorRTEngine(plan) as engine, ORTEngine(source.path, device="cpu") as reference:
-        proof = prove(engine, _Running(reference), pictures, Rule.least_psnr(precision))
+    with TensorRTEngine(plan) as engine, RunningReference(source.path, device="cpu") as reference:
+        proof = prove(engine, reference, pictures, Rule.least_psnr(precision))
     check(proof, precision)
     worst = min(difference.psnr for difference in proof.pictures.values())
     return (

@@ -60,3 +60,20 @@ def test_any_other_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, c
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"a\.onnx: no such file"):
         read_stamp(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("entries", "form"),
+    [
+        ({"ribsr.form": "(absent)", "ribsr.attention": "matmul"}, "matmul"),
+        ({"ribsr.form": "mha", "ribsr.attention": "matmul"}, "mha"),
+        ({"ribsr.form": "(absent)"}, None),
+    ],
+)
+def test_the_form_is_found_under_its_old_name_too(tmp_path: Path, entries: dict[str, str], form: str | None) -> None:
+    path = fakes.write_onnx(tmp_path / "a.onnx", stamp=entries)
+    if form is None:
+        with pytest.raises(EngineError, match=r"its metadata lacks ribsr\.form; export it again"):
+            read_stamp(path)
+    else:
+        assert read_stamp(path).form == form

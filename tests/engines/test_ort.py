@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 
 from engines import Description, EngineError, OutOfMemory, open_engine
-from engines.base import LayerTime
+from engines.base import LayerTime, NotInstalled
 from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _layer_times, _NotOnCUDA
-from ribsr.base.sizes import Size
+from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 
 ort = pytest.importorskip("onnxruntime")
@@ -125,7 +127,7 @@ def test_a_closed_engine_says_so(onnx_file: Path) -> None:
 
 def test_plugin_files_are_for_tensorrt(tmp_path: Path) -> None:
     path = fakes.write_onnx(tmp_path / "a.onnx", form="plugin")
-    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --attention mha"):
+    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --form mha"):
         open_engine(path)
 
 
@@ -319,6 +321,17 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return made
 
 
+@pytest.fixture(scope="module")
+def canonical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as export.onnx writes it, with functions of its own: two layers of a small network."""
+    pytest.importorskip("torch")
+    from export.convert import Options, export_onnx
+
+    folder = tmp_path_factory.mktemp("canonical")
+    export_onnx(fakes.write_checkpoint(folder / "x2.pt"), folder / "x2.onnx", Options(verify=False))
+    return folder / "x2.onnx"
+
+
 def test_where_the_time_goes(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """By the names of nodes, also of those in functions and of those that are fused; no file of it stays."""
     x = fakes.picture(90, 110)
@@ -332,6 +345,18 @@ def test_where_the_time_goes(tmp_path: Path, folders: tuple[Path, Path]) -> None
     assert len(names) == len(set(names)) >= 6
     assert 0 < sum(layer.milliseconds for layer in layers) < spent / 4
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
+
+
+def test_functions_of_exports_are_seen_through(canonical: Path) -> None:
+    x = fakes.picture(64, 96)
+    with open_engine(canonical, device="cpu", threads=1) as engine:
+        layers = engine.profile(x, runs=3)
+        timer = engine.timer(x)
+        whole = min(timer.once() for _ in range(5))
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names) > 4
+    assert any("MultiHeadAttention" in name for name in names), "what the functions' nodes are fused to"
+    assert whole / 20 < sum(layer.milliseconds for layer in layers) < 1000 * whole, "milliseconds a run"
 
 
 def test_times_are_means_of_every_run_but_the_first() -> None:
@@ -367,3 +392,19 @@ def test_a_model_that_cannot_be_profiled(
     with pytest.raises(EngineError, match="the engine is closed"):
         engine.profile(fakes.picture())
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
+
+
+def test_what_is_not_installed_has_a_type(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(NotInstalled, match=r"ribsr\[ort\].*ribsr\[ort-gpu\]"):
+        open_engine(onnx_file)
+
+
+def test_a_description_in_json_has_the_shape_and_the_sizes(tmp_path: Path) -> None:
+    with open_engine(fakes.write_onnx(tmp_path / "a.onnx", shape=(1, 3, 8, "w"))) as engine:
+        described = engine.describe()
+    assert described.to_json()["shape"] == [1, 3, 8, None]
+    assert described.to_json()["sizes"] is None
+    limited = replace(described, limits=Limits(Size(8, 9), Size(80, 90)))
+    assert limited.to_json()["shape"] == [1, 3, None, None]
+    assert json.loads(json.dumps(limited.to_json()))["sizes"] == [[8, 9], [80, 90]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ torch = pytest.importorskip("torch")
 
 import ribsr  # noqa: E402
 from engines import EngineError, OutOfMemory, open_engine  # noqa: E402
+from engines.base import LayerTime  # noqa: E402
 from engines.pytorch import cuda_timer, operator_times  # noqa: E402
 from ribsr.base.files import sha256  # noqa: E402
 
@@ -107,18 +110,6 @@ def test_bad_checkpoints_and_options(tmp_path: Path, checkpoint: Path) -> None:
 def test_cuda_without_a_gpu_is_an_error(checkpoint: Path) -> None:
     with pytest.raises(EngineError, match=r"device cuda was asked for, but PyTorch .*; use --device cpu"):
         open_engine(checkpoint, device="cuda")
-
-
-def test_where_the_time_goes(checkpoint: Path) -> None:
-    with open_engine(checkpoint, device="cpu") as engine:
-        layers = engine.profile(fakes.picture(), runs=2)
-    assert any("convolution" in layer.name for layer in layers)
-    assert all(layer.milliseconds > 0 for layer in layers)
-    assert len({layer.name for layer in layers}) == len(layers)
-    with pytest.raises(EngineError, match="the engine is closed"):
-        engine.profile(fakes.picture())
-    with open_engine(checkpoint) as engine, pytest.raises(EngineError, match="must be float32"):
-        engine.profile(np.zeros((1, 3, 9, 11)))
 
 
 def test_times_are_means_of_every_run_but_the_first() -> None:
@@ -225,3 +216,45 @@ def test_the_fused_kernel_is_chosen_by_itself_or_its_absence_noted(
     with open_engine(tmp_path / "light.pt", precision="fp16") as engine:
         assert engine.describe().form == "sdpa"
         assert any("python -m plugins.build" in note for note in engine.describe().notes)
+
+
+def test_the_profile_names_operators_by_what_they_take_themselves(checkpoint: Path) -> None:
+    x = fakes.picture(48, 40)
+    with open_engine(checkpoint, device="cpu") as engine:
+        layers = engine.profile(x, runs=2)
+        timer = engine.timer(x)
+        whole = min(timer.once() for _ in range(3))
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names)
+    assert any("convolution" in name or "conv2d" in name for name in names)
+    assert names.index("aten::pixel_shuffle") > names.index("aten::native_layer_norm"), "in the order of a run"
+    assert all(layer.milliseconds > 0 for layer in layers)
+    assert whole / 20 < sum(layer.milliseconds for layer in layers) < 1000 * whole, "milliseconds a run"
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.profile(x)
+    with open_engine(checkpoint) as engine, pytest.raises(EngineError, match="must be float32"):
+        engine.profile(x.astype(np.float64))
+
+
+def test_on_a_gpu_kernels_have_names_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators and calls of CUDA that start them stand in the trace, too: they are not counted."""
+
+    def event(device_type: str, name: str, start: int, spent: float) -> SimpleNamespace:
+        seen = SimpleNamespace(start=start, elapsed_us=lambda: spent)
+        return SimpleNamespace(device_type=SimpleNamespace(name=device_type), name=name, time_range=seen)
+
+    events = [
+        event("CUDA", "gemm_kernel", 5, 8000),
+        event("CPU", "aten::mm", 2, 10),
+        event("CPU", "cudaLaunchKernel", 3, 10),
+        event("CUDA", "gemm_kernel", 9, 2000),
+        event("CUDA", "conv_kernel", 4, 3000),
+    ]
+    trace = SimpleNamespace(events=lambda: events)
+    monkeypatch.setattr("torch.profiler.profile", lambda **options: nullcontext(trace))
+    ran: list[int] = []
+    assert operator_times(lambda: ran.append(1), torch.device("cuda", 0), 2) == [
+        LayerTime("conv_kernel", 1.5),
+        LayerTime("gemm_kernel", 5.0),
+    ]
+    assert len(ran) == 3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from export import cyclic_window
 from export.lower import lower
-from ribsr.attention import reference
+from ribsr.attention import Geometry, reference
 
 FORMS = [("canonical", 17), ("canonical", 23), ("mha", 17), ("matmul", 17), ("attention", 23)]
 INPUTS = ("qkv", "rib_q", "rib_k", "gate")
@@ -62,7 +62,7 @@ def test_form_equals_the_reference(form, opset, data):
     heads, n = geometry["heads"], geometry["window"][0] * geometry["window"][1]
     shapes = [(b, 3 * heads * d, h, w), (heads, n, r), (heads, n, r), (b, heads * d, h, w)]
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-    expected = reference(*(t.double() for t in tensors), **geometry)
+    expected = reference(*(t.double() for t in tensors), geometry=Geometry(**geometry))
     feeds = dict(zip(INPUTS, (t.numpy() for t in tensors), strict=True))
     y = np.asarray(session(form, opset, tuple(geometry.items())).run(None, feeds)[0])
     assert y.shape == expected.shape
@@ -77,7 +77,7 @@ def test_scale_multiplies_the_scores_and_not_the_rounded_queries(form, opset):
     shapes = [(1, 96, 8, 8), (1, 64, 8), (1, 64, 8), (1, 32, 8, 8)]
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     tensors[0][:, :64] *= 60  # content scores of several thousand
-    expected = reference(*(t.double() for t in tensors), **geometry)
+    expected = reference(*(t.double() for t in tensors), geometry=Geometry(**geometry))
     feeds = dict(zip(INPUTS, (t.numpy() for t in tensors), strict=True))
     y = np.asarray(session(form, opset, tuple(geometry.items())).run(None, feeds)[0])
     np.testing.assert_allclose(y, expected.numpy(), rtol=0, atol=2e-3)

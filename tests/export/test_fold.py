@@ -38,7 +38,7 @@ def test_folding_leaves_nothing_to_compute_and_the_original_alone(golden: Golden
     for layer in layers:
         assert layer.rib_q.shape == layer.rib_k.shape
         assert layer.rib_q.shape[-1] % 8 == 0
-        assert layer.to_out.in_channels // layer.core.heads % 16 == 0
+        assert layer.to_out.in_channels // layer.core.geometry.heads % 16 == 0
         assert layer.to_qkv.out_channels == 3 * layer.to_out.in_channels
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -47,12 +47,12 @@ def test_released_ranks_fold_to_the_smallest_multiple_of_eight():
     torch.manual_seed(0)
     layer = WindowAttention(dim=180, window=12, heads=6, rank=34, shift=0, hidden_dim=32, n_freqs=10)
     parameters = (getattr(layer, name).detach().double() for name in WindowAttention.RIB_PARAMETERS)
-    rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.scale)
-    folded_q, folded_k, change, _ = refactorise(rib_q, rib_k, layer.core.scale, 0.0)
+    rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.geometry.scale)
+    folded_q, folded_k, change, _ = refactorise(rib_q, rib_k, layer.core.geometry.scale, 0.0)
     assert folded_q.shape == (6, 144, 32)
     assert change == 0.0
     torch.testing.assert_close(
-        centred(folded_q @ folded_k.mT * layer.core.scale), centred(bias(layer).detach()), rtol=0, atol=1e-6
+        centred(folded_q @ folded_k.mT * layer.core.geometry.scale), centred(bias(layer).detach()), rtol=0, atol=1e-6
     )
 
 
@@ -110,7 +110,7 @@ def test_head_padding_is_exact_and_keeps_the_scale():
     replaced = folded.get_submodule("body.0")
     assert isinstance(replaced, FoldedAttention)
     assert replaced.to_qkv.out_channels == 3 * 6 * 16
-    assert replaced.core.scale == 10**-0.5
+    assert replaced.core.geometry.scale == 10**-0.5
     x = torch.randn(2, 60, 9, 7)
     torch.testing.assert_close(replaced(x), layer(x), rtol=0, atol=2e-6)
 

@@ -7,6 +7,7 @@ import torch
 
 from export import lower, precision
 from export.cyclic_window import DOMAIN, NAME
+from ribsr.base.sizes import Size
 from tests.export.conftest import run, traced
 
 OPSET_FORMS = [(17, "canonical"), (17, "mha"), (17, "matmul"), (20, "canonical"), (23, "attention")]
@@ -74,7 +75,7 @@ def test_matmul_form_has_only_what_tensorrt_8_6_reads(name):
 
 
 def test_casts_to_float16_are_known_by_their_names(name):
-    """What goes by them for TensorRT 8.6, `engines.tensorrt_api`, would take all behind another name for float32."""
+    """What goes by them for TensorRT 8.6, `engines.trt.versions`, would take all behind another name for float32."""
     golden, bare = traced(name, 17)
     half, _ = precision.to_half(bare, precision.measure(lower.lower(bare, "canonical"), [golden.x]))
     for form in ("plugin", "matmul"):
@@ -95,7 +96,7 @@ def test_fixed_shape_is_the_only_one_taken(opset, form):
     golden, dynamic = traced("sst_cyclic_x2", opset)
     bare = onnx.ModelProto()
     bare.CopyFrom(dynamic)
-    lower.fix_shape(bare, 9, 14, 2)
+    lower.fix_shape(bare, Size(9, 14), 2)
     model = lower.lower(bare, form)
     x = golden.x[:1, :, :9, :14]
     with torch.inference_mode():
@@ -107,7 +108,7 @@ def test_fixed_shape_is_the_only_one_taken(opset, form):
 
 def test_attention_scores_are_counted_in_whole_windows():
     _, bare = traced("sst_cyclic_x2", 17)  # windows 4, 8, 12 in each of two blocks; three heads
-    scores = lower.attention_scores(bare, 13, 5)
+    scores = lower.attention_scores(bare, Size(13, 5))
     assert [entry.window for entry in scores] == [(4, 4), (8, 8), (12, 12)] * 2
     assert [entry.count for entry in scores[:3]] == [3 * 16 * 8 * 16, 3 * 16 * 8 * 64, 3 * 24 * 12 * 144]
     assert scores[2].bytes == 4 * scores[2].count

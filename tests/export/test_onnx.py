@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ import torch
 from click.testing import CliRunner, Result
 
 import ribsr
-from engines import open_engine
-from export import lower
+from engines import EngineError, open_engine
+from engines.base import NotInstalled
+from engines.metadata import read_stamp
+from export import convert, lower
 from export import onnx as command
 from export.canonical import trace
 from export.fold import fold
+from ribsr.base.sizes import Size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +71,7 @@ def test_the_command_as_the_readme_gives_it(checkpoint):
         "ribsr.scale": "2",
         "ribsr.windows": "[[8, 8], [12, 12]]",
         "ribsr.precision": "fp32",
-        "ribsr.attention": "canonical",
+        "ribsr.form": "canonical",
         "ribsr.rib_tolerance": "0.0",
         "ribsr.version": ribsr.__version__,
         "ribsr.checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -82,10 +86,10 @@ def test_the_command_as_the_readme_gives_it(checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "name", "form", "precision"),
     [
-        (["--attention", "mha"], "x2.mha.onnx", "mha", "fp32"),
-        (["--attention", "matmul"], "x2.matmul.onnx", "matmul", "fp32"),
-        (["--attention", "attention"], "x2.attention.onnx", "attention", "fp32"),
-        (["--attention", "plugin", "--fp16"], "x2.plugin.fp16.onnx", "plugin", "fp16"),
+        (["--form", "mha"], "x2.mha.onnx", "mha", "fp32"),
+        (["--form", "matmul"], "x2.matmul.onnx", "matmul", "fp32"),
+        (["--form", "attention"], "x2.attention.onnx", "attention", "fp32"),
+        (["--form", "plugin", "--fp16"], "x2.plugin.fp16.onnx", "plugin", "fp16"),
         (["--fp16"], "x2.fp16.onnx", "canonical", "fp16"),
         (["--fp16", "--attention", "mha"], "x2.mha.fp16.onnx", "mha", "fp16"),
         (["--opset", "20", "-o", "named.onnx"], "named.onnx", "canonical", "fp32"),
@@ -96,7 +100,7 @@ def test_forms_are_written_under_their_own_names(checkpoint, arguments, name, fo
     assert result.exit_code == 0, result.output
     assert written() == sorted([name, "x2.pt"])
     metadata = {entry.key: entry.value for entry in onnx.load(name).metadata_props}
-    assert metadata["ribsr.attention"] == form
+    assert metadata["ribsr.form"] == form
     assert metadata["ribsr.precision"] == precision
     said = "not run: only TensorRT" if form == "plugin" else "checked in ONNX Runtime"
     assert said in result.output
@@ -105,7 +109,8 @@ def test_forms_are_written_under_their_own_names(checkpoint, arguments, name, fo
 def test_static_size_is_the_only_one(checkpoint):
     assert invoke("--ckpt", "x2.pt", "--static", "9x14").exit_code == 0
     with open_engine("x2.onnx", device="cpu") as engine:
-        assert engine.describe().shape == (1, 3, 9, 14)
+        assert engine.describe().batch == 1
+        assert engine.describe().limits.fixed == Size(height=9, width=14)
         assert engine.run(np.zeros((1, 3, 9, 14), np.float32)).shape == (1, 3, 18, 28)
 
 
@@ -120,10 +125,10 @@ def test_rib_tolerance_is_reported_and_bounded(checkpoint):
 
 
 def test_matmul_beyond_the_limit_is_refused_and_names_the_alternatives(checkpoint):
-    result = invoke("--ckpt", "x2.pt", "--attention", "matmul", "--score-limit", "0.01")
+    result = invoke("--ckpt", "x2.pt", "--form", "matmul", "--score-limit", "0.01")
     assert result.exit_code == 1
     assert "largest score tensor" in result.output
-    for alternative in ("--attention mha", "plugin", "--score-limit"):
+    for alternative in ("--form mha", "plugin", "--score-limit"):
         assert alternative in result.output
     assert written() == ["x2.pt"]
 
@@ -135,13 +140,16 @@ def test_matmul_beyond_the_limit_is_refused_and_names_the_alternatives(checkpoin
         (["--ckpt", "x2.pt", "--model", "sst"], 1, "was made as small"),
         (["--ckpt", "x2.pt", "--model", "edsr"], 1, "choose one of"),
         (["--ckpt", "x2.pt", "--opset", "16"], 1, "choose 17 to 23"),
-        (["--ckpt", "x2.pt", "--opset", "17", "--attention", "attention"], 1, "--attention attention; choose 23"),
+        (["--ckpt", "x2.pt", "--opset", "17", "--form", "attention"], 1, "--form attention; choose 23"),
         (["--ckpt", "x2.pt", "--static", "10"], 2, "give HxW"),
-        (["--ckpt", "x2.pt", "--attention", "plugin"], 1, "--attention plugin needs --fp16"),
+        (["--ckpt", "x2.pt", "--form", "plugin"], 1, "--form plugin needs --fp16"),
         (["--ckpt", "x2.pt", "-o", "nowhere/x2.onnx"], 1, "there is no folder nowhere"),
         (["--ckpt", "x2.pt", "-o", "x2.pt"], 1, "x2.pt: an ONNX file's name ends in .onnx"),
         (["--ckpt", "x2.pt", "--rib-tolerance", "nan"], 2, "'nan' is not a finite number"),
         (["--ckpt", "x2.pt", "--config", "missing.yml"], 1, "missing.yml: No such file"),
+        (["--ckpt", "x2.pt", "--static", "9x0"], 2, "give HxW"),
+        (["--ckpt", "x2.pt", "--form", "mha", "--attention", "matmul"], 2, "--attention is the old name of --form"),
+        (["--ckpt", "x2.pt", "--form", "flat"], 2, "'flat' is not one of"),
         ([], 2, "Missing option '--ckpt'"),
     ],
 )
@@ -155,29 +163,89 @@ def test_errors_are_one_line_and_leave_nothing(checkpoint, arguments, code, mess
     assert written() == ["x2.pt"]
 
 
-def test_a_file_that_computes_something_else_is_not_written(checkpoint, monkeypatch):
+def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """What is written from now on has other weights in the last convolution."""
     original = lower.lower
 
     def broken(bare, form):
         model = original(bare, form)
-        weight = next(tensor for tensor in model.graph.initializer if tensor.name == "upsampler.up_conv.weight")
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("upsampler.up_conv.weight"):
+                values = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(change(values).astype(values.dtype), tensor.name))
         return model
 
     monkeypatch.setattr(lower, "lower", broken)
-    result = invoke("--ckpt", "x2.pt")
+
+
+WRONG = {
+    "a little larger": lambda values: values * 1.01,
+    "of another model": lambda values: np.random.default_rng(9).standard_normal(values.shape) * values.std(),
+    "swapped": lambda values: values[::-1],
+    "in another layout": lambda values: values.swapaxes(2, 3),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    "arguments", [[], ["--fp16"], ["--form", "mha"], ["--fp16", "--form", "matmul"], ["--fp16", "--form", "mha"]]
+)
+def test_a_file_that_computes_something_else_is_not_written(checkpoint, monkeypatch, wrong, arguments):
+    spoil(monkeypatch, WRONG[wrong])
+    result = invoke("--ckpt", "x2.pt", *arguments)
     assert result.exit_code == 1
-    assert "differs from the checkpoint by" in result.output
+    rule = "rmse [0-9.e-]+ is above 2 × .*, PyTorch's in fp16" if "--fp16" in arguments else "largest error .* is above"
+    assert re.search(f"the file differs from the checkpoint on a sample picture: {rule}", result.output), result.output
+    assert result.output.count("Error: ") == 1
     assert written() == ["x2.pt"]
-    assert invoke("--ckpt", "x2.pt", "--no-verify").exit_code == 0
-    assert written() == ["x2.onnx", "x2.pt"]
+    if arguments == []:
+        assert invoke("--ckpt", "x2.pt", "--no-verify").exit_code == 0
+        assert written() == ["x2.onnx", "x2.pt"]
+
+
+@pytest.mark.parametrize(("arguments", "dtype"), [([], np.float32), (["--fp16"], np.float16)])
+def test_a_file_that_gives_nan_is_not_written(checkpoint, monkeypatch, arguments, dtype):
+    spoil(monkeypatch, lambda values: np.full_like(values, np.nan) if values.dtype == dtype else values)
+    result = invoke("--ckpt", "x2.pt", *arguments)
+    assert result.exit_code == 1
+    assert "NaN or infinite values of" in result.output
+    assert written() == ["x2.pt"]
+
+
+@pytest.mark.parametrize(("arguments", "off"), [([], 1e-6), (["--fp16"], 2e-4)])
+def test_a_file_that_only_rounds_is_written(checkpoint, monkeypatch, arguments, off):
+    spoil(monkeypatch, lambda values: values * (1 + off))
+    result = invoke("--ckpt", "x2.pt", *arguments)
+    assert result.exit_code == 0, result.output
+    assert ("rmse ≤ 2 ×" if arguments else "max ≤ 0.0001") in result.output
+
+
+@pytest.mark.parametrize(
+    ("message", "passes"), [("ONNX Runtime, which is not installed", True), ("not installed", False)]
+)
+def test_what_keeps_a_file_from_being_run_is_told_by_its_type(checkpoint, monkeypatch, message, passes):
+    def fails(path, device):
+        raise (NotInstalled if passes else EngineError)(f"{path}: {message}")
+
+    monkeypatch.setattr("engines.ort.ORTEngine", fails)
+    result = invoke("--ckpt", "x2.pt")
+    assert result.exit_code == (0 if passes else 1)
+    assert ("checked as a graph; not run:" in result.output) is passes
+
+
+@pytest.mark.parametrize("arguments", [["--attention", "mha"], ["--attention", "mha", "--form", "mha"]])
+def test_the_old_name_of_the_form_still_works(checkpoint, arguments):
+    assert invoke("--ckpt", "x2.pt", "--no-verify", *arguments).exit_code == 0
+    assert written() == ["x2.mha.onnx", "x2.pt"]
+    assert read_stamp("x2.mha.onnx").form == "mha"
+    assert re.search(r"--attention .*\n? *Old name of --form", invoke("--help").output)
 
 
 def test_large_windows_are_checked_only_when_asked(checkpoint, monkeypatch):
-    monkeypatch.setattr(command, "QUICK", 1000)
+    monkeypatch.setattr(convert, "QUICK", 1000)
     result = invoke("--ckpt", "x2.pt")
     assert result.exit_code == 0
-    assert "not run (its 0.0e9 attention scores take long): use --verify" in result.output
+    assert "not run: its 0.0e9 attention scores take long; use --verify" in result.output
     assert "checked in ONNX Runtime" in invoke("--ckpt", "x2.pt", "--verify").output
 
 
@@ -187,7 +255,7 @@ def test_interrupted_while_writing_the_old_file_stays(checkpoint, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_verify", interrupted)
+    monkeypatch.setattr(convert, "_prove", interrupted)
     assert invoke("--ckpt", "x2.pt").exit_code == 1
     assert Path("x2.onnx").read_text() == "old"
     assert written() == ["x2.onnx", "x2.pt"]

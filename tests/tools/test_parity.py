@@ -16,14 +16,17 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import Description, Engine
+from engines import Description, Engine, open_engine
+from engines.base import LayerTime
 from engines.trt.manifest import write_manifest
 from ribsr.base.files import sha256
+from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 from tests.engines.trt import test_manifest as test_plan
 from tools import parity
 from tools._common import ModelName, open_model
-from tools.parity import Errors, main
+from tools._recordings import ModelReference
+from tools.parity import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -164,7 +167,7 @@ def test_a_recording_stands_in_for_the_checkpoint(folder: Path) -> None:
 def test_a_recording_is_replayed_where_torch_is_not_installed(folder: Path) -> None:
     assert run("x2.pt", "--record", "ref.npz").exit_code == 0
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys(['torch', 'ribsr']))\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['torch'] = None\n"
         "from tools.parity import main; main(['ref.npz', 'x2.onnx', 'x2.fp16.onnx'])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -361,25 +364,6 @@ def test_json_goes_to_a_file_beside_the_table(folder: Path) -> None:
     assert seen["environment"]["versions"]["numpy"] == np.__version__
 
 
-def test_errors_are_what_their_names_say() -> None:
-    reference = np.zeros((1, 3, 1, 4), np.float32)
-    output = reference.copy()
-    output[0, 0, 0, 0] = 0.5
-    output[0, :, 0, 1] = -0.25  # clipped to black when written: no pixel changes
-    output[0, 1, 0, 2] = np.nan
-    errors = Errors()
-    errors.add(reference, output)
-    assert errors.nan == 1
-    assert errors.max_error == 0.5
-    assert errors.mean_error == pytest.approx((0.5 + 3 * 0.25) / 11)
-    assert errors.rmse == pytest.approx(((0.25 + 3 * 0.0625) / 11) ** 0.5)
-    assert errors.psnr == pytest.approx(10 * np.log10(11 / (0.25 + 3 * 0.0625)))
-    assert errors.share_off == 2 / 4, "the one that is off and the one that is NaN"
-    same = Errors()
-    same.add(reference, reference)
-    assert same.to_json()["psnr"] is None
-
-
 @pytest.mark.parametrize(("asked", "half"), [(None, "sdpa"), ("reference", "reference")])
 def test_the_yardstick_in_half_precision_does_not_run_our_own_kernel(
     folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, half: str
@@ -387,31 +371,50 @@ def test_the_yardstick_in_half_precision_does_not_run_our_own_kernel(
     """On a GPU `auto` takes it, and its errors would excuse themselves."""
     opened: dict[str | None, str | None] = {}
 
-    def spy(name: ModelName, options: dict[str, Any]) -> Any:
-        opened[name.precision] = options.get("attention")
-        return open_model(name, options)
+    def spy(path: str, precision: str | None, attention: str | None, **options: Any) -> Engine:
+        opened[precision] = attention
+        return open_engine(path, precision=precision, attention=attention, **options)
 
-    monkeypatch.setattr(parity, "open_model", spy)
+    monkeypatch.setattr("engines.compare.open_engine", spy)
     options = {"device": "cpu", "attention": asked}
-    with parity.LiveReference(ModelName("x2.pt"), options, [], [(8, 8)]) as reference:
-        ((name, x), *_) = reference.pictures((None, 3, None, None))
+    with ModelReference(ModelName("x2.pt"), options, [], [Size(8, 8)]) as reference:
+        ((name, x), *_) = reference.pictures(Limits())
         assert reference.half_output("fp16", name, x) is not None
     assert opened == {None: asked, "fp16": half}
+
+
+def test_a_recording_of_the_last_release_is_read(folder: Path) -> None:
+    """Its description calls the form `attention`."""
+    assert run("x2.pt", "--record", "ref.npz").exit_code == 0
+    with np.load("ref.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(str(arrays["meta"]))
+    assert meta["format"] == 1
+    meta["description"]["attention"] = meta["description"].pop("form")
+    np.savez("old.npz", **{**arrays, "meta": np.array(json.dumps(meta))})  # pyright: ignore[reportArgumentType]
+    result = run("old.npz", "x2.onnx", "x2.fp16.onnx")
+    assert result.exit_code == 0, result.output
+    assert "Reference: x2.pt, tiny x2 fp32, pytorch" in result.stdout
+    np.savez("new.npz", **{**arrays, "meta": np.array(json.dumps({**meta, "format": 2}))})  # pyright: ignore[reportArgumentType]
+    assert "a recording of format 2; this version reads 1" in run("new.npz", "x2.onnx").stderr
 
 
 class Limited(Engine):
     """The model of an ONNX file that says it takes pictures of certain (H, W) only, as plans do."""
 
     def __init__(self, engine: Engine, smallest: tuple[int, int], largest: tuple[int, int]):
-        self._engine, self._sizes = engine, (smallest, largest)
+        self._engine, self._limits = engine, Limits(Size(*smallest), Size(*largest))
         self.ran: list[tuple[int, ...]] = []
 
     def describe(self) -> Description:
-        return replace(self._engine.describe(), sizes=self._sizes)
+        return replace(self._engine.describe(), limits=self._limits)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         self.ran.append(x.shape[2:])
         return self._engine.run(x)
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        return self._engine.profile(x, runs)
 
     def close(self) -> None:
         self._engine.close()
@@ -420,8 +423,18 @@ class Limited(Engine):
 @pytest.mark.parametrize(
     ("smallest", "largest", "ran", "left_out"),
     [
-        ((64, 64), (200, 200), [(128, 128), (131, 97)], "not compared on chelsea 7x5: it takes pictures from 64x64"),
-        ((1, 1), (128, 128), [(128, 128), (5, 7)], "not compared on coffee 97x131: it takes pictures from 1x1"),
+        (
+            (64, 64),
+            (200, 200),
+            [(128, 128), (131, 97)],
+            "chelsea 7x5: it takes pictures of 64x64 to 200x200",
+        ),
+        (
+            (1, 1),
+            (128, 128),
+            [(128, 128), (5, 7)],
+            "coffee 97x131: it takes pictures of 1x1 to 128x128",
+        ),
         ((5, 7), (131, 128), [(128, 128), (131, 97), (5, 7)], None),
     ],
 )
@@ -434,18 +447,18 @@ def test_pictures_of_sizes_that_a_model_does_not_take_are_left_out_and_named(
     left_out: str | None,
 ) -> None:
     limited = Limited(open_model(ModelName("x2.onnx"), {}), smallest, largest)
-    with parity.LiveReference(ModelName("x2.pt"), {}, [], []) as reference:
+    with ModelReference(ModelName("x2.pt"), {}, [], []) as reference:
         monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
         measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
     assert measured.failure is None
     assert limited.ran == ran
     assert len(measured.warnings) == (left_out is not None)
-    assert all(str(left_out) in warning for warning in measured.warnings)
+    assert all(warning.endswith(f"not compared on {left_out}") for warning in measured.warnings)
 
 
 def test_a_model_that_takes_none_of_the_pictures_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = Limited(open_model(ModelName("x2.onnx"), {}), (256, 256), (512, 768))
-    with parity.LiveReference(ModelName("x2.pt"), {}, [], []) as reference:
+    with ModelReference(ModelName("x2.pt"), {}, [], []) as reference:
         monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
         measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
-    assert measured.failure == "takes pictures from 256x256 to 768x512 only; compare on such a size (--size)"
+    assert measured.failure == "takes pictures of 256x256 to 768x512; compare on such a size (--size)"

@@ -24,7 +24,7 @@ from engines.trt import gpu as cuda
 from engines.trt.engine import TensorRTEngine
 from engines.trt.manifest import write_manifest
 from plugins import library
-from ribsr.base.pictures import Picture, write_picture
+from ribsr.base.pictures import Picture, to_pixels, write_picture
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 from tests.engines.trt import test_manifest as test_plan
@@ -454,7 +454,7 @@ def test_an_illegal_memory_access_ends_the_run_as_it_is(
         engine.run(fakes.picture(8, 8))
     assert not isinstance(error.value, OutOfMemory)
     source = tmp_path / "in.png"
-    write_picture(source, Picture(fakes.picture(30, 40)))
+    write_picture(source, Picture(to_pixels(fakes.picture(30, 40))))
     with pytest.raises(SystemExit, match="1"):
         main([str(plan), str(source), str(tmp_path / "out.png")])
     said = capsys.readouterr().err

@@ -33,7 +33,7 @@ from engines.trt import gpu as cuda
 from engines.trt.versions import TensorRT
 from plugins import library
 from ribsr.base.files import sha256
-from ribsr.base.pictures import Picture, read_picture, write_picture
+from ribsr.base.pictures import Picture, read_picture, to_pixels, write_picture
 from ribsr.base.sizes import Size
 
 pytestmark = pytest.mark.gpu
@@ -159,7 +159,7 @@ def folder(dynamic: Path, tmp_path: Path) -> Path:
     """A folder with the ONNX file, the plan, its manifest and a picture that it takes."""
     for name in ("x2.onnx", PLAN, f"{PLAN}.json"):
         shutil.copy(dynamic.with_name(name), tmp_path)
-    write_picture(tmp_path / "in.png", Picture(samples.sample("coffee", Size(96, 128))))
+    write_picture(tmp_path / "in.png", Picture(to_pixels(samples.sample("coffee", Size(96, 128)))))
     return tmp_path
 
 
@@ -282,18 +282,18 @@ def test_upscaling_as_the_readme_gives_it(shop, folder) -> None:
         done = shop.run(folder, *UPSCALE, *options)
         assert done.returncode == 0, done.stderr
         assert "in.png 128x96 → out.png 256x192" in done.stdout
-        assert read_picture(folder / "out.png").size == "256x192"
+        assert read_picture(folder / "out.png").size == Size.parse("256x192")
 
 
 # Building again
 
 
 def test_pictures_smaller_than_the_plan_takes(shop, folder) -> None:
-    write_picture(folder / "in.png", Picture(samples.sample("coffee", Size(63, 64))))
+    write_picture(folder / "in.png", Picture(to_pixels(samples.sample("coffee", Size(63, 64)))))
     done = shop.run(folder, *UPSCALE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Note: continued by mirroring to 64x64, the smallest that the model takes" in done.stderr
-    assert read_picture(folder / "out.png").size == "128x126"
+    assert read_picture(folder / "out.png").size == Size.parse("128x126")
 
 
 def test_second_build_with_the_timing_cache(shop, dynamic, tmp_path, pictures, expected) -> None:
