@@ -185,9 +185,9 @@ def _why_alone(name: ModelName, key: tuple[str, int, str], groups: dict[tuple[st
 
 
 def _read_images(paths: Sequence[str]) -> Pictures:
-    from ribsr.base.pictures import read_picture
+    from ribsr.base.pictures import read_input
 
-    return [(path, read_picture(path).pixels) for path in paths]
+    return [(path, read_input(path)) for path in paths]
 
 
 def _show(out: Any, reference: References, results: list[Measured], pictures: list[str]) -> None:

@@ -14,6 +14,8 @@ from engines.base import EngineError, OutOfMemory
 _SCHEME = re.compile(r"Error Code:? (?P<code>\d+): (?P<kind>[\w ]+) \((?P<detail>.*)\)\.?$")
 _NO_CUDA_MEMORY = re.compile(r"out of memory\.?|.*\b(cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY)\b.*")
 _NOT_ALLOCATED = re.compile(r"Requested amount of GPU memory \(\d+ bytes\) could not be allocated\b")
+_NUMBER = re.compile(r"\d*:?")
+
 LONGEST = 300
 """Characters of a reason that a line can hold."""
 
@@ -53,9 +55,15 @@ class Call:
     warnings: list[Complaint] = field(default_factory=list)
 
     @property
+    def telling(self) -> list[Complaint]:
+        """The errors that say anything: 8.6 was seen to log a bare `1:`."""
+        return [error for error in self.errors if not _NUMBER.fullmatch(error.text)]
+
+    @property
     def reason(self) -> str:
-        """The first error."""
-        return str(self.errors[0]) if self.errors else "TensorRT does not say why"
+        """The error that memory is exhausted, else the first."""
+        named = [error for error in self.telling if error.out_of_memory] or self.telling
+        return str(named[0]) if named else "TensorRT does not say why"
 
     @property
     def out_of_memory(self) -> bool:

@@ -106,6 +106,17 @@ def test_errors_and_warnings_are_kept_apart_on_one_line_each(trt):
     assert said.reason == "TensorRT does not say why"
 
 
+def test_the_reason_is_the_lack_of_memory_or_else_the_first_error_that_says_anything(trt):
+    log = Log(trt)
+    with log.listening() as said:
+        tell(log, "1: ")
+        assert (said.reason, said.telling) == ("TensorRT does not say why", [])
+        tell(log, "2: [graph.cpp::f::1] Error Code 2: Internal Error (Assertion failed.)")
+        assert "Assertion failed" in said.reason
+        tell(log, "2: [virtualMemoryBuffer.cpp::f::1] Error Code 2: OutOfMemory (no further information)")
+        assert "OutOfMemory" in said.reason
+
+
 def test_long_messages_are_cut():
     assert len(str(Complaint.parse("x" * 999))) == LONGEST + 1
 
