@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from engines.base import EngineError
-from engines.trt import gpu
 from engines.trt.messages import Log
 from engines.trt.plan import Shape
 from engines.trt.versions import TensorRT
@@ -93,8 +92,5 @@ class Builder:
         with self._log.listening() as said:
             plan = self._builder.build_serialized_network(self._network, self._config)
         if plan is None:
-            reason = said.reason
-            if not said.telling:  # seen where memory was short
-                reason += f"; {gpu.free_memory() / 2**20:.0f} MiB of GPU memory are free"
-            raise EngineError(f"TensorRT {self._trt.version} cannot build the engine ({reason})")
+            raise said.failure(f"TensorRT {self._trt.version} cannot build the engine")
         return bytes(plan)

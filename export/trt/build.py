@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from engines.base import EngineError
+from engines.trt import gpu as device
 from engines.trt.builder import Builder
 from engines.trt.versions import TensorRT
 from export import ExportError
@@ -60,7 +62,7 @@ def build(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options, gpu: st
         notes.append(f"{cache}: is no timing cache of this TensorRT and GPU; it is not used, and replaced")
     progress.phase("building")
     start = time.monotonic()
-    plan = in_background(builder.build, progress, cancellable)
+    plan = in_background(lambda: run(builder), progress, cancellable)
     built = Built(plan, time.monotonic() - start, notes)
     progress.phase("writing the timing cache")
     try:
@@ -81,6 +83,16 @@ def set_up(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options) -> Bui
     builder.configure(graph.precision == "fp16", workspace, options.optimization_level)
     builder.add_profile(*((1, 3, *size) for size in shapes))
     return builder
+
+
+def run(builder: Builder) -> bytes:
+    """The plan. Errors tell how much memory is free: where too little is, 8.6 blames whatever it could not do, such as
+    `Cask (no further information)`."""
+    try:
+        return builder.build()
+    except EngineError as error:
+        free = device.free_memory() / 2**20
+        raise type(error)(f"{error}; {free:.0f} MiB of GPU memory are free") from None
 
 
 def default_timing_cache(version: str, gpu: str) -> Path:

@@ -109,6 +109,7 @@ def make_gpu(version: str, here: Path, monkeypatch) -> FakeGPU:
     monkeypatch.setattr(library, "load_tensorrt", lambda trt, path: gpu.loaded.append(path))
     device = cuda.GPU(0, "NVIDIA H100 80GB", "9.0", "13.0")
     monkeypatch.setattr(cuda, "current_gpu", lambda: device)
+    monkeypatch.setattr(cuda, "free_memory", lambda: 590 << 20)
 
     class PlayedEngine(ORTEngine):
         """Runs a plan as its ONNX file in ONNX Runtime, somewhat wrong."""

@@ -17,13 +17,24 @@ from tests.engines.trt.tensorrt_fake import Memory
 from tests.export.trt.played import failed, invoke, timing_cache, written
 
 
-def test_build_that_fails_says_why(gpu, here):
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (["Could not find any implementation for node Conv_7"], "Could not find any implementation for node Conv_7"),
+        (  # TensorRT 8.6.0 on an H200 with 600 MiB left
+            ["1: ", "1: [caskUtils.cpp::createCaskHardwareInfo::858] Error Code 1: Cask (no further information)"],
+            "1: [caskUtils.cpp::createCaskHardwareInfo::858] Error Code 1: Cask (no further information)",
+        ),
+    ],
+)
+def test_build_that_fails_says_why_and_how_much_memory_there_is(gpu, here, said, reason):
     def fails(self: Any, network: Any, config: Any) -> None:
         (log,) = (made for made in gpu.trt.made if isinstance(made, gpu.trt.ILogger))
-        log.log(gpu.trt.ILogger.Severity.ERROR, "Could not find any implementation for node Conv_7")
+        for message in said:
+            log.log(gpu.trt.ILogger.Severity.ERROR, message)
 
     gpu.trt.behaviour["Builder.build_serialized_network"] = fails
-    assert "cannot build the engine (Could not find any implementation for node Conv_7)" in failed(invoke(), here)
+    assert f"cannot build the engine ({reason}); 590 MiB of GPU memory are free" in failed(invoke(), here)
 
 
 def test_timing_cache_is_kept_for_this_tensorrt_and_gpu(gpu, here):
