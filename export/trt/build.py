@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.base import EngineError
-from engines.trt import gpu as device
 from engines.trt.builder import Builder
 from engines.trt.versions import TensorRT
 from export import ExportError
@@ -88,10 +87,12 @@ def set_up(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options) -> Bui
 def run(builder: Builder) -> bytes:
     """The plan. Errors tell how much memory is free: where too little is, 8.6 blames whatever it could not do, such as
     `Cask (no further information)`."""
+    from engines.trt import gpu
+
     try:
         return builder.build()
     except EngineError as error:
-        free = device.free_memory() / 2**20
+        free = gpu.free_memory() / 2**20
         raise type(error)(f"{error}; {free:.0f} MiB of GPU memory are free") from None
 
 
