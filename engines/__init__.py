@@ -10,33 +10,68 @@ Importing it is instant: a runtime is imported when its first engine opens. Only
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
 
 __all__ = [
+    "RUNTIMES",
+    "SUFFIXES",
     "Description",
     "Engine",
     "EngineError",
     "OutOfMemory",
+    "Runtime",
     "Tiled",
     "Timer",
     "find_model",
     "is_checkpoint",
     "open_engine",
+    "runtime_of",
 ]
 
-CHECKPOINTS = (".pt", ".pth", ".safetensors")
-"""Suffixes that PyTorch runs."""
 
-SUFFIXES = (*CHECKPOINTS, ".onnx", ".plan")
-"""Suffixes of model files."""
+@dataclass(frozen=True)
+class Runtime:
+    """Who opens which files: a class of a module, imported when the first of them is opened.
+
+    options: arguments of `open_engine` that it takes besides path and device.
+    """
+
+    module: str
+    engine: str
+    suffixes: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+PYTORCH = Runtime(
+    "engines.pytorch",
+    "PyTorchEngine",
+    (".pt", ".pth", ".safetensors"),
+    ("threads", "precision", "attention", "model", "config"),
+)
+
+RUNTIMES = (
+    PYTORCH,
+    Runtime("engines.ort", "ORTEngine", (".onnx",), ("threads",)),
+    Runtime("engines.trt.engine", "TensorRTEngine", (".plan",), ("cuda_graphs",)),
+)
+
+SUFFIXES = tuple(suffix for runtime in RUNTIMES for suffix in runtime.suffixes)
+"""Of model files."""
+
+
+def runtime_of(path: str | Path) -> Runtime | None:
+    """Who opens a file of this name; None if nobody does."""
+    return next((runtime for runtime in RUNTIMES if Path(path).suffix in runtime.suffixes), None)
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether PyTorch runs this file, so that precision, attention, model and config are for the caller to choose."""
-    return Path(path).suffix in CHECKPOINTS
+    return runtime_of(path) is PYTORCH
 
 
 def find_model(path: str | Path) -> Path:
@@ -62,17 +97,17 @@ def open_engine(
     """Opens a model file with the runtime that its suffix names, or a bundled checkpoint by its name.
 
     device: `auto` (the GPU if the runtime can use it), `cpu` or `cuda`; the last fails rather than fall back.
-    threads: CPU threads of the runtime; None leaves it to the runtime.
-    For checkpoints (.pt, .pth, .safetensors) only, since other files fix them:
-    precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
+    The rest is for the files whose row in RUNTIMES names it; None leaves it to the runtime.
+    threads: CPU threads. precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
-    cuda_graphs: for plans (.plan): launch the work of repeated sizes as a whole (see `engines.trt`).
+    cuda_graphs: launch the work of repeated sizes as a whole (see `engines.trt.engine`).
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
     """
     path = find_model(path)
-    if path.suffix not in SUFFIXES:
+    runtime = runtime_of(path)
+    if runtime is None:
         raise EngineError(
             f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
             "names, such as sst-light-x2"
@@ -82,27 +117,17 @@ def open_engine(
         raise EngineError(f"{path}: {what}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be at least 1, got {threads}")
-    if cuda_graphs and path.suffix != ".plan":
-        raise EngineError(f"{path}: CUDA graphs can be chosen for TensorRT plans (.plan) only")
-    if is_checkpoint(path):
-        from engines.pytorch import PyTorchEngine
-
-        return PyTorchEngine(
-            path,
-            device=device,
-            threads=threads,
-            precision=precision or "fp32",
-            attention=attention or "auto",
-            model=model,
-            config=config,
-        )
-    chosen = {"precision": precision, "attention": attention, "model": model, "config": config}
-    if given := [name for name, value in chosen.items() if value is not None]:
-        raise EngineError(f"{path}: {' and '.join(given)} can be chosen for checkpoints only; exported files fix it")
-    if path.suffix == ".plan":
-        from engines.trt.engine import TensorRTEngine
-
-        return TensorRTEngine(path, device=device, cuda_graphs=cuda_graphs)
-    from engines.ort import ORTEngine
-
-    return ORTEngine(path, device=device, threads=threads)
+    options = {
+        "threads": threads,
+        "precision": precision,
+        "attention": attention,
+        "model": model,
+        "config": config,
+        "cuda_graphs": cuda_graphs or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if wrong := [name for name in given if name not in runtime.options]:
+        takers = [suffix for other in RUNTIMES if wrong[0] in other.options for suffix in other.suffixes]
+        raise EngineError(f"{path}: {wrong[0]} can be chosen for {', '.join(takers)} files only")
+    engine = getattr(importlib.import_module(runtime.module), runtime.engine)
+    return engine(path, device=device, **given)

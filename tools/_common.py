@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import Tiled, find_model, is_checkpoint, open_engine
+from engines import Tiled, find_model, open_engine, runtime_of
 from engines.base import PRECISIONS, Description, EngineError
 from ribsr.base.command import F
 from ribsr.base.files import atomic, check_target
@@ -49,11 +49,8 @@ def model_name(text: str) -> ModelName:
 
 def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
     """Of the options of `engines.options`, those that `open_engine` takes for this model."""
-    taken = ["device", "threads"]
-    if is_checkpoint(name.path):
-        taken += ["attention", "model", "config"]
-    elif Path(name.path).suffix == ".plan":
-        taken += ["cuda_graphs"]
+    runtime = runtime_of(name.path)
+    taken = ("device", *(runtime.options if runtime else ()))
     return {option: options[option] for option in taken if option in options}
 
 

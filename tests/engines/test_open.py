@@ -44,7 +44,9 @@ def test_files_that_cannot_be_opened(tmp_path: Path, name: str, message: str) ->
     "option", [{"precision": "fp16"}, {"attention": "sdpa"}, {"model": "sst"}, {"config": "options.yml"}]
 )
 def test_options_of_checkpoints_are_refused_for_exported_files(onnx_file: Path, option: dict[str, str]) -> None:
-    with pytest.raises(EngineError, match=f"{next(iter(option))} can be chosen for checkpoints only"):
+    with pytest.raises(
+        EngineError, match=rf"{next(iter(option))} can be chosen for \.pt, \.pth, \.safetensors files only"
+    ):
         open_engine(onnx_file, **option)  # pyright: ignore[reportArgumentType]
 
 
@@ -57,6 +59,9 @@ def test_unknown_devices_and_threads_are_refused(file: str, request: pytest.Fixt
         open_engine(path, threads=0)
 
 
-def test_cuda_graphs_are_for_plans(onnx_file: Path) -> None:
-    with pytest.raises(EngineError, match=r"CUDA graphs can be chosen for TensorRT plans \(\.plan\) only"):
+def test_cuda_graphs_are_for_plans_and_threads_are_not(onnx_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"cuda_graphs can be chosen for \.plan files only"):
         open_engine(onnx_file, cuda_graphs=True)
+    (tmp_path / "x2.plan").touch()
+    with pytest.raises(EngineError, match=r"threads can be chosen for \.pt, \.pth, \.safetensors, \.onnx files only"):
+        open_engine(tmp_path / "x2.plan", threads=2)

@@ -69,7 +69,7 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     [
         ("x2.pt", {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None}),
         ("x2.onnx", {"device": "cpu", "threads": 2}),
-        ("x2.plan", {"device": "cpu", "threads": 2, "cuda_graphs": True}),
+        ("x2.plan", {"device": "cpu", "cuda_graphs": True}),
     ],
 )
 def test_each_option_goes_to_the_models_that_take_it(
