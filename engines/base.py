@@ -41,7 +41,7 @@ class Description:
     """What an open engine is and where it runs, found out after opening rather than assumed.
 
     path: the file it was opened from.
-    runtime, runtime_version: `pytorch`, `onnxruntime` or `tensorrt`, and which release of it.
+    runtime, runtime_version: which runtime, e.g. `onnxruntime`, and which release of it.
     device: what runs it really, e.g. `CPUExecutionProvider` or `cuda:0 NVIDIA H100`.
     precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
     model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.

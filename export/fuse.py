@@ -78,7 +78,7 @@ def _with_whole_layers(model: onnx.ModelProto, graph: Any, capability: str | Non
 def count(model: onnx.ModelProto) -> dict[str, int]:
     """How many nodes of each operator of the table a model has."""
     ops = [node.op_type for node in model.graph.node if node.domain == cyclic_window.DOMAIN]
-    return {name: ops.count(name) for name in operators.NAMES}
+    return {name: ops.count(name) for name in operators.PLUGINS}
 
 
 def _fuse_gate(graph: Any, attention: gs.Node) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from plugins.operators import CYCLIC_WINDOW_ATTENTION, DOMAIN, NAMES, OPERATORS, Operator, Params
+from plugins.operators import CYCLIC_WINDOW_ATTENTION, DOMAIN, OPERATORS, PLUGINS, Operator, Params
 from ribsr.base.errors import RibsrError
 
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
@@ -128,4 +128,4 @@ def _missing_plugins(registry: Any) -> list[str]:
     # To ask for one that is not there makes TensorRT log an error. From 10 on, the second list lacks IPluginV3.
     creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
     known = {(creator.name, creator.plugin_version, creator.plugin_namespace) for creator in creators}
-    return [name for name in NAMES if (name, "1", DOMAIN) not in known]
+    return [name for name in PLUGINS if (name, "1", DOMAIN) not in known]

@@ -94,7 +94,7 @@ class Operator:
     by one and weights as one list. Those that begin with `batch` are maps, the others contiguous arrays; the structure
     has first the maps, then the arrays, in this order, and last the workspace if there is one. attributes: in the order
     of PyTorch's arguments. options: integers that are 0 unless a caller of the C interface wants otherwise. reference:
-    (*inputs, *weights, **attributes) → the output, or a tuple of them, in PyTorch.
+    (*inputs, *weights, **attributes) → the output, or a tuple of them, in PyTorch. plugin: whether TensorRT has it.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Operator:
     options: tuple[str, ...] = ()
     widths: Widths = Widths()
     has_workspace: bool = False
+    plugin: bool = True
 
     @property
     def short(self) -> str:
@@ -378,4 +379,5 @@ ATTENTION_INPUTS = Operator(
 )
 
 OPERATORS = (CYCLIC_WINDOW_ATTENTION, CHANNEL_LAYER_NORM, DEPTHWISE_CONV3X3, FEED_FORWARD, ATTENTION_INPUTS)
-NAMES = tuple(operator.name for operator in OPERATORS)
+PLUGINS = tuple(operator.name for operator in OPERATORS if operator.plugin)
+"""Those that TensorRT has."""

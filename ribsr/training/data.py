@@ -43,7 +43,7 @@ def read_pairs(folders: Sequence[Folder], scale: int, crop: int, say: Callable[[
         say(f"skipped {reason}")
     pairs = [result for result in results if isinstance(result, Pair)]
     if not pairs:
-        where = ", ".join(folder.high for folder in folders) or "(train lists no folders)"
+        where = ", ".join(folder.high for folder in folders) or "the recipe, whose train lists no folders"
         raise DataError(f"no usable training pictures in {where}")
     return pairs
 

@@ -128,7 +128,7 @@ def builds(tmp_path: Path) -> Builds:
 def test_every_source_is_compiled_and_linked(builds: Builds) -> None:
     assert builds.run()
     sources = set(compiler.SOURCE.rglob("*.cu"))
-    assert {"attention", "feed_forward", "attention_inputs", "layer_norm", "depthwise", "shared"} == {
+    assert {"shared", *(operator.short for operator in operators.OPERATORS)} == {
         source.parent.name for source in sources
     }
     assert set(builds.compiled) == sources
@@ -153,26 +153,26 @@ def test_added_operator_is_compiled(builds: Builds, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compiler, "SOURCE", source)
     assert not builds.run()  # the same content, elsewhere
 
-    added = source / "twice"
+    added = source / "added"
     added.mkdir()
     for name in ("portable.cu", "hopper.cu"):
         (added / name).write_text("")
     assert builds.run()
     assert len(builds.calls) == before + 3  # two files and the link
-    assert {"twice.portable.cu.o", "twice.hopper.cu.o"} <= {Path(name).name for name in builds.calls[-1].split()}
+    assert {"added.portable.cu.o", "added.hopper.cu.o"} <= {Path(name).name for name in builds.calls[-1].split()}
     assert not builds.run()
-    (added / "twice.h").write_text("")
+    (added / "added.h").write_text("")
     assert builds.run()
 
 
 TWICE = """
 #include "shared/interface.h"
 
-__global__ void twice(float *data) { data[threadIdx.x] *= 2.0f; }
+__global__ void added(float *data) { data[threadIdx.x] *= 2.0f; }
 
-extern "C" RIBSR_API int32_t ribsr_twice(float *data, void *stream) {
+extern "C" RIBSR_API int32_t ribsr_added(float *data, void *stream) {
   RIBSR_CHECK(data != nullptr, "data is null");
-  twice<<<1, 32, 0, static_cast<cudaStream_t>(stream)>>>(data);
+  added<<<1, 32, 0, static_cast<cudaStream_t>(stream)>>>(data);
   return ribsr::launched(cudaGetLastError());
 }
 """
@@ -187,13 +187,13 @@ def test_added_operator_is_in_the_library(tmp_path: Path, monkeypatch: pytest.Mo
     source = tmp_path / "src"
     shutil.copytree(compiler.SOURCE / "shared", source / "shared")
     shutil.copy(compiler.SOURCE / "kernels.map", source)
-    (source / "twice").mkdir()
-    (source / "twice" / "portable.cu").write_text(TWICE)
+    (source / "added").mkdir()
+    (source / "added" / "portable.cu").write_text(TWICE)
     monkeypatch.setattr(compiler, "SOURCE", source)
     assert compiler.build(tmp_path / "kernels.so")
     made = ctypes.CDLL(str(tmp_path / "kernels.so"))
     made.ribsr_error_message.restype = ctypes.c_char_p
-    assert made.ribsr_twice(None, None) == 1
+    assert made.ribsr_added(None, None) == 1
     assert made.ribsr_error_message() == b"data is null"
 
 

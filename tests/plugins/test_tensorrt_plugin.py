@@ -235,7 +235,7 @@ def loadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_plugins_are_loaded_once(loadable: Path) -> None:
-    registry = Registry(operators.NAMES)
+    registry = Registry(operators.PLUGINS)
     library.load_tensorrt(tensorrt(registry), loadable)
     library.load_tensorrt(tensorrt(registry), Path("not-needed-any-more.so"))
     assert registry.loaded == [str(loadable)]
@@ -243,16 +243,16 @@ def test_plugins_are_loaded_once(loadable: Path) -> None:
 
 def test_plugins_of_the_new_interface_count(loadable: Path) -> None:
     """From TensorRT 10 on, plugin_creator_list lacks IPluginV3 creators; all_creators has them."""
-    registry = Registry(operators.NAMES)
+    registry = Registry(operators.PLUGINS)
     registry.load_library("")
     newer = SimpleNamespace(all_creators=registry.plugin_creator_list, plugin_creator_list=[])
     library.load_tensorrt(tensorrt(newer), loadable)
 
 
 def test_library_of_another_tensorrt(loadable: Path) -> None:
-    registry = Registry(operators.NAMES[:1])
+    registry = Registry(operators.PLUGINS[:1])
     with pytest.raises(
-        library.LibraryError, match="DepthwiseConv3x3, FeedForward, AttentionInputs: it was built for another"
+        library.LibraryError, match=f"the plugins {', '.join(operators.PLUGINS[1:])}: it was built for another"
     ):
         library.load_tensorrt(tensorrt(registry), loadable)
 
@@ -278,7 +278,7 @@ def test_library_of_another_version(
 ) -> None:
     """It has the same plugins, which would refuse what this version gives them, in TensorRT's words."""
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(**functions))
-    registry = Registry(operators.NAMES)
+    registry = Registry(operators.PLUGINS)
     with pytest.raises(library.LibraryError, match=rf"interface version {version}, not \d+: build it again"):
         library.load_tensorrt(tensorrt(registry), loadable)
     assert not registry.loaded
