@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ribsr.base.command import Command
+from ribsr.base.command import Command, FiniteRange
 
 
 @click.group()
@@ -20,7 +20,7 @@ def main() -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--init", metavar="FILE", help="Finished weights to start from, instead of the file's `init`.")
 @click.option("--output", metavar="DIR", help="Instead of the file's `output`.")
-@click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Write the state then, and end.")
+@click.option("--stop-after", type=FiniteRange(min=0), metavar="SECONDS", help="Write the state then, and end.")
 def train(config: Path, init: str | None, output: str | None, stop_after: float | None) -> None:
     """Trains as CONFIG says, and goes on where an earlier run into the same folder ended or was killed.
 

@@ -30,6 +30,9 @@ among the metadata."""
 
 SCALES = (2, 3, 4)
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of weights in files."""
+
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, LookupError, TypeError,
     AttributeError, struct.error,
@@ -103,6 +106,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
     if "ribsr" not in metadata:
         return {"params": params}
+    if metadata["ribsr"] != str(FORMAT):  # whatever its configuration looks like
+        return {"ribsr": metadata["ribsr"], "params": params}
     try:
         config = parse_json(metadata["config"]) if "config" in metadata else None
     except ValueError as error:
@@ -234,7 +239,9 @@ def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expe
             hint = "; the file was trained for another scale than the configuration says"
         raise CheckpointError(f"{path}: {wrong[0]} is {shapes[0]}, {title} needs {shapes[1]}{hint}")
     for key, value in params.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{path}: {key} is {value.dtype}, weights must be floating point")
+        if value.dtype not in DTYPES:
+            raise CheckpointError(f"{path}: {key} is {value.dtype}, weights must be floating point of 16 to 64 bits")
+        if value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(f"{path}: {key} holds no plain values; save a state dict of dense tensors")
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinite values; the training run it is from diverged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,17 +92,23 @@ class ESCRIBConfig:
 Config = SSTConfig | ESCRIBConfig
 
 
+_LARGEST = {"blocks": 1000, "windows": 1024, "scale": 64, "rib_freqs": 64}
+"""Far more than any model has; other sizes may be 65,536. Building what a file asks for must not fill the memory."""
+
+
 def _check_common(config: Config) -> None:
-    positive = (config.dim, config.blocks, config.intermediate_dim, config.rib_hidden_dim, config.scale)
-    if min(*positive, *config.windows, *config.heads, *config.ranks) < 1 or config.rib_freqs < 0:
-        raise ConfigError(f"{config.name}: every size must be a positive whole number")
+    for name, value in vars(config).items():
+        sizes = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
+        least, most = int(name != "rib_freqs"), _LARGEST.get(name, 2**16)
+        if not all(least <= size <= most for size in sizes):
+            raise ConfigError(f"{config.name}: {name} must be {least} to {most}, got {value}")
     for heads in config.heads:
         if config.dim % heads:
             raise ConfigError(f"{config.name}: {heads} heads do not divide {config.dim} channels")
     if config.upsampler not in ("direct", "pixelshuffle"):
         raise ConfigError(f"{config.name}: upsampler must be direct or pixelshuffle, got {config.upsampler!r}")
-    if math.floor(config.dim * config.expansion) < 1:
-        raise ConfigError(f"{config.name}: expansion {config.expansion} leaves no hidden channel")
+    if not 1 <= config.dim * config.expansion <= 2**20:
+        raise ConfigError(f"{config.name}: expansion {config.expansion} makes no hidden channels, or too many")
 
 
 def _sst(

@@ -9,9 +9,8 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from plugins import operators
+from plugins.library import LibraryError
 from plugins.operators import Operator
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def require_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise click.ClickException("no CUDA device: the kernels need one")
+        raise LibraryError("no CUDA device: the kernels need one")
 
 
 def dtype_of(bf16: bool) -> torch.dtype:

@@ -19,13 +19,15 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ribsr.base.command import Command
+
 if TYPE_CHECKING:
     import numpy as np
 
 CHECKPOINT, SCALE = "sst-light-x2", 2
 
 
-@click.command()
+@click.command(cls=Command)
 def main() -> None:
     """Export the bundled checkpoint, prove parity, and enlarge a photograph."""
     folder = ROOT / "demo"

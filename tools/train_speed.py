@@ -27,7 +27,7 @@ import click
 from engines.base import EngineError
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._authors import build_authors
+from tools._authors import build_authors, import_authors
 from tools._common import console, environment, environment_line, json_option, table, write_json
 from tools._timing import Child
 
@@ -172,6 +172,8 @@ def main(
     json_target: str | None,
 ) -> None:
     """Times training steps of the authors' model and of ours, on the GPU if there is one."""
+    if "authors" in forms:
+        import_authors(Path(repository))
     out = console(stderr=json_target == "-")
     results = []
     for case in cases:
@@ -196,6 +198,8 @@ def main(
     if json_target:
         values = {"scale": scale, "results": results, "batches_per_second": pipeline, "environment": seen}
         write_json(json_target, {"tool": "train_speed", **values})
+    if failed := sum("failure" in result for result in results):
+        raise EngineError(f"{failed} of {len(results)} failed, as said above")
 
 
 def _cells(result: dict[str, Any]) -> list[str]:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from engines.base import EngineError
+from engines.base import PRECISIONS, EngineError
 from engines.metadata import Stamp
 from ribsr.base.files import atomic, sha256
+from ribsr.base.settings import parse_json
 from ribsr.base.sizes import Size
 
 FORMAT = 2
@@ -76,7 +77,7 @@ def read_manifest(plan: str | Path) -> Manifest:
     """
     plan, path = Path(plan), manifest_path(plan)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values["format"] not in (1, FORMAT):
             raise EngineError(
                 f"{path}: has format {values['format']}, this toolkit reads 1 and {FORMAT}; build the plan again: "
@@ -88,7 +89,7 @@ def read_manifest(plan: str | Path) -> Manifest:
             f"{plan}: its manifest {path.name} is missing; copy it beside the plan, or build both again: "
             "python -m export.trt"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # ValueError: also text that is no JSON, or no text
         raise EngineError(f"{path}: is damaged; copy it again, or build the plan again: python -m export.trt") from None
     if sha256(plan) != manifest.plan_sha256:
         raise EngineError(
@@ -115,6 +116,9 @@ def _from_json(values: dict[str, Any]) -> Manifest:
     numbers = [stamp["scale"], *(side for sides in (*shapes, *windows) for side in sides)]
     if any(not isinstance(number, int) or number < 1 for number in numbers):
         raise ValueError("sizes are whole numbers from 1 on")
+    texts = [known[name] for name in ("onnx", "precision", "form")]
+    if not all(isinstance(text, str) for text in texts) or known["precision"] not in PRECISIONS:
+        raise ValueError("a file has a name, a form and one of the precisions")
     plugin = known["plugin"]
     if plugin is not None and (Path(plugin["file"]).name != plugin["file"] or not isinstance(plugin["sha256"], str)):
         raise ValueError("a plugin library has a name, without a folder, and a hash")

@@ -113,10 +113,11 @@ class Log:
     @contextmanager
     def listening(self) -> Iterator[Call]:
         """Collects what TensorRT says during one call of this thread."""
+        outer = getattr(_here, "call", None)
         call = _here.call = Call()
         self._calls.append(call)
         try:
             yield call
         finally:
-            _here.call = None
+            _here.call = outer
             self._calls.remove(call)

@@ -96,7 +96,7 @@ def read(path: Path) -> Source:
     stamp = read_stamp(path)
     if stamp.form == "mha":
         raise ExportError(
-            f"{path}: is in form 'mha', which only ONNX Runtime runs; export it again without --attention: "
+            f"{path}: is in form 'mha', which only ONNX Runtime runs; export it again without --form: "
             "python -m export.onnx --ckpt MODEL.pt"
         )
     try:

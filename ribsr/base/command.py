@@ -63,7 +63,7 @@ def message(error: BaseException) -> str:
         files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
         return _one_line(": ".join(filter(None, [" → ".join(files), error.strerror])))
     if isinstance(error, MemoryError):
-        return "out of memory; give smaller pictures"
+        return "out of memory; free some, or give less (smaller pictures, --tile)"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed: " + " or ".join(f"pip install '.[{of}]'" for of in EXTRAS[error.name])
     if group := getattr(error, "exceptions", ()):  # an ExceptionGroup says only how many it holds

@@ -28,8 +28,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     may not be longer than 255 bytes. Raises OSError when it cannot be written to, as `check_target` does or the system.
     """
     path = Path(path)
-    check_target(path)
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target = path.resolve() if path.is_symlink() else path
+    check_target(target)
     temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
     try:

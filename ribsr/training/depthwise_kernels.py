@@ -1,4 +1,4 @@
-"""Triton kernels of `ribsr.depthwise`, on maps [B, H, W, C].
+"""Triton kernels of `ribsr.training.depthwise`, on maps [B, H, W, C].
 
 A program walks down ROWS rows of a strip of PIXELS columns and CHANNELS channels, and holds three rows of its
 neighbourhood; each row is read three times, shifted by a column, of which two come from the caches.

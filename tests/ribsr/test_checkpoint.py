@@ -200,6 +200,40 @@ def test_all_formats_are_checked_alike(tmp_path, model, suffix, version, change,
     fails(tmp_path / f"a{suffix}", phrase)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dim", 10**30), ("scale", 10**12), ("ranks", [10**20]), ("windows", [10**20]), ("rib_freqs", 10**9)],
+)
+def test_sizes_that_would_fill_the_memory_are_refused(tmp_path, model, field, value):
+    path = tmp_path / "x2.safetensors"
+    config = {**configs.to_dict(model.config), field: value}
+    save_file(dict(model.state_dict()), path, metadata={"ribsr": "1", "config": json.dumps(config)})
+    with pytest.raises(CheckpointError, match=rf"{field} must be \d+ to \d+, got"):
+        ribsr.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn, weights must be"),
+        (lambda value: value.to_sparse(), "holds no plain values"),
+        (lambda value: value.to("meta"), "holds no plain values"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(tmp_path, model, change, message):
+    params = {key: change(value.detach()) for key, value in model.state_dict().items()}
+    torch.save({"ribsr": 1, "config": configs.to_dict(model.config), "params": params}, tmp_path / "x2.pt")
+    with pytest.raises(CheckpointError, match=message):
+        ribsr.load(tmp_path / "x2.pt")
+
+
+def test_the_format_of_a_later_version_is_told_whatever_its_configuration_is(tmp_path, model):
+    path = tmp_path / "x2.safetensors"
+    save_file(dict(model.state_dict()), path, metadata={"ribsr": "2", "config": "{new"})
+    with pytest.raises(CheckpointError, match="own format 2, this version reads 1; update ribsr"):
+        ribsr.load(path)
+
+
 def test_a_broken_configuration_in_safetensors(tmp_path, model):
     _, params = own(model)
     for text, phrase in (("{", "its configuration is not JSON"), ("[" * 99999, "not JSON"), ("[1]", "is missing")):

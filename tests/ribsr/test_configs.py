@@ -50,9 +50,10 @@ def test_layers_shift_only_where_all_windows_are_equal():
     [
         ({"heads": (5,) * 6}, "5 heads do not divide 48 channels"),
         ({"windows": (8, 16)}, "same length"),
-        ({"windows": (0,) * 6}, "positive"),
+        ({"windows": (0,) * 6}, "windows must be 1 to 1024"),
+        ({"expansion": 1e308}, "expansion 1e.308 makes no hidden channels, or too many"),
         ({"upsampler": "bilinear"}, "upsampler must be direct or pixelshuffle"),
-        ({"scale": 0}, "positive"),
+        ({"scale": 0}, "scale must be 1 to 64"),
     ],
 )
 def test_impossible_configurations_say_why(change, message):

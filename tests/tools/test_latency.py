@@ -199,7 +199,7 @@ def test_gpu_memory_is_what_the_process_added(
     ("error", "line"),
     [
         (CUDAError("cudaErrorNoDevice", "the NVIDIA driver finds no GPU"), "the NVIDIA driver finds no GPU"),
-        (MemoryError("Unable to allocate 1 TiB"), "out of memory; give smaller pictures"),
+        (MemoryError("Unable to allocate 1 TiB"), "out of memory; free some, or give less (smaller pictures, --tile)"),
     ],
 )
 def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, line: str) -> None:

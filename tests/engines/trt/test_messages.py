@@ -117,6 +117,16 @@ def test_the_reason_is_the_lack_of_memory_or_else_the_first_error_that_says_anyt
         assert "OutOfMemory" in said.reason
 
 
+def test_a_call_within_a_call_leaves_the_outer_one_listening(trt):
+    log, other = Log(trt), Log(trt)
+    with log.listening() as outer:
+        with other.listening() as inner:
+            tell(other, "inner")
+        tell(other, "outer")
+    assert [str(error) for error in inner.errors] == ["inner"]
+    assert [str(error) for error in outer.errors] == ["outer"]
+
+
 def test_long_messages_are_cut():
     assert len(str(Complaint.parse("x" * 999))) == LONGEST + 1
 

@@ -60,7 +60,7 @@ def run(error: BaseException, *arguments: str) -> Result:
          "ModuleNotFoundError: No module named 'x' (run again with -v for a traceback)"),
         (ImportError("libcuda.so: not found"),
          "ImportError: libcuda.so: not found (run again with -v for a traceback)"),
-        (MemoryError(), "out of memory; give smaller pictures"),
+        (MemoryError(), "out of memory; free some, or give less (smaller pictures, --tile)"),
         (KeyError("x"), "KeyError: 'x' (run again with -v for a traceback)"),
         (RuntimeError(), "RuntimeError (run again with -v for a traceback)"),
     ],

@@ -80,6 +80,12 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path, there: bool) -> None
     assert target.read_bytes() == b"new"
 
 
+def test_the_missing_folder_of_a_links_target_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nodir" / "target")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nodir$"), atomic(tmp_path / "link"):
+        pass
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"), atomic(tmp_path / "nowhere" / "a"):
         pass
