@@ -273,17 +273,11 @@ def _describe(
         raise EngineError(f"{path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
     b, _, h, w = (size if isinstance(size, int) else None for size in inputs[0].shape)
     return Description(
+        **vars(stamp),
         path=path,
         runtime="onnxruntime",
         runtime_version=ort.__version__,
         device=session.get_providers()[0],
-        precision=stamp.precision,
-        model=stamp.model,
-        scale=stamp.scale,
-        windows=stamp.windows,
-        form=stamp.form,
-        version=stamp.version,
-        checkpoint_sha256=stamp.checkpoint_sha256,
         batch=b,
         limits=Limits.only(h, w),
         notes=tuple(notes),

@@ -73,6 +73,8 @@ def export_onnx(
     check_target(output)
     if options.form == "plugin" and not options.half:
         raise ExportError("--form plugin needs --fp16: TensorRT's plugin computes in half precision")
+    if options.form == "plugin" and options.verify:
+        raise ExportError("--verify cannot be had with --form plugin: only TensorRT with the plugin runs that file")
     import ribsr
     from export import lower
     from export.canonical import OPSETS
@@ -182,6 +184,8 @@ def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, co
     try:
         engine = ORTEngine(path, device="cpu")
     except NotInstalled as error:
+        if options.verify:
+            raise
         return f"checked as a graph; not run: {error}"
     with engine, RunningReference(checkpoint, device="cpu", model=model, config=config) as reference:
         try:

@@ -47,20 +47,14 @@ class TensorRTEngine(Engine):
         self._idle: list[_Lane] = []
 
     def _describe(self, plan: Plan) -> Description:
-        manifest, stamp = self._manifest, self._manifest.stamp
+        manifest = self._manifest
         smallest, _, largest = plan.shapes
         return Description(
+            **{**vars(manifest.stamp), "precision": manifest.precision, "form": manifest.form},
             path=self._path,
             runtime="tensorrt",
             runtime_version=plan.trt.version,
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
-            precision=manifest.precision,
-            model=stamp.model,
-            scale=stamp.scale,
-            windows=stamp.windows,
-            form=manifest.form,
-            version=stamp.version,
-            checkpoint_sha256=stamp.checkpoint_sha256,
             batch=smallest[0] if smallest[0] == largest[0] else None,
             limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
         )

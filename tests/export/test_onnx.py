@@ -249,6 +249,13 @@ def test_large_windows_are_checked_only_when_asked(checkpoint, monkeypatch):
     assert "checked in ONNX Runtime" in invoke("--ckpt", "x2.pt", "--verify").output
 
 
+def test_a_check_that_cannot_be_made_is_no_success(checkpoint):
+    result = invoke("--ckpt", "x2.pt", "--fp16", "--form", "plugin", "--verify")
+    assert result.exit_code == 1
+    assert "--verify cannot be had with --form plugin" in result.output
+    assert written() == ["x2.pt"]
+
+
 def test_interrupted_while_writing_the_old_file_stays(checkpoint, monkeypatch):
     Path("x2.onnx").write_text("old")
 
