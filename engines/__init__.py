@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engines.base import Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
+from ribsr import bundled
 
 __all__ = [
     "RUNTIMES",
@@ -27,7 +28,6 @@ __all__ = [
     "Runtime",
     "Tiled",
     "Timer",
-    "find_model",
     "is_checkpoint",
     "open_engine",
     "runtime_of",
@@ -74,15 +74,6 @@ def is_checkpoint(path: str | Path) -> bool:
     return runtime_of(path) is PYTORCH
 
 
-def find_model(path: str | Path) -> Path:
-    """The file of a bundled checkpoint (`ribsr.bundled`) if `path` is the name of one; else `path` itself."""
-    if Path(path).suffix:
-        return Path(path)
-    from ribsr import bundled  # here: files with a suffix are opened where ribsr is not installed
-
-    return bundled.find(path)
-
-
 def open_engine(
     path: str | Path,
     *,
@@ -105,7 +96,7 @@ def open_engine(
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
     """
-    path = find_model(path)
+    path = bundled.find(path)
     runtime = runtime_of(path)
     if runtime is None:
         raise EngineError(

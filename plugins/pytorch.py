@@ -43,12 +43,11 @@ class Call:
         _check_dtypes(*inputs)
         tensors = zip(operator.tensors.items(), inputs, strict=True)
         self.inputs = {name: x if operators.is_map(shape) else x.contiguous() for (name, shape), x in tensors}
-        self.outputs = tuple(_empty_outputs(operator, inputs[0], values) if outputs is None else outputs)
-        expected = [operators.sizes(shape, values) for shape in operator.outputs.values()]
-        if [list(out.shape) for out in self.outputs] != expected:
-            raise ValueError(
-                f"{operator.name}: outputs are {[list(out.shape) for out in self.outputs]}, not {expected}"
-            )
+        if outputs is None:
+            outputs = _empty_outputs(operator, inputs[0], values)
+        elif (shapes := [list(out.shape) for out in outputs]) != (expected := _output_shapes(operator, values)):
+            raise ValueError(f"{operator.name}: outputs are {shapes}, not {expected}")
+        self.outputs = tuple(outputs)
         self.workspace = workspace
         if workspace is None and (size := library.workspace(operator, *(values[n] for n in operator.widths.names))):
             self.workspace = torch.empty(size, dtype=torch.uint8, device=inputs[0].device)
@@ -83,8 +82,14 @@ def _empty_outputs(operator: Operator, like: Tensor, values: dict[str, Any]) -> 
     """New tensors for the results, in the layout of `like`."""
     channels_last = like.stride(1) == 1 and like.shape[1] > 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shapes = (operators.sizes(shape, values) for shape in operator.outputs.values())
-    return [torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout) for shape in shapes]
+    return [
+        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+        for shape in _output_shapes(operator, values)
+    ]
+
+
+def _output_shapes(operator: Operator, values: dict[str, Any]) -> list[list[int]]:
+    return [operators.sizes(shape, values) for shape in operator.outputs.values()]
 
 
 def _define(operator: Operator) -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import Tiled, find_model, open_engine, runtime_of
+from engines import Tiled, open_engine, runtime_of
 from engines.base import PRECISIONS, Description, EngineError
+from ribsr import bundled
 from ribsr.base.command import F
 from ribsr.base.files import atomic, check_target
 
@@ -43,8 +44,8 @@ def model_name(text: str) -> ModelName:
     """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
     match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
     if match and not Path(text).exists():
-        return ModelName(str(find_model(match[1])), match[2])
-    return ModelName(str(find_model(text)))
+        return ModelName(str(bundled.find(match[1])), match[2])
+    return ModelName(str(bundled.find(text)))
 
 
 def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.base import EngineError
+from engines.base import EngineError, NotInstalled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +44,7 @@ def runtime() -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("cuda", "cuda.bindings"):
             raise
-        raise EngineError(
+        raise NotInstalled(
             "running TensorRT plans needs cuda-python 12.6 or later, which is not installed: pip install 'ribsr[trt]'"
         ) from None
     return module

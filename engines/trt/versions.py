@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from engines.base import EngineError
+from engines.base import EngineError, NotInstalled
 from engines.trt.messages import Log
 from ribsr.base.errors import first_line
 
@@ -42,7 +42,7 @@ class TensorRT:
         except ModuleNotFoundError as error:
             if error.name != "tensorrt":
                 raise
-            raise EngineError(
+            raise NotInstalled(
                 "TensorRT for Python is not installed: pip install 'ribsr[trt]', or install NVIDIA's wheel for this "
                 "Python"
             ) from None

@@ -28,7 +28,6 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     say: is told of each step. Raises ExportError, EngineError, ValueError, OSError, plugins.library.LibraryError; and
     KeyboardInterrupt, StillBuilding if the build goes on nevertheless.
     """
-
     check_targets(output, options)
     source = read(onnx_file)
     shapes = choose_shapes(source, options)
