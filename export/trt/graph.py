@@ -96,12 +96,12 @@ def choose_form(
     form: Any = source.stamp.form
     if form == "plugin":
         if not options.plugin:
-            raise ExportError(f"{source.path}: is in form 'plugin'; for --no-plugin export it without --attention")
+            raise ExportError(f"{source.path}: is in form 'plugin'; for --no-plugin export it without --form")
         return "plugin", plugin_library(trt, say)
     if form == "attention" and not trt.reads_attention:
         raise ExportError(
             f"{source.path}: is in form 'attention', which TensorRT {trt.version} does not read (10.14 does); "
-            "export it without --attention"
+            "export it without --form"
         )
     if form != "canonical":
         return form, None

@@ -88,7 +88,7 @@ def rerouted(verify: Any, here: Path, files: Path, args: tuple) -> str:
         (OLDEST, [], "x2.attention", "opset 23"),
         (TEN, ["--fp16"], "x2.mha", "is in form 'mha', which only ONNX Runtime runs"),
         (TEN, ["--fp16"], "x2.attention", "which leaves no choice of precision; for fp16 take the canonical"),
-        (TEN, ["--no-plugin"], "x2.plugin.fp16", "for --no-plugin export it without --attention"),
+        (TEN, ["--no-plugin"], "x2.plugin.fp16", "for --no-plugin export it without --form"),
         (TEN, ["--fp16", "--size", "64x64"], "x2.static", "takes pictures of 40x24 only"),
         (
             TEN,
