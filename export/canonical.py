@@ -12,6 +12,7 @@ from torch import Tensor
 
 from export import cyclic_window
 from export.lower import set_shape
+from plugins import operators
 from ribsr.attention import Geometry, register_attention, set_attention
 from ribsr.layers import RIBModel
 
@@ -29,7 +30,7 @@ def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geo
             "heads": geometry.heads,
             "shift": list(geometry.shift),
             "scale": geometry.scale,
-            **cyclic_window.PLUGIN,
+            **operators.TENSORRT,
         },
         dtype=qkv.dtype,
         shape=gate.shape,

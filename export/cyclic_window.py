@@ -16,8 +16,6 @@ from plugins import operators
 DOMAIN = operators.DOMAIN
 NAME = operators.CYCLIC_WINDOW_ATTENTION.name
 VERSION = 1
-PLUGIN = {"plugin_version": "1", "plugin_namespace": DOMAIN}
-"""Attributes that lead TensorRT's parser to the plugin: below 10.10 it ignores the node's domain."""
 
 Core = Literal["mha", "attention", "matmul"]
 

@@ -1,7 +1,7 @@
 """Lowering: from the canonical graph to a file for one runtime, by onnx-graphsurgeon passes.
 
 canonical: the operator's nodes with one model-local function as their body: runs in ONNX Runtime as it is.
-plugin: the nodes alone, LayerNorm over channels and depthwise convolutions as more such nodes (`export.fuse`): TensorRT
+plugin: the nodes alone, LayerNorm over channels and depthwise convolutions as more such nodes (`plugins.fuse`): TensorRT
 with the plugins. They compute in half precision, so the graph has to be typed in it (`export.precision`).
 mha, attention, matmul: flat, the body inlined around com.microsoft::MultiHeadAttention (ONNX Runtime), around ONNX
 Attention (opset 23), or in basic operators (anything, for small pictures: it materialises the scores).
@@ -17,7 +17,8 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from export import Form, cyclic_window, fuse
+from export import Form, cyclic_window
+from plugins import fuse
 from ribsr.base.sizes import Size
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -44,17 +45,6 @@ def lower(bare: onnx.ModelProto, form: Form, capability: str | None = None) -> o
     if form in ("canonical", "mha"):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     return model if form == "canonical" else _inline(model)
-
-
-def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
-    """The way back from a canonical file: the graph without body that `lower` made it from. A copy of any other."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(canonical)
-    del bare.functions[:]
-    kept = [entry for entry in bare.opset_import if entry.domain != "com.microsoft"]
-    del bare.opset_import[:]
-    bare.opset_import.extend(kept)
-    return bare
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -1,8 +1,8 @@
-"""Build the shared library of CUDA kernels and the TensorRT plugins around them: python -m plugins.build
+"""Build the library of CUDA kernels, and those for TensorRT and ONNX Runtime: python -m plugins.build
 
-plugins/build/libribsr_kernels.so is always made. TensorRT's headers add plugins/build/libribsr_tensorrt8.so, 9, 10 or
-11: one per major version, the kernels inside. The headers are not in TensorRT's wheels, but in the include folder of
-github.com/NVIDIA/TensorRT, one tag per version. No GPU is needed.
+plugins/build/libribsr_kernels.so, which PyTorch takes, and libribsr_onnxruntime.so, with ONNX Runtime's custom operators,
+are always made. TensorRT's headers add plugins/build/libribsr_tensorrt8.so, 9, 10 or 11: one per major version. They are
+not in TensorRT's wheels, but in the include folder of github.com/NVIDIA/TensorRT, one tag per version. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,24 @@ from ribsr.base.command import Command
     help="TensorRT headers to build the plugins for, once per major version; found in the usual places unless given.",
 )
 @click.option(
+    "--onnxruntime-include",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="ONNX Runtime's headers, to check our own declarations against; the library is made without them, too.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=compiler.LIBRARY, help="The kernel library to write."
 )
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Compilers at a time; the number of cores unless given.")
-def main(nvcc: str | None, includes: tuple[Path, ...], output: Path, jobs: int | None) -> None:
+def main(
+    nvcc: str | None, includes: tuple[Path, ...], onnxruntime_include: Path | None, output: Path, jobs: int | None
+) -> None:
     output = output.resolve()
     headers = compiler.find_tensorrt([include.resolve() for include in includes])
+    if onnxruntime_include is not None:
+        onnxruntime_include = compiler.onnxruntime_include(onnxruntime_include.resolve())
     _say(output, compiler.build(output, nvcc=nvcc, jobs=jobs))
+    _say(*compiler.build_onnxruntime(onnxruntime_include, output.parent, nvcc=nvcc, jobs=jobs))
     for _, include in sorted(headers.items()):
         _say(*compiler.build_tensorrt(include, output.parent, nvcc=nvcc, jobs=jobs))
     if not headers:

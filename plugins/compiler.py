@@ -1,4 +1,4 @@
-"""Builds the shared library of CUDA kernels, and the TensorRT plugins around them; `python -m plugins.build` calls it.
+"""Builds the library of CUDA kernels, and those for TensorRT and ONNX Runtime; `python -m plugins.build` calls it.
 
 One object per source: every `.cu` file in a folder of plugins/src, so that an operator's folder is compiled because it
 is there. An object is made again when a header, its source, the options or the compiler change. Libraries are linked
@@ -23,6 +23,7 @@ from ribsr.base.files import atomic
 ROOT = Path(__file__).resolve().parent
 SOURCE = ROOT / "src"
 INCLUDE = ROOT / "include"
+RUNTIMES = SOURCE / "runtimes"
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
 PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)
 HOPPER = ("-gencode=arch=compute_90a,code=sm_90a",)
@@ -40,6 +41,7 @@ TENSORRT_PLACES = (
     Path("/opt/tensorrt/include"),
 )
 """Where TensorRT's headers are looked for after the folder that $TENSORRT_INCLUDE names."""
+ONNXRUNTIME_HEADER = "onnxruntime_c_api.h"
 
 
 class BuildError(RibsrError, RuntimeError):
@@ -113,6 +115,17 @@ def find_tensorrt(given: Sequence[Path] = ()) -> dict[int, Path]:
         except BuildError:  # nobody named it: what it has or lacks is no error
             continue
     return found
+
+
+def onnxruntime_include(given: Path) -> Path:
+    """The folder that has ONNX Runtime's header: the given one, or one below it as in its sources. Raises BuildError."""
+    for folder in (given, given / "onnxruntime", given / "onnxruntime" / "core" / "session"):
+        if (folder / ONNXRUNTIME_HEADER).is_file():
+            return folder
+    raise BuildError(
+        f"{given} has no {ONNXRUNTIME_HEADER}: name the include folder of github.com/microsoft/onnxruntime "
+        "at the tag of your version, or of one of its release archives"
+    )
 
 
 def _run(command: list[str], log: Path) -> None:
@@ -233,13 +246,40 @@ def build_tensorrt(
     Raises BuildError.
     """
     major = tensorrt_major(include)
-    compiler = _Compiler.find(nvcc, jobs)
     output = folder / f"libribsr_tensorrt{major}.so"
-    own = SOURCE / "runtimes" / "tensorrt"
-    sources = [own / "operators.cpp", own / PLUGIN_SOURCES[major]]
-    headers = sorted([*own.glob("*.h"), *INCLUDE.glob("*.h"), *include.glob("Nv*.h")])
-    objects = _kernels(compiler, folder)
+    own = RUNTIMES / "tensorrt"
+    sources = [own / "common.cpp", own / PLUGIN_SOURCES[major]]
+    made = _build_face(_Compiler.find(nvcc, jobs), sources, sorted(include.glob("Nv*.h")), output)
+    return output, made
+
+
+def build_onnxruntime(
+    include: Path | None = None, folder: Path = LIBRARY.parent, *, nvcc: str | None = None, jobs: int | None = None
+) -> tuple[Path, bool]:
+    """Build the library of custom operators for ONNX Runtime: its file in `folder`, whether it had to be made.
+
+    include: a folder with ONNX Runtime's header, against which the declarations of our own are checked. Raises
+    BuildError.
+    """
+    output = folder / "libribsr_onnxruntime.so"
+    own = RUNTIMES / "onnxruntime"
+    sources, headers = [own / "custom_ops.cpp"], []
+    if include is not None:
+        sources, headers = [*sources, own / "header.cpp"], sorted(onnxruntime_include(include).glob("onnxruntime*.h"))
+    return output, _build_face(_Compiler.find(nvcc, jobs), sources, headers, output)
+
+
+def _build_face(compiler: _Compiler, sources: Sequence[Path], runtime: Sequence[Path], output: Path) -> bool:
+    """The library of kernels with a runtime's face, whose sources lie in one folder; True if it had to be made.
+
+    runtime: the runtime's headers, all in one folder.
+    """
+    own = sources[0].parent
+    sources = [RUNTIMES / "operators.cpp", *sources]
+    headers = sorted([*RUNTIMES.glob("*.h"), *own.glob("*.h"), *INCLUDE.glob("*.h")])
+    options = ["-I", str(runtime[0].parent)] if runtime else []
+    objects = _kernels(compiler, output.parent)
     objects += compiler.compile(
-        sources, dict.fromkeys(sources, ("-I", str(include))), headers, folder / f"{output.stem}.objects"
+        sources, dict.fromkeys(sources, options), [*headers, *runtime], output.parent / f"{output.stem}.objects"
     )
-    return output, compiler.link(objects, own / "plugins.map", output)
+    return compiler.link(objects, own / "exports.map", output)

@@ -46,6 +46,11 @@ def load_golden(name: str) -> Golden:
         return Golden(name, options, params, file["x"], file["y"])
 
 
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="session", params=NAMES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return load_golden(request.param)

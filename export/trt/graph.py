@@ -48,7 +48,8 @@ def prepare(
     capability: the GPU's compute capability. Raises ExportError or ValueError for what cannot be had, and says
     what is taken instead of what.
     """
-    from export import fuse, lower
+    from export import lower
+    from plugins import fuse
 
     stamp = source.stamp
     precision = check_precision(trt, source, options)
@@ -59,12 +60,12 @@ def prepare(
         )
     form, library = choose_form(trt, source, precision, opset, options, say)
     if stamp.form != "canonical":
-        model = lower.strip(source.model)
+        model = fuse.strip(source.model)
         if form == "plugin":
             model = fuse.for_capability(model, capability)
         float32 = float32_products(model, 0)
     else:
-        bare = lower.strip(source.model)
+        bare = fuse.strip(source.model)
         if precision != stamp.precision:
             bare = type_graph(source, bare, precision, say)
         if form == "matmul":

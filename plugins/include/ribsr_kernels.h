@@ -162,6 +162,17 @@ RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *param
 /* How many bytes of device memory ribsr_attention_inputs needs as its workspace; as ribsr_feed_forward_workspace. */
 RIBSR_API int64_t ribsr_attention_inputs_workspace(int32_t channels);
 
+typedef struct {
+  uint32_t struct_size; /* sizeof(RibsrConvolutionParams) */
+  int32_t dtype;
+  int32_t batch, channels, outputs, kernel, height, width;
+  float negative_slope;
+  RibsrMap in, residual, out;
+  const void *weight;
+  const void *bias;
+} RibsrConvolutionParams;
+RIBSR_API int32_t ribsr_convolution(const RibsrConvolutionParams *params, void *stream);
+
 /* The calling thread's last error, one line; empty when there was none. */
 RIBSR_API const char *ribsr_error_message(void);
 

@@ -7,11 +7,10 @@ from functools import cache
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 
 from export.canonical import trace
 from export.fold import fold
-from tests.conftest import NAMES, Golden, load_golden
+from tests.conftest import Golden, load_golden
 
 
 @cache
@@ -27,8 +26,3 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["output"], {"input": x})[0])
-
-
-@pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from export import cyclic_window
 from export.lower import lower
+from plugins import operators
 from ribsr.attention import Geometry, reference
 
 FORMS = [("canonical", 17), ("canonical", 23), ("mha", 17), ("matmul", 17), ("attention", 23)]
@@ -30,7 +31,7 @@ def session(form: str, opset: int, geometry: tuple[tuple[str, Any], ...]) -> onn
         ["output"],
         domain=cyclic_window.DOMAIN,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in geometry},
-        **cyclic_window.PLUGIN,
+        **operators.TENSORRT,
     )
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in (*INPUTS, "output")]
     opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(cyclic_window.DOMAIN, 1)]

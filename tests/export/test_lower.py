@@ -49,7 +49,7 @@ def test_canonical_file_carries_one_function_and_strip_takes_it_away(name):
     canonical = lower.lower(bare, "canonical")
     assert [(function.domain, function.name) for function in canonical.functions] == [(DOMAIN, NAME)]
     assert canonical.ir_version == 8
-    assert lower.strip(canonical) == bare
+    assert fuse.strip(canonical) == bare
 
 
 @pytest.mark.parametrize(

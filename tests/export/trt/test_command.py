@@ -14,7 +14,7 @@ import torch
 import ribsr
 from engines.metadata import read_stamp
 from engines.trt import gpu as cuda
-from export import fuse
+from plugins import fuse
 from ribsr.base.files import sha256
 from tests.export.trt.played import OLDEST, TEN, failed, invoke, make_gpu, written
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engines.trt import gpu as cuda
-from export import fuse
+from plugins import fuse
 from export.trt import convert
 from plugins import compiler, library
 from tests.export.trt.played import ELEVEN, OLDEST, TEN, failed, invoke, make_gpu

@@ -2,7 +2,7 @@
 #include <cstring>
 #include <new>
 
-#include "runtimes/tensorrt/operators.h"
+#include "runtimes/tensorrt/common.h"
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"  // of IPluginV2, in favour of what 8.6 does not have
 
@@ -42,12 +42,12 @@ class Plugin final : public IPluginV2DynamicExt {
   // It cannot refuse: what it reports here makes enqueue fail later.
   void configurePlugin(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
                        int32_t) noexcept override {
-    operator_.fits(descriptions<Operator>(in).data());
+    fits(operator_, in);
   }
 
   size_t getWorkspaceSize(const PluginTensorDesc *in, int32_t, const PluginTensorDesc *,
                           int32_t) const noexcept override {
-    return operator_.workspace(in);
+    return operator_.workspace(tensors<Operator>(in).data());
   }
 
   int32_t enqueue(const PluginTensorDesc *in, const PluginTensorDesc *, const void *const *inputs,
@@ -85,7 +85,7 @@ class Creator final : public IPluginCreator {
     }
     Operator made;
     memcpy(&made, data, length);
-    return made.valid() ? new (std::nothrow) Plugin<Operator>(made) : nullptr;
+    return reported(made.valid()) ? new (std::nothrow) Plugin<Operator>(made) : nullptr;
   }
 
  private:
@@ -105,15 +105,7 @@ extern "C" {
 
 [[gnu::visibility("default")]] nvinfer1::IPluginCreator *const *getPluginCreators(int32_t &count) {
   using namespace ribsr::tensorrt;
-  static Creator<CyclicWindowAttention> attention;
-  static Creator<ChannelLayerNorm> layer_norm;
-  static Creator<DepthwiseConv3x3> depthwise;
-  static Creator<FeedForward> feed_forward;
-  static Creator<AttentionInputs> attention_inputs;
-  static nvinfer1::IPluginCreator *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward,
-      &attention_inputs};
-  count = 5;
-  return creators;
+  return creators<nvinfer1::IPluginCreator, Creator>(count, TensorRTs{});
 }
 
 }  // extern "C"

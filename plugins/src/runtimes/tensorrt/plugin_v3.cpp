@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <new>
 
-#include "runtimes/tensorrt/operators.h"
+#include "runtimes/tensorrt/common.h"
 
 namespace ribsr::tensorrt {
 namespace {
@@ -13,7 +13,7 @@ using namespace nvinfer1;
 template <class Operator>
 class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuild, public IPluginV3OneRuntime {
  public:
-  explicit Plugin(const Operator &made) noexcept : operator_(made), fields_(operator_.fields()) { describe(); }
+  explicit Plugin(const Operator &made) noexcept : operator_(made), fields_(fields(operator_)) { describe(); }
   Plugin(const Plugin &) = delete;  // fields_ points into operator_
   Plugin &operator=(const Plugin &) = delete;
 
@@ -54,16 +54,16 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
 
   int32_t configurePlugin(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
                           int32_t) noexcept override {
-    return operator_.fits(descriptions<Operator>(in).data()) ? 0 : 1;
+    return fits(operator_, in) ? 0 : 1;
   }
 
   size_t getWorkspaceSize(const DynamicPluginTensorDesc *in, int32_t, const DynamicPluginTensorDesc *,
                           int32_t) const noexcept override {
-    return operator_.workspace(descriptions<Operator>(in).data());
+    return operator_.workspace(tensors<Operator>(in).data());
   }
 
   int32_t onShapeChange(const PluginTensorDesc *in, int32_t, const PluginTensorDesc *, int32_t) noexcept override {
-    return operator_.fits(in) ? 0 : 1;
+    return fits(operator_, in) ? 0 : 1;
   }
 
   int32_t enqueue(const PluginTensorDesc *in, const PluginTensorDesc *, const void *const *inputs,
@@ -98,7 +98,7 @@ class Plugin final : public IPluginV3, public IPluginV3OneCore, public IPluginV3
   }
 
   const Operator operator_;
-  const decltype(operator_.fields()) fields_;
+  const decltype(fields(operator_)) fields_;
   const PluginFieldCollection collection_{static_cast<int32_t>(fields_.size()), fields_.data()};
   char description_[160] = "";  // CyclicWindowAttention's has at most 139 characters
 };
@@ -134,15 +134,7 @@ extern "C" {
 
 [[gnu::visibility("default")]] nvinfer1::IPluginCreatorInterface *const *getCreators(int32_t &count) {
   using namespace ribsr::tensorrt;
-  static Creator<CyclicWindowAttention> attention;
-  static Creator<ChannelLayerNorm> layer_norm;
-  static Creator<DepthwiseConv3x3> depthwise;
-  static Creator<FeedForward> feed_forward;
-  static Creator<AttentionInputs> attention_inputs;
-  static nvinfer1::IPluginCreatorInterface *const creators[] = {&attention, &layer_norm, &depthwise, &feed_forward,
-      &attention_inputs};
-  count = 5;
-  return creators;
+  return creators<nvinfer1::IPluginCreatorInterface, Creator>(count, TensorRTs{});
 }
 
 }  // extern "C"

@@ -13,10 +13,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 import ribsr
-from export import fuse, lower, precision
+from export import lower, precision
 from export.canonical import trace
 from export.fold import fold
-from plugins import operators
+from plugins import fuse, operators
 from plugins.operators import HOPPER
 from tests.export.conftest import run, traced
 

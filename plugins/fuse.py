@@ -1,4 +1,4 @@
-"""The `plugin` form: what TensorRT is slow at becomes nodes that our plugins take, in the domain `ribsr`.
+"""The `plugin` form: what runtimes are slow at becomes nodes that our kernels take, in the domain `ribsr`.
 
 `plugins.operators` is the table of these nodes: inputs, attributes, widths, and a reference. Here is what becomes one:
 
@@ -23,11 +23,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export import cyclic_window
 from plugins import operators
 
+ATTENTION = operators.CYCLIC_WINDOW_ATTENTION
 LAYER_NORM, DEPTHWISE = operators.CHANNEL_LAYER_NORM.name, operators.DEPTHWISE_CONV3X3.name
 FEED_FORWARD, ATTENTION_INPUTS = operators.FEED_FORWARD, operators.ATTENTION_INPUTS
+CONVOLUTION = operators.CONVOLUTION
 
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -40,11 +41,11 @@ def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.Mod
     graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
     scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
-    attentions = [node for node in graph.nodes if node.op == cyclic_window.NAME]
+    attentions = [node for node in graph.nodes if node.op == ATTENTION.name]
     if single := [node for node in attentions if not _is_half(node.inputs[1])]:
         raise ValueError(
             f"the form 'plugin' computes in half precision, but {len(single)} of {len(attentions)} "
-            f"{cyclic_window.NAME} nodes are in float32, the first is {single[0].outputs[0].name}: use --fp16, or "
+            f"{ATTENTION.name} nodes are in float32, the first is {single[0].outputs[0].name}: use --fp16, or "
             "where float16 would overflow --bf16 (TensorRT 10 and later), or another form"
         )
     for node in list(graph.nodes):
@@ -58,9 +59,63 @@ def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.Mod
     return _with_whole_layers(bare, graph, capability)
 
 
+def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
+    """The way back from a canonical file: the graph without body that `lower` made it from. A copy of any other."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(canonical)
+    del bare.functions[:]
+    kept = [entry for entry in bare.opset_import if entry.domain != "com.microsoft"]
+    del bare.opset_import[:]
+    bare.opset_import.extend(kept)
+    return bare
+
+
 def for_capability(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
     """A graph in plugin form, made for any GPU, as it is for a compute capability: with wide layers as one node."""
     return _with_whole_layers(plugin, gs.import_onnx(plugin), capability)
+
+
+def join_convolutions(plugin: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph in plugin form whose dense convolutions are nodes of ours, too, with the LeakyReLU and the sum behind them.
+
+    Those that the operator has the widths for, of kernels of 1 and 3; their weights are [outputs, channels, rows,
+    columns] still.
+    """
+    graph: Any = gs.import_onnx(plugin)
+    for node in list(graph.nodes):
+        if node.op == "Conv":
+            _join_convolution(graph, node)
+    return _exported(graph, plugin)
+
+
+def _join_convolution(graph: Any, conv: gs.Node) -> None:
+    """A dense convolution as one node, with the LeakyReLU and the sum behind it if they are."""
+    outputs, channels = conv.inputs[1].shape[:2]
+    if not (_is_dense(conv) and CONVOLUTION.fits(channels + -channels % CONVOLUTION.widths.multiple[0], outputs)):
+        return
+    x, y, slope, residual = conv.inputs[0], conv.outputs[0], 1.0, gs.Variable.empty()
+    after = _behind(graph, y)
+    if after is not None and after.op == "LeakyRelu":
+        y, slope = after.outputs[0], after.attrs.get("alpha", 0.01)
+        after = _behind(graph, y)
+    if after is not None and after.op == "Add":
+        others = [tensor for tensor in after.inputs if tensor is not y]
+        if len(others) == 1 and isinstance(others[0], gs.Variable):
+            y, residual = after.outputs[0], others[0]
+    _replace(graph, CONVOLUTION.name, conv.name, {"negative_slope": slope}, [x, residual, *_with_bias(conv)], [y])
+
+
+def _behind(graph: Any, tensor: Any) -> gs.Node | None:
+    """The only node that reads a tensor, which is no output of the graph."""
+    return None if any(tensor is output for output in graph.outputs) else _only_consumer(tensor)
+
+
+def _exported(graph: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that was made of `model`, in order and without what nothing reads."""
+    graph.cleanup().toposort()
+    lowered = gs.export_onnx(graph)
+    lowered.ir_version, lowered.producer_name = model.ir_version, model.producer_name
+    return lowered
 
 
 def _with_whole_layers(model: onnx.ModelProto, graph: Any, capability: str | None) -> onnx.ModelProto:
@@ -69,15 +124,12 @@ def _with_whole_layers(model: onnx.ModelProto, graph: Any, capability: str | Non
         if node.op == DEPTHWISE:
             _fuse_feed_forward(graph, node, capability)
             _fuse_attention_inputs(graph, node, capability)
-    graph.cleanup().toposort()
-    lowered = gs.export_onnx(graph)
-    lowered.ir_version, lowered.producer_name = model.ir_version, model.producer_name
-    return lowered
+    return _exported(graph, model)
 
 
 def count(model: onnx.ModelProto) -> dict[str, int]:
     """How many nodes of each operator of the table a model has."""
-    ops = [node.op_type for node in model.graph.node if node.domain == cyclic_window.DOMAIN]
+    ops = [node.op_type for node in model.graph.node if node.domain == operators.DOMAIN]
     return {name: ops.count(name) for name in operators.PLUGINS}
 
 
@@ -185,14 +237,21 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | Non
 
 def _is_pointwise(node: gs.Node) -> bool:
     """Whether a node is a 1x1 convolution in half precision that does nothing else."""
+    return node.op == "Conv" and list(node.inputs[1].shape[2:]) == [1, 1] and _is_dense(node)
+
+
+def _is_dense(conv: gs.Node) -> bool:
+    """Whether a convolution in half precision is one of 1x1 or 3x3 that keeps the size and is not grouped."""
+    kernel = conv.inputs[1]
+    side = kernel.shape[-1]
     return (
-        node.op == "Conv"
-        and _is_half(node.inputs[1])
-        and list(node.inputs[1].shape[2:]) == [1, 1]
-        and node.attrs.get("group", 1) == 1
-        and node.attrs.get("pads", [0, 0, 0, 0]) == [0, 0, 0, 0]
-        and node.attrs.get("strides", [1, 1]) == [1, 1]
-        and node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
+        _is_half(kernel)
+        and list(kernel.shape[2:]) in ([1, 1], [3, 3])
+        and conv.attrs.get("group", 1) == 1
+        and conv.attrs.get("pads", [0, 0, 0, 0]) == [side // 2] * 4
+        and conv.attrs.get("strides", [1, 1]) == [1, 1]
+        and conv.attrs.get("dilations", [1, 1]) == [1, 1]
+        and conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"
     )
 
 
@@ -253,9 +312,9 @@ def _replace(
     for output in outputs:
         (old,) = output.inputs
         old.outputs.clear()
-    attributes = {**attributes, **cyclic_window.PLUGIN}
+    attributes = {**attributes, **operators.TENSORRT}
     graph.nodes.append(
-        gs.Node(op, name=name, domain=cyclic_window.DOMAIN, attrs=attributes, inputs=inputs, outputs=outputs)
+        gs.Node(op, name=name, domain=operators.DOMAIN, attrs=attributes, inputs=inputs, outputs=outputs)
     )
 
 

@@ -1,0 +1,141 @@
+"""Graphs for ONNX Runtime with our operators: from the `plugin` form to channels-last maps from end to end.
+
+There the operators' maps are [B, H, W, C], and the dense convolutions between them are operators, too. Nothing is
+transposed but the picture and the result, and no convolution of the runtime's is left, for which it would search the
+fastest algorithm at every new size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from plugins import fuse, operators
+from plugins.operators import CONVOLUTION, OPERATORS, Operator, is_map
+
+ELEMENTWISE = ("Add", "Cast", "Div", "Erf", "Gelu", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sub")
+"""Operators of ONNX that do the same to every value."""
+
+_ROWS = {operator.name: operator for operator in OPERATORS}
+_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+
+
+def to_channels_last(plugin: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph in plugin form for ONNX Runtime with the library of custom operators (libribsr_onnxruntime.so).
+
+    Inputs and outputs of the graph stay as they are. Operators that may need a workspace have it as one more output.
+    """
+    model = fuse.join_convolutions(plugin)
+    layout = _Layout(model.graph.initializer)
+    for node in [*model.graph.node, *_outputs_apart(model.graph)]:
+        row = _ROWS.get(node.op_type) if node.domain == operators.DOMAIN else None
+        if row is not None:
+            layout.write_operator(node, row)
+        elif node.op_type in ELEMENTWISE and layout.is_inside(node):
+            layout.write(node, [layout.last(name) for name in node.input])
+        else:
+            layout.write(node, [layout.first(name) for name in node.input], last=False)
+    del model.graph.node[:], model.graph.value_info[:], model.graph.initializer[:]
+    model.graph.node.extend(layout.nodes)
+    read = {name for node in layout.nodes for name in node.input}
+    model.graph.initializer.extend(tensor for name, tensor in layout.constants.items() if name in read)
+    return model
+
+
+def _outputs_apart(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that make the graph's outputs of what its own nodes return under other names from now on."""
+    names = {output.name: f"{output.name}/inside" for output in graph.output}
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+    return [helper.make_node("Identity", [inside], [name], name=name) for name, inside in names.items()]
+
+
+class _Layout:
+    """The nodes of the new graph as they are written, and which of its tensors are channels-last."""
+
+    def __init__(self, constants: Sequence[TensorProto]):
+        self.constants = {tensor.name: tensor for tensor in constants}
+        self.nodes: list[onnx.NodeProto] = []
+        self.maps: set[str] = set()
+        """Tensors of the old graph that the new one has channels-last."""
+        self._turned: set[str] = set()
+        """Those that it has in the other layout besides, under `_other` name."""
+
+    def is_inside(self, node: onnx.NodeProto) -> bool:
+        """Whether a node reads a channels-last map, and besides only other maps and single values."""
+        single = [name for name in node.input if self._is_constant(name) and math.prod(self.constants[name].dims) == 1]
+        others = [name for name in node.input if name not in single]
+        return any(name in self.maps for name in others) and not any(map(self._is_constant, others))
+
+    def _is_constant(self, name: str) -> bool:
+        return name in self.constants
+
+    def last(self, name: str) -> str:
+        """The name under which a tensor is channels-last; a constant keeps its own."""
+        return name if not name or name in self.maps or self._is_constant(name) else self._turn(name, _TO_LAST)
+
+    def first(self, name: str) -> str:
+        """The name under which a tensor is as in the old graph."""
+        return self._turn(name, _TO_FIRST) if name in self.maps else name
+
+    def _turn(self, name: str, order: list[int]) -> str:
+        other = f"{name}/turned"
+        if other not in self._turned:
+            self.nodes.append(helper.make_node("Transpose", [name], [other], name=other, perm=order))
+            self._turned.add(other)
+        return other
+
+    def write(self, node: onnx.NodeProto, inputs: Sequence[str], more: Sequence[str] = (), *, last: bool = True) -> None:
+        """The node with other inputs and more outputs; last: whether its outputs are channels-last maps."""
+        written = onnx.NodeProto()
+        written.CopyFrom(node)
+        del written.input[:]
+        written.input.extend(inputs)
+        self.maps.update(written.output if last else ())
+        written.output.extend(more)
+        self.nodes.append(written)
+
+    def write_operator(self, node: onnx.NodeProto, row: Operator) -> None:
+        """One of our operators, its workspace as an output that nothing reads."""
+        tensors = list(zip(node.input, row.tensors.values(), strict=True))
+        inputs = [self.last(name) if is_map(shape) else name for name, shape in tensors]
+        if row is CONVOLUTION:
+            inputs[0], inputs[2] = self._kernel(node.input[0], inputs[0], node.input[2])
+        self.write(node, inputs, [f"{node.output[0]}/workspace"] if row.has_workspace else [])
+
+    def _kernel(self, x: str, last: str, weight: str) -> tuple[str, str]:
+        """A convolution's map and weights: [outputs, rows, columns, channels], the channels a multiple of 8.
+
+        x: the map in the old graph; last: the same, channels-last. Channels that lack are zeros.
+        """
+        kernel = np.transpose(_bits(self.constants[weight]), _TO_LAST)
+        if lacking := -kernel.shape[-1] % CONVOLUTION.widths.multiple[0]:
+            kernel = np.pad(kernel, [(0, 0)] * 3 + [(0, lacking)])
+            last = self._pad(x, last, lacking)
+        name = f"{weight}/last"
+        if name not in self.constants:
+            data_type = self.constants[weight].data_type
+            self.constants[name] = helper.make_tensor(name, data_type, kernel.shape, kernel.tobytes(), raw=True)
+        return last, name
+
+    def _pad(self, x: str, last: str, lacking: int) -> str:
+        """The channels-last map with zeros behind its channels."""
+        padded = f"{x}/padded"
+        if padded not in self._turned:
+            pads = f"{padded}/pads"
+            self.constants[pads] = helper.make_tensor(pads, TensorProto.INT64, [8], [0] * 7 + [lacking])
+            self.nodes.append(helper.make_node("Pad", [last, pads], [padded], name=padded))
+            self._turned.add(padded)
+        return padded
+
+
+def _bits(tensor: TensorProto) -> np.ndarray:
+    """A constant's values as the integers that they are in memory, since NumPy lacks bfloat16."""
+    bits = np.dtype(f"u{helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize}")
+    values = np.frombuffer(tensor.raw_data, bits) if tensor.raw_data else np.array(tensor.int32_data, bits)
+    return values.reshape(tensor.dims)
