@@ -74,13 +74,13 @@ class Widths:
     """Which widths an operator takes; without names any.
 
     names: the structure's integers that limits are about. most: of each, on every GPU. multiple: what each must be a
-    multiple of. wide: by compute capability, the only widths beyond these that are taken there. tuned: of each, those
-    that the kernel is made for; without, all.
+    multiple of; without, 1. wide: by compute capability, the only widths beyond these that are taken there. tuned: of
+    each, those that the kernel is made for; without, all.
     """
 
     names: tuple[str, ...] = ()
     most: tuple[int, ...] = ()
-    multiple: int = 1
+    multiple: tuple[int, ...] = ()
     wide: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tuned: tuple[tuple[int, ...], ...] = ()
 
@@ -93,8 +93,9 @@ class Operator:
     inputs, weights, outputs: name → shape, a dimension a product of numbers and of `integers`. PyTorch takes inputs one
     by one and weights as one list. Those that begin with `batch` are maps, the others contiguous arrays; the structure
     has first the maps, then the arrays, in this order, and last the workspace if there is one. attributes: in the order
-    of PyTorch's arguments. options: integers that are 0 unless a caller of the C interface wants otherwise. reference:
-    (*inputs, *weights, **attributes) → the output, or a tuple of them, in PyTorch. plugin: whether TensorRT has it.
+    of PyTorch's arguments. optional: inputs that may be None, which the structure has as null. options: integers that
+    are 0 unless a caller of the C interface wants otherwise. reference: (*inputs, *weights, **attributes) → the output,
+    or a tuple of them, in PyTorch. plugin: whether TensorRT has it.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Operator:
     attributes: tuple[Attribute, ...]
     reference: Callable[..., Any]
     weights: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     widths: Widths = Widths()
     has_workspace: bool = False
@@ -156,8 +158,9 @@ class Operator:
         """Whether layers of these widths (`widths.names`) are taken on GPUs of a compute capability; None: on any."""
         if capability is not None and widths == self.widths.wide.get(capability):
             return True
-        pairs = zip(widths, self.widths.most, strict=True)
-        return all(0 < width <= most and width % self.widths.multiple == 0 for width, most in pairs)
+        multiples = self.widths.multiple or (1,) * len(widths)
+        limits = zip(widths, self.widths.most, multiples, strict=True)
+        return all(0 < width <= most and width % multiple == 0 for width, most, multiple in limits)
 
     def is_tuned(self, *widths: int) -> bool:
         """Whether the kernel is made for layers of these widths (`widths.names`), rather than only correct."""
@@ -165,10 +168,11 @@ class Operator:
             width in tuned for width, tuned in zip(widths, self.widths.tuned, strict=True)
         )
 
-    def values(self, shapes: Sequence[Sequence[int]], **given: Any) -> dict[str, Any]:
+    def values(self, shapes: Sequence[Sequence[int] | None], **given: Any) -> dict[str, Any]:
         """The structure's integers and floats, from the shapes of `tensors`, the attributes and the options.
 
-        Raises ValueError that names a tensor which does not fit, TypeError for attributes that are missing or unknown.
+        Of a tensor that is None the shape is None. Raises ValueError that names a tensor which does not fit, TypeError
+        for attributes that are missing or unknown.
         """
         values: dict[str, Any] = {name: given.pop(name, 0) for name in self.options}
         for attribute in self.attributes:
@@ -182,11 +186,15 @@ class Operator:
         if len(shapes) != len(self.tensors):
             raise ValueError(f"{self.name}: got {len(shapes)} tensors, expected {', '.join(self.tensors)}")
         for (name, expected), shape in zip(self.tensors.items(), shapes, strict=True):
+            if shape is None and name in self.optional:
+                continue
             known = dict(values)
             dimensions = _dimensions(expected)
-            pairs = zip(dimensions, shape, strict=False)
-            if len(shape) != len(dimensions) or not all(_solve(*one, size, values) for one, size in pairs):
-                raise ValueError(f"{self.name}: {name} is {list(shape)}, expected {_explained(expected, known)}")
+            pairs = zip(dimensions, shape or (), strict=False)
+            fits = shape is not None and len(shape) == len(dimensions)
+            if not fits or not all(_solve(*one, size, values) for one, size in pairs):
+                found = None if shape is None else list(shape)
+                raise ValueError(f"{self.name}: {name} is {found}, expected {_explained(expected, known)}")
         return values
 
 
@@ -292,6 +300,15 @@ def _attention_inputs(
     return conv2d(n, weights[2], weights[3]), conv2d(gate, weights[6], weights[7])
 
 
+def _convolution(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, negative_slope: float) -> Tensor:
+    """LeakyReLU of a convolution that is padded with zeros to the same size, plus residual."""
+    from torch.nn.functional import conv2d, leaky_relu
+
+    y = conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=weight.shape[1] // 2)
+    y = leaky_relu(y, negative_slope)
+    return y if residual is None else y + residual
+
+
 CYCLIC_WINDOW_ATTENTION = Operator(
     name="CyclicWindowAttention",
     function="ribsr_attention",
@@ -352,7 +369,7 @@ FEED_FORWARD = Operator(
     },
     outputs={"out": MAP},
     attributes=(Attribute("epsilon", "float"),),
-    widths=Widths(("channels", "hidden"), most=(64, 96), multiple=8, wide={HOPPER: (192, 384)}),
+    widths=Widths(("channels", "hidden"), most=(64, 96), multiple=(8, 8), wide={HOPPER: (192, 384)}),
     has_workspace=True,
     reference=_feed_forward,
 )
@@ -373,11 +390,31 @@ ATTENTION_INPUTS = Operator(
     },
     outputs={"qkv": "batch 3*channels height width", "gate": MAP},
     attributes=(Attribute("epsilon", "float"),),
-    widths=Widths(("channels",), most=(64,), multiple=8, wide={HOPPER: (192,)}),
+    widths=Widths(("channels",), most=(64,), multiple=(8,), wide={HOPPER: (192,)}),
     has_workspace=True,
     reference=_attention_inputs,
 )
+CONVOLUTION = Operator(
+    name="Convolution",
+    function="ribsr_convolution",
+    integers=("batch", "channels", "outputs", "kernel", "height", "width"),
+    inputs={
+        "x": MAP,
+        "residual": "batch outputs height width",
+        "weight": "outputs kernel kernel channels",
+        "bias": "outputs",
+    },
+    outputs={"out": "batch outputs height width"},
+    attributes=(Attribute("negative_slope", "float"),),
+    optional=("residual",),
+    widths=Widths(("channels", "outputs"), most=(256, 512), multiple=(8, 1)),
+    plugin=False,
+    reference=_convolution,
+)
 
-OPERATORS = (CYCLIC_WINDOW_ATTENTION, CHANNEL_LAYER_NORM, DEPTHWISE_CONV3X3, FEED_FORWARD, ATTENTION_INPUTS)
+OPERATORS = (
+    *(CYCLIC_WINDOW_ATTENTION, CHANNEL_LAYER_NORM, DEPTHWISE_CONV3X3),
+    *(FEED_FORWARD, ATTENTION_INPUTS, CONVOLUTION),
+)
 PLUGINS = tuple(operator.name for operator in OPERATORS if operator.plugin)
 """Those that TensorRT has."""
