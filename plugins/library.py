@@ -15,7 +15,7 @@ from ribsr.base.errors import RibsrError
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 FLOAT16, BFLOAT16 = 1, 2
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 

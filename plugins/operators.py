@@ -77,8 +77,8 @@ class Widths:
     """Which widths an operator takes; without names any.
 
     names: the structure's integers that limits are about. most: of each, on every GPU. multiple: what each must be a
-    multiple of; without, of 1. wide: by compute capability, the only widths beyond these that are taken there. tuned: of each, those
-    that the kernel is made for; without, all.
+    multiple of; without, 1. wide: by compute capability, the only widths beyond these that are taken there. tuned: of
+    each, those that the kernel is made for; without, all.
     """
 
     names: tuple[str, ...] = ()
@@ -174,7 +174,8 @@ class Operator:
     def values(self, shapes: Sequence[Sequence[int] | None], **given: Any) -> dict[str, Any]:
         """The structure's integers and floats, from the shapes of `tensors`, the attributes and the options.
 
-        Of a tensor that is None the shape is None. Raises ValueError that names a tensor which does not fit, TypeError for attributes that are missing or unknown.
+        Of a tensor that is None the shape is None. Raises ValueError that names a tensor which does not fit, TypeError
+        for attributes that are missing or unknown.
         """
         values: dict[str, Any] = {name: given.pop(name, 0) for name in self.options}
         for attribute in self.attributes:

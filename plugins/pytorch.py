@@ -23,8 +23,9 @@ class Call:
     """One call of an operator's kernel on the GPU, ready to be enqueued any number of times; it keeps its tensors.
 
     inputs: CUDA tensors of one 16-bit dtype, shaped as `operator.tensors` says; maps of any strides that the kernel
-    takes. outputs: where the results go; made in the layout of the first input if not given. workspace: another call's,
-    if the two do not run at the same time. attributes: the operator's and its options.
+    takes; None for optional ones that are left out. outputs: where the results go; made in the layout of the first
+    input if not given. workspace: another call's, if the two do not run at the same time. attributes: the operator's
+    and its options.
 
     Raises TypeError for other dtypes and attributes, ValueError for shapes that do not fit, LibraryError if the library
     is missing; when called, LibraryError if the kernel refuses.
@@ -33,33 +34,36 @@ class Call:
     def __init__(
         self,
         operator: Operator,
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor] | None = None,
         *,
         workspace: Tensor | None = None,
         **attributes: Any,
     ):
-        values = operator.values([x.shape for x in inputs], **attributes)
-        _check_dtypes(*inputs)
+        values = _values(operator, inputs, attributes)
         tensors = zip(operator.tensors.items(), inputs, strict=True)
-        self.inputs = {name: x if operators.is_map(shape) else x.contiguous() for (name, shape), x in tensors}
+        self.inputs = {
+            name: x if operators.is_map(shape) else x.contiguous() for (name, shape), x in tensors if x is not None
+        }
+        first, *others = self.inputs.values()
+        _check_dtypes(first, *others)
         if outputs is None:
-            outputs = _empty_outputs(operator, inputs[0], values)
+            outputs = _empty_outputs(operator, first, values)
         elif (shapes := [list(out.shape) for out in outputs]) != (expected := _output_shapes(operator, values)):
             raise ValueError(f"{operator.name}: outputs are {shapes}, not {expected}")
         self.outputs = tuple(outputs)
         self.workspace = workspace
         if workspace is None and (size := library.workspace(operator, *(values[n] for n in operator.widths.names))):
-            self.workspace = torch.empty(size, dtype=torch.uint8, device=inputs[0].device)
-        self.params = operator.params(dtype=DTYPES[inputs[0].dtype], **values, **self._addresses(operator))
+            self.workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
+        self.params = operator.params(dtype=DTYPES[first.dtype], **values, **self._addresses(operator))
 
     def _addresses(self, operator: Operator) -> dict[str, Any]:
-        """The structure's maps and pointers."""
-        tensors: dict[str, Any] = {**self.inputs, **dict(zip(operator.outputs, self.outputs, strict=True))}
-        tensors["workspace"] = self.workspace
-        maps = {name: operators.Map(tensors[name].data_ptr(), *tensors[name].stride()) for name in operator.maps}
-        arrays = {name: tensors[name] for name in operator.pointers}
-        return maps | {name: None if x is None else x.data_ptr() for name, x in arrays.items()}
+        """The structure's maps and pointers; those that are not here stay null."""
+        tensors = {**self.inputs, **dict(zip(operator.outputs, self.outputs, strict=True))}
+        if self.workspace is not None:
+            tensors["workspace"] = self.workspace
+        maps = {n: operators.Map(x.data_ptr(), *x.stride()) for n, x in tensors.items() if n in operator.maps}
+        return maps | {n: x.data_ptr() for n, x in tensors.items() if n in operator.pointers}
 
     def __call__(self) -> None:
         """Enqueues the kernel on PyTorch's current stream."""
@@ -76,6 +80,11 @@ def _check_dtypes(*inputs: Tensor) -> None:
     if inputs[0].dtype not in DTYPES or any(x.dtype != inputs[0].dtype for x in inputs):
         dtypes = ", ".join(str(x.dtype) for x in inputs)
         raise TypeError(f"the CUDA kernel takes one of float16 and bfloat16 for all inputs, not {dtypes}")
+
+
+def _values(operator: Operator, inputs: Sequence[Tensor | None], attributes: dict[str, Any]) -> dict[str, Any]:
+    """The structure's integers and floats."""
+    return operator.values([None if x is None else x.shape for x in inputs], **attributes)
 
 
 def _empty_outputs(operator: Operator, like: Tensor, values: dict[str, Any]) -> list[Tensor]:
@@ -103,11 +112,11 @@ def _define(operator: Operator) -> None:
 
     def fake(*arguments: Any) -> Any:
         tensors, attributes = _sorted(operator, arguments)
-        return _result(_empty_outputs(operator, tensors[0], operator.values([x.shape for x in tensors], **attributes)))
+        return _result(_empty_outputs(operator, tensors[0], _values(operator, tensors, attributes)))
 
     def on_cpu(*arguments: Any) -> Any:
         tensors, attributes = _sorted(operator, arguments)
-        outputs = _empty_outputs(operator, tensors[0], operator.values([x.shape for x in tensors], **attributes))
+        outputs = _empty_outputs(operator, tensors[0], _values(operator, tensors, attributes))
         results = operator.reference(*tensors, **attributes)
         results = results if isinstance(results, tuple) else (results,)
         return _result([out.copy_(result) for out, result in zip(outputs, results, strict=True)])
@@ -126,7 +135,8 @@ def _define(operator: Operator) -> None:
 def _schema(operator: Operator) -> str:
     """PyTorch's text for arguments and results: inputs, the list of weights if there is one, attributes."""
     kinds = {"int": "SymInt", "ints": "SymInt[]", "bool": "bool", "float": "float"}
-    arguments = [f"Tensor {name}" for name in operator.inputs] + ["Tensor[] weights"] * bool(operator.weights)
+    arguments = [f"Tensor{'?' * (name in operator.optional)} {name}" for name in operator.inputs]
+    arguments += ["Tensor[] weights"] * bool(operator.weights)
     for attribute in operator.attributes:
         if attribute.in_torch:
             default = "" if attribute.default is None else f"={attribute.default}"
@@ -135,8 +145,10 @@ def _schema(operator: Operator) -> str:
     return f"({', '.join(arguments)}) -> {results if len(operator.outputs) == 1 else f'({results})'}"
 
 
-def _sorted(operator: Operator, arguments: Sequence[Any]) -> tuple[list[Tensor], dict[str, Any]]:
-    """All tensors, and attributes by name, of a PyTorch call. It leaves out trailing arguments that are the default."""
+def _sorted(operator: Operator, arguments: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """All tensors, or None, and attributes by name, of a PyTorch call. It leaves out trailing arguments that are the
+    default.
+    """
     count = len(operator.inputs)
     tensors, others = list(arguments[:count]), list(arguments[count:])
     if operator.weights:

@@ -46,9 +46,9 @@ def random_weights(operator: Operator, dtype: torch.dtype, device: str = "cuda",
     return weights
 
 
-def exact(operator: Operator, *inputs: Tensor, **attributes: Any) -> Any:
-    """The reference's output, or tuple of them, in float64."""
-    return operator.reference(*(x.double() for x in inputs), **attributes)
+def exact(operator: Operator, *inputs: Tensor | None, **attributes: Any) -> Any:
+    """The reference's output, or tuple of them, in float64; None for optional inputs."""
+    return operator.reference(*(None if x is None else x.double() for x in inputs), **attributes)
 
 
 def relative_error(out: Tensor, expected: Tensor) -> float:

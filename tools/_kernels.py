@@ -41,6 +41,11 @@ class Layer:
         """All integers in the shapes of its maps."""
         return {"batch": 1, **self.widths, "height": self.height, "width": self.width}
 
+    def map_sizes(self, shape: str) -> tuple[int, int, int, int]:
+        """Of a map of this shape in the table."""
+        batch, channels, height, width = operators.sizes(shape, self.sizes)
+        return batch, channels, height, width
+
     @property
     def bytes(self) -> int:
         """Of its maps, each once."""
@@ -89,13 +94,21 @@ _GELUS = (
     ((96, 384), {"add_gelu": True, "input_gelu": True}),
 )
 _HIDDEN = ((48, 72), (64, 80), (64, 96), (192, 384))
+_CONVOLUTIONS = (
+    *((48, 48, 3), (48, 48, 1), (192, 192, 3), (192, 192, 1)),
+    *((8, 48, 3), (48, 12, 3), (192, 64, 3), (64, 256, 3), (64, 3, 3)),
+)
 MAP_LAYERS = (
     *(Layer(operators.CHANNEL_LAYER_NORM, {"channels": c}, _NORM) for c in (48, 64, 180, 192, 256)),
     *(Layer(operators.DEPTHWISE_CONV3X3, {"channels": c}, gelus) for channels, gelus in _GELUS for c in channels),
     *(Layer(operators.FEED_FORWARD, {"channels": c, "hidden": hidden}, _NORM) for c, hidden in _HIDDEN),
     *(Layer(operators.ATTENTION_INPUTS, {"channels": c}, _NORM) for c in (48, 64, 192)),
+    *(
+        Layer(operators.CONVOLUTION, {"channels": c, "outputs": outputs, "kernel": kernel}, {"negative_slope": 0.1})
+        for c, outputs, kernel in _CONVOLUTIONS
+    ),
 )
-"""Operators whose time is that of reading and writing their maps."""
+"""Operators whose time is that of reading and writing their maps, and wide convolutions, whose time is not."""
 
 
 def require_gpu() -> None:
@@ -199,11 +212,13 @@ def map_calls(layer: Layer, bf16: bool, *, ours: bool) -> Calls:
     parts = {"norm": own.channel_layer_norm, "depthwise": own.depthwise_conv3x3} if operator.weights else {}
     calls = []
     for _ in range(_sets(layer.bytes)):
-        b, c, h, w = operators.sizes(operators.MAP, layer.sizes)
-        inputs = (random_map(b, c, h, w, dtype), *weights)
+        arrays = iter(weights)
+        inputs = [
+            random_map(*layer.map_sizes(shape), dtype) if operators.is_map(shape) else next(arrays)
+            for shape in operator.tensors.values()
+        ]
         if ours:
-            shapes = [operators.sizes(shape, layer.sizes) for shape in operator.outputs.values()]
-            outputs = [poisoned(b, channels, h, w, dtype, "padded") for _, channels, *_ in shapes]
+            outputs = [poisoned(*layer.map_sizes(shape), dtype, "padded") for shape in operator.outputs.values()]
             calls.append(Call(operator, inputs, outputs, **layer.attributes))
         else:
             calls.append(partial(operator.reference, *inputs, **layer.attributes, **parts))

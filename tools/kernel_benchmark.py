@@ -7,8 +7,8 @@ padded to D + R, the faster of both.
 
 Layer norm and depthwise convolution: channels-last maps whose pixels are padded to 8 channels, beside PyTorch's eager
 operators on the same memory. The feed-forward half of a layer, and what comes before its attention: beside those two
-kernels and PyTorch's 1x1 convolutions. Their floor is reading and writing the maps once at 3.0 TB/s, about what an H100
-reaches.
+kernels and PyTorch's 1x1 convolutions. Dense convolutions: with residual, beside PyTorch's three operators. Their floor
+is reading and writing the maps once at 3.0 TB/s, about what an H100 reaches.
 
 Each is captured in a CUDA graph over several input sets, larger together than the caches; medians of replays.
 Attention's and cuDNN's graphs are replayed in turn, and the ratio is the median of the rounds' ratios.

@@ -2,9 +2,9 @@
  *
  * ribsr_attention: ribsr::CyclicWindowAttention. ribsr_layer_norm and ribsr_depthwise: what the layers around it need and
  * runtimes do slowly on channels-last maps. ribsr_feed_forward and ribsr_attention_inputs: the second half of a layer
- * around these two, and what of the first comes before the attention. The library needs the CUDA driver and nothing else;
- * every call is asynchronous on `stream` (a cudaStream_t) of the current device, allocates nothing and may be captured in
- * a CUDA graph.
+ * around these two, and what of the first comes before the attention. ribsr_convolution: the dense convolutions between
+ * layers. The library needs the CUDA driver and nothing else; every call is asynchronous on `stream` (a cudaStream_t) of
+ * the current device, allocates nothing and may be captured in a CUDA graph.
  */
 #ifndef RIBSR_KERNELS_H
 #define RIBSR_KERNELS_H
@@ -164,13 +164,18 @@ RIBSR_API int64_t ribsr_attention_inputs_workspace(int32_t channels);
 
 typedef struct {
   uint32_t struct_size; /* sizeof(RibsrConvolutionParams) */
-  int32_t dtype;
+  int32_t dtype;        /* of all five arrays */
   int32_t batch, channels, outputs, kernel, height, width;
-  float negative_slope;
-  RibsrMap in, residual, out;
-  const void *weight;
-  const void *bias;
+  float negative_slope;       /* multiplies what is negative before residual is added: 1 leaves it, 0.1 is LeakyReLU */
+  RibsrMap in, residual, out; /* residual.data may be null: nothing is added. out may be residual's memory, but not in's */
+  const void *weight;         /* [outputs, kernel, kernel, channels], contiguous, aligned to 16 bytes */
+  const void *bias;           /* [outputs] */
 } RibsrConvolutionParams;
+
+/* out = leaky(convolution(in) + bias) + residual, a dense convolution of kernel 1 or 3, padded with zeros to the same
+ * size. Products are of 16-bit numbers; all else is float32, and rounded once. For channels of multiples of 8 up to 256,
+ * outputs up to 512, `in` a map that the vectorised loads take, residual and out with channel stride 1, else
+ * RIBSR_UNSUPPORTED. Nothing but `out` is written. */
 RIBSR_API int32_t ribsr_convolution(const RibsrConvolutionParams *params, void *stream);
 
 /* The calling thread's last error, one line; empty when there was none. */

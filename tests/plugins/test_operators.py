@@ -73,7 +73,7 @@ def test_structures_are_those_of_the_header() -> None:
         ("RibsrMap in, qkv, gate; ", "RibsrMap in, gate, qkv; "),
         ("void *workspace; ", ""),
         ("float scale; ", "float scale, other; "),
-        ("} RibsrDepthwiseParams;", "} RibsrConvolutionParams;"),
+        ("} RibsrDepthwiseParams;", "} RibsrOtherParams;"),
     ],
 )
 def test_other_structures_would_be_noticed(before: str, after: str) -> None:
@@ -173,6 +173,25 @@ def test_every_field_has_its_value(operator: Operator) -> None:
             operator.values(shapes, **{name: value for name, value in attributes.items() if name != required})
 
 
+@every
+def test_optional_inputs_alone_may_be_missing(operator: Operator) -> None:
+    """Their dimensions are those of other tensors, so that every field has its value without them."""
+    numbers = dict(zip((*operator.integers, *operator.floats), count(5), strict=False))
+    attributes: dict[str, Any] = {name: numbers[name] for name in operator.options}
+    for attribute in operator.attributes:
+        values = [numbers[name] for name in attribute.targets]
+        attributes[attribute.name] = values if attribute.kind == "ints" else values[0]
+    for missing in operator.tensors:
+        shapes = [
+            None if name == missing else operators.sizes(shape, numbers) for name, shape in operator.tensors.items()
+        ]
+        if missing in operator.optional:
+            assert operator.values(shapes, **attributes) == numbers
+        else:
+            with pytest.raises(ValueError, match=f"{operator.name}: {missing} is None, expected "):
+                operator.values(shapes, **attributes)
+
+
 @pytest.mark.parametrize(
     ("head_width", "rank", "fits", "tuned"),
     [(32, 24, True, True), (16, 32, True, True), (24, 16, True, False), (32, 1, True, False), (65, 16, False, False)],
@@ -209,6 +228,10 @@ def test_table_needs_neither_torch_nor_numpy() -> None:
         ),
         ("feed_forward", "(Tensor x, Tensor[] weights, float epsilon) -> Tensor"),
         ("attention_inputs", "(Tensor x, Tensor[] weights, float epsilon) -> (Tensor, Tensor)"),
+        (
+            "convolution",
+            "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float negative_slope) -> Tensor",
+        ),
     ],
 )
 def test_schemas_in_pytorch_stay_what_they_are(name: str, schema: str) -> None:

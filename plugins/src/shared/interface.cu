@@ -65,6 +65,6 @@ extern "C" {
 
 const char *ribsr_error_message(void) { return message; }
 
-int32_t ribsr_interface_version(void) { return 6; }
+int32_t ribsr_interface_version(void) { return 7; }
 
 }  // extern "C"
