@@ -56,7 +56,7 @@ PYTORCH = Runtime(
 
 RUNTIMES = (
     PYTORCH,
-    Runtime("engines.ort", "ORTEngine", (".onnx",), ("threads",)),
+    Runtime("engines.ort", "ORTEngine", (".onnx",), ("threads", "kernels", "cuda_graphs")),
     Runtime("engines.trt.engine", "TensorRTEngine", (".plan",), ("cuda_graphs",)),
 )
 
@@ -83,6 +83,7 @@ def open_engine(
     attention: str | None = None,
     model: str | None = None,
     config: str | Path | None = None,
+    kernels: bool = True,
     cuda_graphs: bool = False,
 ) -> Engine:
     """Opens a model file with the runtime that its suffix names, or a bundled checkpoint by its name.
@@ -91,7 +92,8 @@ def open_engine(
     The rest is for the files whose row in RUNTIMES names it; None leaves it to the runtime.
     threads: CPU threads. precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
-    cuda_graphs: launch the work of repeated sizes as a whole (see `engines.trt.engine`).
+    kernels: False leaves out our own on a GPU (checkpoints have attention for it). cuda_graphs: launch the work of
+    repeated sizes as a whole.
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
@@ -114,6 +116,7 @@ def open_engine(
         "attention": attention,
         "model": model,
         "config": config,
+        "kernels": None if kernels else False,
         "cuda_graphs": cuda_graphs or None,
     }
     given = {name: value for name, value in options.items() if value is not None}

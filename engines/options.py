@@ -25,7 +25,12 @@ def engine_options(command: F) -> F:
             type=click.Path(exists=True, dir_okay=False),
             help="Instead of --model: own JSON, or the authors' option YAML.",
         ),
-        click.option("--cuda-graphs", is_flag=True, help="TensorRT plans: launch repeated sizes as CUDA graphs."),
+        click.option(
+            "--kernels/--no-kernels", default=True, help="ONNX files in half precision on a GPU: run our kernels."
+        ),
+        click.option(
+            "--cuda-graphs", is_flag=True, help="Plans, ONNX files with our kernels: launch repeated sizes at once."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -7,18 +7,22 @@ import ctypes
 import io
 import json
 import re
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base
-from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
+from engines import base, ort_kernels
+from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_stamp
+from plugins import library
+from plugins.operators import OPERATORS
 from ribsr.base.errors import first_line
-from ribsr.base.sizes import Limits
+from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,7 +32,18 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}
 """float32 is float32: by default the CUDA provider multiplies in TF32, and errs by 1e-3 where 1e-6 is possible."""
 
-HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "MultiHeadAttention", "Attention"})
+KERNEL_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+"""Of the CUDA provider where our kernels do the work: no memory kept in advance, no search at every new size."""
+
+NOT_RECORDED = -1
+"""The number of a CUDA graph that means none to ONNX Runtime."""
+
+MOST_GRAPHS = 8
+"""Sizes that are recorded as CUDA graphs: ONNX Runtime keeps each until the session ends."""
+
+HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "MultiHeadAttention", "Attention"}) | {
+    operator.name for operator in OPERATORS
+}
 """Operators that take nearly all of the time. Shape arithmetic belongs on the CPU whatever the device."""
 
 _NO_MEMORY = re.compile(
@@ -40,29 +55,40 @@ _NO_MEMORY = re.compile(
 
 
 class ORTEngine(Engine):
-    """An .onnx file of this toolkit run by ONNX Runtime; `engines.open_engine` says what the arguments mean."""
+    """An .onnx file of this toolkit run by ONNX Runtime; `engines.open_engine` says what the arguments mean.
 
-    def __init__(self, path: str | Path, *, device: str = "auto", threads: int | None = None):
+    On a GPU, files in half precision run our kernels, if the library is built and kernels is not False: they are
+    rewritten in memory (`engines.ort_kernels`). The description's form is `kernel` then.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        kernels: bool = True,
+        cuda_graphs: bool = False,
+    ):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
         stamp = read_stamp(path)
-        if stamp.form == "plugin":
-            raise EngineError(
-                f"{path}: is in plugin form, which only TensorRT runs: build a plan with python -m export.trt, "
-                "or export again with --form mha for ONNX Runtime"
-            )
         ort = _import_runtime()
-        session, notes = _open(ort, self._path, device, threads)
-        self._session: onnxruntime.InferenceSession | None = session
+        opened = _open(ort, self._path, stamp, device, threads, kernels, cuda_graphs)
+        self._session: onnxruntime.InferenceSession | None = opened.session
+        self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
         self._threads = threads
-        self._description = _describe(ort, self._path, session, stamp, notes)
+        self._description = _describe(ort, self._path, opened, stamp)
 
     def describe(self) -> Description:
         return self._description
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
-        return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+        graphs = self._graphs
+        if graphs is None:
+            return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+        return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
 
     def _guarded(self, x: np.ndarray, use: Callable[[onnxruntime.InferenceSession], Any]) -> Any:
         """use(session), with the runtime's own exceptions as EngineErrors."""
@@ -81,18 +107,15 @@ class ORTEngine(Engine):
     def timer(self, x: np.ndarray) -> Timer:
         if not self._description.device.startswith(CUDA):
             return super().timer(x)
-        import onnxruntime as ort
-
         base.check_input(x, self._description)
-
-        def bind(session: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
-            binding = session.io_binding()
-            binding.bind_ortvalue_input("input", ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
-            binding.bind_output("output", "cuda", 0)
-            return binding
-
-        binding = self._guarded(x, bind)
-        once = base.host_clock(lambda: self._guarded(x, lambda session: session.run_with_iobinding(binding)))
+        graphs, scale = self._graphs, self._description.scale
+        if graphs is None:
+            bound = self._guarded(x, lambda session: _Bound(session, x, scale))
+            once = base.host_clock(lambda: self._guarded(x, lambda _: bound.once()))
+        else:
+            once = base.host_clock(
+                lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.once()))
+            )
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
@@ -114,6 +137,65 @@ class ORTEngine(Engine):
 
     def close(self) -> None:
         self._session = None
+        if self._graphs is not None:
+            self._graphs.close()
+
+
+class _Bound:
+    """Buffers on the GPU for one size, and how they are bound to a session.
+
+    graph: the number under which ONNX Runtime records the work at the first run, and repeats it later; None: it does
+    not.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, x: np.ndarray, scale: int, graph: int | None = None):
+        import onnxruntime as ort
+
+        shape = [*x.shape[:2], *Size.of(x).times(scale)]
+        self._session = session
+        self._input = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), "cuda", 0)
+        self._output = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("input", self._input)
+        self._binding.bind_ortvalue_output("output", self._output)
+        self._options = ort.RunOptions()
+        if graph is not None:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph))
+
+    def once(self) -> None:
+        """Runs the network on what is in the input buffer; returns when the work is done."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self._input.update_inplace(np.ascontiguousarray(x))
+        self.once()
+        return self._output.numpy()
+
+
+class _Graphs:
+    """The work of repeated sizes as CUDA graphs. One thread at a time uses it, since the buffers are the graphs'."""
+
+    def __init__(self, scale: int):
+        self._scale = scale
+        self._lock = threading.Lock()
+        self._bound: dict[tuple[int, ...], _Bound] = {}
+
+    def use(self, session: onnxruntime.InferenceSession, x: np.ndarray, use: Callable[[_Bound], Any]) -> Any:
+        """use(the buffers for x), which must leave nothing of them."""
+        with self._lock:
+            return use(self._bound.get(x.shape) or self._bind(session, x))
+
+    def _bind(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> _Bound:
+        if len(self._bound) >= MOST_GRAPHS:
+            return _Bound(session, x, self._scale, NOT_RECORDED)
+        bound = _Bound(session, x, self._scale, len(self._bound))
+        bound.once()  # what fails here is not kept
+        self._bound[x.shape] = bound
+        return bound
+
+    def close(self) -> None:
+        with self._lock:
+            self._bound.clear()
 
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
@@ -151,26 +233,65 @@ def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any
     return options
 
 
-def _open(ort: Any, path: str, device: str, threads: int | None) -> tuple[onnxruntime.InferenceSession, list[str]]:
-    """A session on the device asked for, and notes for the user: the GPU is used, or it is said why not."""
-    if device == "cpu" or (device == "auto" and CUDA not in ort.get_available_providers()):
-        return _create(ort, path, [CPU], threads), []
-    if CUDA not in ort.get_available_providers():
+@dataclass(frozen=True)
+class _Opened:
+    """A session, what its attention is, and notes for the user: the GPU and our kernels are used, or it is said why
+    not."""
+
+    session: onnxruntime.InferenceSession
+    form: str
+    notes: tuple[str, ...] = ()
+
+
+def _open(
+    ort: Any, path: str, stamp: Stamp, device: str, threads: int | None, kernels: bool, cuda_graphs: bool
+) -> _Opened:
+    """A session on the device asked for."""
+    available = CUDA in ort.get_available_providers()
+    if device == "cuda" and not available:
         raise EngineError(
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
             "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
         )
-    try:
-        _check_driver()
-        complaint = _preload(ort)
-        session = _create(ort, path, [CUDA, CPU], threads)
-        if CUDA not in session.get_providers():
-            raise _NotOnCUDA(_why_dropped(complaint))
-        return session, _check_placement(path, session)
-    except _NotOnCUDA as error:
-        if device == "cuda":
-            raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
-        return _create(ort, path, [CPU], threads), [f"{path}: runs on the CPU, since {error}"]
+    notes = ()
+    if device != "cpu" and available:
+        try:
+            return _open_on_cuda(ort, path, stamp, threads, kernels, cuda_graphs)
+        except _NotOnCUDA as error:
+            if device == "cuda":
+                raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
+            notes = (f"{path}: runs on the CPU, since {error}",)
+    if stamp.form == "plugin":
+        raise EngineError(
+            f"{path}: is in plugin form, which runs on a GPU only, in TensorRT or in ONNX Runtime with our kernels; "
+            "export it again without --form"
+        )
+    if cuda_graphs:
+        raise EngineError(f"{path}: CUDA graphs need a GPU, and this file runs on the CPU; leave out --cuda-graphs")
+    return _Opened(_create(ort, path, [CPU], threads), stamp.form, notes)
+
+
+def _open_on_cuda(ort: Any, path: str, stamp: Stamp, threads: int | None, kernels: bool, cuda_graphs: bool) -> _Opened:
+    """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
+    capability = _check_driver()
+    complaint = _preload(ort)
+    own, reason = None, "--no-kernels was given"
+    if kernels and stamp.precision in HALVES:
+        try:
+            own = ort_kernels.rewritten(path, stamp, capability)
+        except ort_kernels.NoKernels as error:
+            reason = str(error)
+    if own is None and stamp.form == "plugin":
+        raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
+    if own is None and cuda_graphs:
+        raise EngineError(f"{path}: CUDA graphs need our kernels in half precision; leave out --cuda-graphs")
+    session = _create(ort, path, [CUDA, CPU], threads, own=own, cuda_graphs=cuda_graphs)
+    if CUDA not in session.get_providers():
+        raise _NotOnCUDA(_why_dropped(complaint))
+    notes = _check_placement(path, session)
+    if own is None and kernels and stamp.precision in HALVES:
+        notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
+    return _Opened(session, stamp.form if own is None else "kernel", tuple(notes))
 
 
 def _preload(ort: Any) -> str:
@@ -192,13 +313,24 @@ class _NotOnCUDA(Exception):
 
 
 def _create(
-    ort: Any, path: str, providers: list[str], threads: int | None, profile: Path | None = None
+    ort: Any,
+    path: str,
+    providers: list[str],
+    threads: int | None,
+    *,
+    profile: Path | None = None,
+    own: bytes | None = None,
+    cuda_graphs: bool = False,
 ) -> onnxruntime.InferenceSession:
-    configured = [(name, PROVIDER_OPTIONS.get(name, {})) for name in providers]
+    """A session. own: the file rewritten for our kernels."""
+    options = _session_options(ort, threads, profile)
+    configured = {name: dict(PROVIDER_OPTIONS.get(name, {})) for name in providers}
+    if own is not None:
+        configured[CUDA] |= KERNEL_OPTIONS | {"enable_cuda_graph": str(int(cuda_graphs))}
     try:
-        return ort.InferenceSession(
-            path, _session_options(ort, threads, profile), providers=configured, enable_fallback=0
-        )
+        if own is not None:
+            options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))
+        return ort.InferenceSession(own or path, options, providers=list(configured.items()), enable_fallback=0)
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:
             raise _NotOnCUDA(f"ONNX Runtime failed there ({first_line(error)})") from None
@@ -222,14 +354,24 @@ def _check_placement(path: str, session: onnxruntime.InferenceSession) -> list[s
     return [f"{path}: {op} nodes run on the CPU, since the CUDA provider does not take them" for op in on_cpu]
 
 
-def _check_driver() -> None:
-    """Raises _NotOnCUDA where no driver or GPU is; ONNX Runtime would complain of its libraries first."""
+def _check_driver() -> str:
+    """The first GPU's compute capability, "9.0".
+
+    Raises _NotOnCUDA where no driver or GPU is; ONNX Runtime would complain of its libraries first.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise _NotOnCUDA("there is no NVIDIA driver here (libcuda.so.1)") from None
     if code := driver.cuInit(0):
         raise _NotOnCUDA(f"the NVIDIA driver finds no usable GPU (cuInit gives {code})")
+    numbers = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        number = ctypes.c_int()
+        if code := driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0):
+            raise _NotOnCUDA(f"the NVIDIA driver does not know its first GPU (cuDeviceGetAttribute gives {code})")
+        numbers.append(str(number.value))
+    return ".".join(numbers)
 
 
 def _why_dropped(complaint: str) -> str:
@@ -264,21 +406,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     return bool(_NO_MEMORY.search(str(error).rpartition("' Status Message: ")[2]))
 
 
-def _describe(
-    ort: Any, path: str, session: onnxruntime.InferenceSession, stamp: Stamp, notes: list[str]
-) -> Description:
+def _describe(ort: Any, path: str, opened: _Opened, stamp: Stamp) -> Description:
+    session = opened.session
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = ([entry.name for entry in inputs], [entry.name for entry in outputs])
     if names != (["input"], ["output"]) or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
         raise EngineError(f"{path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
     b, _, h, w = (size if isinstance(size, int) else None for size in inputs[0].shape)
     return Description(
-        **vars(stamp),
+        **vars(replace(stamp, form=opened.form)),
         path=path,
         runtime="onnxruntime",
         runtime_version=ort.__version__,
         device=session.get_providers()[0],
         batch=b,
         limits=Limits.only(h, w),
-        notes=tuple(notes),
+        notes=opened.notes,
     )

@@ -1,8 +1,8 @@
 """Lowering: from the canonical graph to a file for one runtime, by onnx-graphsurgeon passes.
 
 canonical: the operator's nodes with one model-local function as their body: runs in ONNX Runtime as it is.
-plugin: the nodes alone, LayerNorm over channels and depthwise convolutions as more such nodes (`plugins.fuse`): TensorRT
-with the plugins. They compute in half precision, so the graph has to be typed in it (`export.precision`).
+plugin: the nodes alone, LayerNorm over channels and depthwise convolutions as more such nodes (`plugins.fuse`):
+TensorRT with the plugins. They compute in half precision, so the graph has to be typed in it (`export.precision`).
 mha, attention, matmul: flat, the body inlined around com.microsoft::MultiHeadAttention (ONNX Runtime), around ONNX
 Attention (opset 23), or in basic operators (anything, for small pictures: it materialises the scores).
 """

@@ -1,8 +1,8 @@
 """Build the library of CUDA kernels, and those for TensorRT and ONNX Runtime: python -m plugins.build
 
-plugins/build/libribsr_kernels.so, which PyTorch takes, and libribsr_onnxruntime.so, with ONNX Runtime's custom operators,
-are always made. TensorRT's headers add plugins/build/libribsr_tensorrt8.so, 9, 10 or 11: one per major version. They are
-not in TensorRT's wheels, but in the include folder of github.com/NVIDIA/TensorRT, one tag per version. No GPU is needed.
+plugins/build/libribsr_kernels.so, which PyTorch takes, and libribsr_onnxruntime.so, ONNX Runtime's custom operators,
+are always made. TensorRT's headers add plugins/build/libribsr_tensorrt8.so, 9, 10 or 11: one per major version. They
+are not in its wheels, but in the include folder of github.com/NVIDIA/TensorRT, one tag per version. No GPU is needed.
 """
 
 from __future__ import annotations

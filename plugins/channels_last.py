@@ -90,7 +90,9 @@ class _Layout:
             self._turned.add(other)
         return other
 
-    def write(self, node: onnx.NodeProto, inputs: Sequence[str], more: Sequence[str] = (), *, last: bool = True) -> None:
+    def write(
+        self, node: onnx.NodeProto, inputs: Sequence[str], more: Sequence[str] = (), *, last: bool = True
+    ) -> None:
         """The node with other inputs and more outputs; last: whether its outputs are channels-last maps."""
         written = onnx.NodeProto()
         written.CopyFrom(node)

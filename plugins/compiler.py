@@ -118,7 +118,7 @@ def find_tensorrt(given: Sequence[Path] = ()) -> dict[int, Path]:
 
 
 def onnxruntime_include(given: Path) -> Path:
-    """The folder that has ONNX Runtime's header: the given one, or one below it as in its sources. Raises BuildError."""
+    """The folder with ONNX Runtime's header: the given one, or one below it as in its sources. Raises BuildError."""
     for folder in (given, given / "onnxruntime", given / "onnxruntime" / "core" / "session"):
         if (folder / ONNXRUNTIME_HEADER).is_file():
             return folder

@@ -76,7 +76,7 @@ def for_capability(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
 
 
 def join_convolutions(plugin: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph in plugin form whose dense convolutions are nodes of ours, too, with the LeakyReLU and the sum behind them.
+    """A graph in plugin form whose dense convolutions are our nodes, too, with the LeakyReLU and the sum behind them.
 
     Those that the operator has the widths for, of kernels of 1 and 3; their weights are [outputs, channels, rows,
     columns] still.

@@ -42,7 +42,7 @@ def load() -> ctypes.CDLL:
     file = path()
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
-    library = ctypes.CDLL(str(file))
+    library = _loaded(file)
     _check_version(file, library, "run `python -m plugins.build`")
     for operator in OPERATORS:
         getattr(library, operator.function).argtypes = (ctypes.POINTER(operator.params), ctypes.c_void_p)
@@ -84,6 +84,28 @@ def chosen_path(params: Params) -> str:
     return next(name for name, number in PATHS.items() if number == chosen.value)
 
 
+ONNXRUNTIME_VARIABLE = "RIBSR_ONNXRUNTIME_LIBRARY"
+"""Environment variable that names another library of ONNX Runtime's custom operators."""
+
+
+def onnxruntime_path() -> Path:
+    """The custom operators' file: $RIBSR_ONNXRUNTIME_LIBRARY, else the one `python -m plugins.build` makes."""
+    return Path(os.environ.get(ONNXRUNTIME_VARIABLE) or DEFAULT.with_name("libribsr_onnxruntime.so"))
+
+
+def check_onnxruntime(file: Path) -> None:
+    """Raises LibraryError unless the file can be loaded and is of this interface version."""
+    _check_version(file, _loaded(file), "run `python -m plugins.build`")
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    """Loads a library with the reason why it cannot be loaded, which runtimes do not give."""
+    try:
+        return ctypes.CDLL(str(file.resolve()))
+    except OSError as error:
+        raise LibraryError(f"{file} cannot be loaded: {error}") from error
+
+
 TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"
 """Environment variable that names another TensorRT plugin library."""
 
@@ -110,11 +132,7 @@ def load_tensorrt(trt: Any, path: Path) -> None:
                 f"{path} does not exist: build it with `python -m plugins.build --tensorrt-include DIR`, "
                 f"DIR holding the headers of TensorRT {trt.__version__}"
             )
-        try:
-            found = ctypes.CDLL(str(path.resolve()))  # says why it cannot be loaded, which TensorRT does not
-        except OSError as error:
-            raise LibraryError(f"{path} cannot be loaded: {error}") from error
-        _check_version(path, found, "build it again with `python -m plugins.build --tensorrt-include DIR`")
+        _check_version(path, _loaded(path), "build it again with `python -m plugins.build --tensorrt-include DIR`")
         registry.load_library(str(path.resolve()))
         missing = _missing_plugins(registry)
         if missing:

@@ -1,8 +1,8 @@
 """The table of operators: one row an operator, from which everything in Python derives.
 
 A row gives the C structure and function (`plugins.library`), the PyTorch operator (`plugins.pytorch`), the names of the
-ONNX nodes and TensorRT plugins (`plugins.fuse`), and which widths are taken where. tests/plugins/test_operators.py holds
-the rows against include/ribsr_kernels.h and the TensorRT plugins. A new operator is a row here, a structure in the
+ONNX nodes and TensorRT plugins (`plugins.fuse`), and which widths are taken where. tests/plugins/test_operators.py
+holds the rows against include/ribsr_kernels.h and src/runtimes. A new operator is a row here, a structure in the
 header, a folder of kernels and a test. Needs neither torch nor numpy; the references import torch when called.
 """
 

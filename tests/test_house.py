@@ -62,7 +62,7 @@ NO_TORCH = (
     "export/trt/",
     "export/__init__.py",
     "export/cyclic_window.py",
-    "export/fuse.py",
+    "plugins/fuse.py",
     "export/lower.py",
     "export/onnx.py",
     "export/precision.py",

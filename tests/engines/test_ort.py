@@ -125,10 +125,10 @@ def test_a_closed_engine_says_so(onnx_file: Path) -> None:
         engine.run(fakes.picture())
 
 
-def test_plugin_files_are_for_tensorrt(tmp_path: Path) -> None:
+def test_plugin_files_are_for_gpus(tmp_path: Path) -> None:
     path = fakes.write_onnx(tmp_path / "a.onnx", form="plugin")
-    with pytest.raises(EngineError, match=r"python -m export\.trt, or export again with --form mha"):
-        open_engine(path)
+    with pytest.raises(EngineError, match=r"is in plugin form, which runs on a GPU only"):
+        open_engine(path, device="cpu")
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:

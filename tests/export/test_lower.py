@@ -7,6 +7,7 @@ import torch
 
 from export import lower, precision
 from export.cyclic_window import DOMAIN, NAME
+from plugins import fuse
 from ribsr.base.sizes import Size
 from tests.export.conftest import run, traced
 

@@ -43,7 +43,8 @@ CONVOLUTION = operators.CONVOLUTION.name
 
 
 def evaluate(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    return np.asarray(ReferenceEvaluator(model, new_ops=OPERATORS).run(None, {"input": x})[0])
+    (y,) = ReferenceEvaluator(model, new_ops=OPERATORS).run(None, {"input": x})
+    return np.asarray(y)
 
 
 def operations(model: onnx.ModelProto) -> Counter[str]:

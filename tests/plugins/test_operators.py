@@ -1,4 +1,4 @@
-"""The table of operators against the C header and the TensorRT plugins, as texts: neither a compiler nor a GPU."""
+"""The table of operators against the C header and the runtimes' faces, as texts: neither a compiler nor a GPU."""
 
 from __future__ import annotations
 
@@ -124,29 +124,49 @@ def test_version_is_that_of_the_source() -> None:
     assert int(version) == library.INTERFACE_VERSION
 
 
-def test_tensorrt_has_the_same_operators() -> None:
-    """Names, which inputs are maps, and how many outputs there are."""
-    faces = {}
-    for body in re.split(r"\nstruct ", source("**/tensorrt/operators.h")):
+FACE = "runtimes/operators.h"
+"""The operators as TensorRT and ONNX Runtime see them."""
+
+
+def bodies() -> dict[str, str]:
+    """The structure of each operator there, from its name on."""
+    found = {}
+    for body in re.split(r"\nstruct ", source(FACE)):
         if name := re.search(r'static constexpr const char \*name = "(\w+)"', body):
-            maps = re.search(r"std::array maps\{(.*?)\}", body)
-            assert maps
-            faces[name[1]] = (maps[1].split(", "), body.count("Dimension{"))
+            found[name[1]] = body
+    return found
+
+
+def test_runtimes_have_the_same_operators() -> None:
+    """Names, which inputs are maps, which may be missing, how many outputs there are, and who needs a workspace."""
+    faces = {}
+    for name, body in bodies().items():
+        maps, optional = re.search(r"std::array maps\{(.*?)\}", body), re.search(r"optional = (\d)", body)
+        assert maps
+        outputs, workspace = body.count("Dimension{"), "has_workspace = true" in body
+        faces[name] = (maps[1].split(", "), optional and int(optional[1]), outputs, workspace)
     expected = {}
-    for operator in (one for one in OPERATORS if one.plugin):
-        maps = [str(operators.is_map(shape)).lower() for shape in operator.tensors.values()]
-        expected[operator.name] = (maps, len(operator.outputs))
+    for row in OPERATORS:
+        maps = [str(operators.is_map(shape)).lower() for shape in row.tensors.values()]
+        optional = next((index for index, name in enumerate(row.tensors) if name in row.optional), None)
+        expected[row.name] = (maps, optional, len(row.outputs), row.has_workspace)
     assert faces == expected
 
 
-@pytest.mark.parametrize("operator", [one for one in OPERATORS if one.plugin], ids=operators.PLUGINS)
-def test_tensorrt_reads_the_same_attributes(operator: Operator) -> None:
-    bases = dict(re.findall(r"\nstruct (\w+) : (\w+) \{", source("**/tensorrt/operators.h")))
-    bodies = re.findall(r"> (\w+)::fields\(\) const noexcept \{(.*?)\n\}", source("**/tensorrt/*.cpp"), re.DOTALL)
-    fields = {name: re.findall(r'\{"(\w+)", &?\w+, PluginFieldType::(\w+), (\d)\}', body) for name, body in bodies}
-    kinds = {"int": ("kINT32", "1"), "bool": ("kINT32", "1"), "ints": ("kINT32", "2"), "float": ("kFLOAT32", "1")}
+def test_each_runtime_lists_its_operators() -> None:
+    lists = dict(re.findall(r"using (\w+) = List<(.*?)>;", source(FACE), re.DOTALL))
+    assert re.findall(r"\w+", lists["Every"]) == [row.name for row in OPERATORS]
+    assert re.findall(r"\w+", lists["TensorRTs"]) == list(operators.PLUGINS)
+
+
+@every
+def test_runtimes_read_the_same_attributes(operator: Operator) -> None:
+    bases = dict(re.findall(r"\nstruct (\w+) : (\w+) \{", source(FACE)))
+    functions = re.findall(r"> (\w+)::attributes\(\) const noexcept \{(.*?)\n\}", source("runtimes/*.cpp"), re.DOTALL)
+    attributes = {name: re.findall(r'\{"(\w+)", &?\w+, Kind::(\w+), (\d)\}', body) for name, body in functions}
+    kinds = {"int": ("kInt32", "1"), "bool": ("kInt32", "1"), "ints": ("kInt32", "2"), "float": ("kFloat32", "1")}
     expected = [(attribute.name, *kinds[attribute.kind]) for attribute in operator.attributes]
-    assert fields[operator.name if operator.name in fields else bases[operator.name]] == expected
+    assert attributes[operator.name if operator.name in attributes else bases[operator.name]] == expected
 
 
 @every

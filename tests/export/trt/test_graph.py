@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from engines.trt import gpu as cuda
-from plugins import fuse
 from export.trt import convert
-from plugins import compiler, library
+from plugins import compiler, fuse, library
 from tests.export.trt.played import ELEVEN, OLDEST, TEN, failed, invoke, make_gpu
 
 
