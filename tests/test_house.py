@@ -62,7 +62,6 @@ NO_TORCH = (
     "export/trt/",
     "export/__init__.py",
     "export/cyclic_window.py",
-    "plugins/fuse.py",
     "export/lower.py",
     "export/onnx.py",
     "export/precision.py",
