@@ -227,6 +227,7 @@ class Graphs:
             self._recordings.pop(x.shape, None)  # or what it takes would not be counted
             timer = cuda_timer(lambda: recording.launch(), self._device)
             recording = self._launched(x)
+            self._stream.synchronize()
 
         def once() -> float:
             with self._alone():
@@ -363,8 +364,9 @@ def _free_unused(device: torch.device) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    """Also where memory ran out while a graph was recorded, and CUDA complains of the graph instead."""
     known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return known or _NO_MEMORY.match(str(error)) is not None
+    return known or isinstance(error.__context__, torch.cuda.OutOfMemoryError) or bool(_NO_MEMORY.match(str(error)))
 
 
 def _fused(model: RIBModel) -> RIBModel:

@@ -253,8 +253,8 @@ class _Fused(RIBModel):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.head.weights[0]
         b, _, h, w = x.shape
-        picture = torch.empty(b, weight.shape[3], h, w, dtype=weight.dtype, device=x.device)
-        picture = picture.contiguous(memory_format=torch.channels_last).zero_()
+        shape = (b, weight.shape[3], h, w)
+        picture = torch.empty(shape, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last).zero_()
         picture[:, :3] = x
         return self.tail(self.features(picture), picture[:, :3])
 

@@ -217,6 +217,7 @@ def test_layers_are_whole_operators_where_they_fit(
 
 def test_esc_ribs_layers() -> None:
     config = ribsr.config("esc-rib")
+    assert isinstance(config, ribsr.ESCRIBConfig)
     watch = traced(fuse(build(config, torch.float16)))
     blocks, layers = config.blocks, config.blocks * config.conv_blocks
     assert watch.seen == {
