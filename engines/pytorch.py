@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +36,8 @@ from ribsr.attention import WindowAttention
 if TYPE_CHECKING:
     from ribsr.layers import RIBModel
 
+T = TypeVar("T")
+
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _NO_MEMORY = re.compile(
@@ -42,13 +47,26 @@ _NO_MEMORY = re.compile(
 )
 """How errors begin that have no type of their own: those of the CPU's allocator, and of CUDA outside of PyTorch's."""
 
+RECORDINGS = 4
+"""CUDA graphs that an engine keeps, one for a shape of input, each with the memory of its activations: as many as there
+are sizes of tiles in a picture."""
+
+_capturing = threading.Lock()
+"""Held while a CUDA graph is made: what waits for the whole GPU would break it, and to make one begins with that."""
+
 
 class PyTorchEngine(Engine):
     """A checkpoint run by PyTorch; `engines.open_engine` says what the arguments mean.
 
     float32 is float32: TF32 is switched off, for the process, when an engine opens on a GPU. `threads` sets PyTorch's
     threads for the process too.
+
+    attention="kernel", which `auto` is for half precision on a GPU where the kernels are built and made for the model's
+    widths: all layers run our operators (`plugins.modules`), and the work of each shape of input is recorded as a CUDA
+    graph at its first run. The last RECORDINGS shapes are kept; threads that share the engine run one after another.
     """
+
+    _graphs: Graphs | None = None
 
     def __init__(
         self,
@@ -89,10 +107,10 @@ class PyTorchEngine(Engine):
         except ValueError as error:
             raise EngineError(first_line(error)) from error
         # The RIB stays in float32: its module refuses to be cast to half precision.
-        placed = loaded.requires_grad_(False).to(self._device, self._dtype)
-        # The kernel is made for channels-last maps; it takes others, slowly.
-        self._layout = torch.channels_last if attention == "kernel" else torch.contiguous_format
-        self._model: RIBModel | None = placed.to(memory_format=self._layout)  # pyright: ignore[reportCallIssue]
+        self._model: RIBModel | None = loaded.requires_grad_(False).to(self._device, self._dtype)
+        if attention == "kernel" and self._device.type == "cuda":
+            self._model = _fused(self._model)
+            self._graphs = Graphs(self._model, self._device)
         self._description = self._describe(loaded, precision, attention, tuple(notes))
 
     def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
@@ -122,10 +140,19 @@ class PyTorchEngine(Engine):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
+        if (graphs := self._graphs) is not None:
+            return self._guarded(x, lambda _: graphs.run(x, lambda y: y.copy()))
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
 
+    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
+        if (graphs := self._graphs) is None:
+            return super().run_into(x, out, part)
+        base.check_input(x, self._description)
+        base.check_out(out, x, self._description, part)
+        return self._guarded(x, lambda _: graphs.run(x, lambda y: np.copyto(out, y[(..., *part)])))
+
     def _place(self, x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype, memory_format=self._layout)
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype)
 
     def _forward(self, model: RIBModel, x: torch.Tensor) -> torch.Tensor:
         slow = self._device.type == "cpu" and self._dtype == torch.float16
@@ -139,30 +166,148 @@ class PyTorchEngine(Engine):
             raise base.closed(self._path)
         try:
             return use(model)
-        except (torch.cuda.OutOfMemoryError, MemoryError):
-            raise base.out_of_memory(self._path, x) from None
-        except RuntimeError as error:
-            if _NO_MEMORY.match(str(error)):
-                raise base.out_of_memory(self._path, x) from None
-            raise EngineError(f"{self._path}: PyTorch failed on {list(x.shape)} ({first_line(error)})") from error
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise EngineError(f"{self._path}: PyTorch failed on {list(x.shape)} ({first_line(error)})") from error
+        # Raised here, the error does not keep alive what the failed run held.
+        _free_unused(self._device)
+        raise base.out_of_memory(self._path, x)
 
     def timer(self, x: np.ndarray) -> Timer:
         if self._device.type != "cuda":
             return super().timer(x)
         base.check_input(x, self._description)
+        if (graphs := self._graphs) is not None:
+            timer: Timer = self._guarded(x, lambda _: graphs.timer(x))
+            return Timer(timer.clock, lambda: self._guarded(x, lambda _: timer.once()), timer.peak_memory)
         placed = self._guarded(x, lambda _: self._place(x))
         return cuda_timer(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`, summed up by name: of the kernels on a GPU, of PyTorch's operators on a CPU."""
         base.check_input(x, self._description)
+        if self._graphs is not None:
+            self._graphs.forget()  # for a run that is not recorded, which takes as much memory again
         placed = self._guarded(x, lambda _: self._place(x))
         return operator_times(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device, runs)
 
     def close(self) -> None:
-        self._model = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        graphs, self._graphs, self._model = self._graphs, None, None
+        if graphs is not None:
+            graphs.forget()
+        _free_unused(self._device)
+
+
+class Graphs:
+    """A model's work as CUDA graphs, one for a shape of input, which are made at its first run, and replayed later.
+
+    One thread at a time uses them; all of it is done on a stream of their own.
+    """
+
+    def __init__(self, model: RIBModel, device: torch.device):
+        self._model, self._device = model, device
+        self._lock = threading.Lock()
+        self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()  # the one used last is the last
+        self._pinned: dict[str, torch.Tensor] = {}
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # where the model comes to be
+
+    def run(self, x: np.ndarray, use: Callable[[np.ndarray], T]) -> T:
+        """use(y) of y [B, 3, sH, sW], which the next run overwrites."""
+        with self._alone():
+            recording = self._launched(x)
+            y = self._host("output", recording.output.shape)
+            y.copy_(recording.output, non_blocking=True)
+            self._stream.synchronize()
+            return use(y.numpy())
+
+    def timer(self, x: np.ndarray) -> Timer:
+        """Times the network on x, from float32 to float32 on the GPU."""
+        with self._alone():
+            self._recordings.pop(x.shape, None)  # or what it takes would not be counted
+            timer = cuda_timer(lambda: recording.launch(), self._device)
+            recording = self._launched(x)
+            self._stream.synchronize()
+
+        def once() -> float:
+            with self._alone():
+                return timer.once()
+
+        return Timer(timer.clock, once, timer.peak_memory)
+
+    def forget(self) -> None:
+        """Drops what is recorded. What runs is waited for."""
+        with self._lock:
+            self._recordings.clear()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock, torch.cuda.stream(self._stream), torch.inference_mode():
+            yield
+
+    def _launched(self, x: np.ndarray) -> Recording:
+        """The recording for x's shape, launched on x. If memory runs out, it drops all others and tries again."""
+        try:
+            return self._launch(x)
+        except (RuntimeError, MemoryError) as error:
+            if not (_is_out_of_memory(error) and self._recordings):
+                raise
+        self._recordings.clear()
+        _free_unused(self._device)
+        return self._launch(x)
+
+    def _launch(self, x: np.ndarray) -> Recording:
+        recording = self._recordings.pop(x.shape, None)
+        if recording is None:
+            while len(self._recordings) >= RECORDINGS:
+                self._recordings.popitem(last=False)
+            recording = Recording(self._model, x.shape, self._device)
+        pinned = self._host("input", recording.input.shape)
+        np.copyto(pinned.numpy(), x)
+        recording.input.copy_(pinned, non_blocking=True)
+        recording.launch()
+        self._recordings[x.shape] = recording  # one that failed is not kept
+        return recording
+
+    def _host(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Memory of the host that the GPU copies from or to; the next call of that name has the same."""
+        size = math.prod(shape)
+        if name not in self._pinned or self._pinned[name].numel() < size:
+            self._pinned[name] = torch.empty(size, pin_memory=self._device.type == "cuda")
+        return self._pinned[name][:size].view(*shape)
+
+
+class Recording:
+    """The work of a model on pictures of one shape, float32 on the GPU, from `input` to `output`."""
+
+    def __init__(self, model: RIBModel, shape: Sequence[int], device: torch.device):
+        batch, channels, *size = shape
+        self._model = model
+        self.input = torch.empty(*shape, device=device)
+        self.output = torch.empty(batch, channels, *(side * model.config.scale for side in size), device=device)
+        self._replay: Callable[[], None] | None = None
+
+    def launch(self) -> None:
+        """Enqueues the work on the current stream. The first time it also records it, which waits for the GPU."""
+        if self._replay is not None:
+            return self._replay()
+        self._enqueue()  # what is loaded and chosen at a first run cannot be while it is recorded
+        self._replay = _capture(self._enqueue)
+        return None
+
+    def _enqueue(self) -> None:
+        self.output.copy_(self._model(self.input))
+
+
+def _capture(work: Callable[[], None]) -> Callable[[], None]:
+    """A function that launches as a whole what `work` enqueues on the current stream, which is not done now.
+
+    The graph and its memory go with the function.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with _capturing, torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        work()
+    return graph.replay
 
 
 def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
@@ -209,6 +354,28 @@ class _Float32Convolutions(TorchFunctionMode):
         if func is not torch.conv2d or args[0].dtype != torch.float16:
             return func(*args, **kwargs)
         return func(*(a.float() if isinstance(a, torch.Tensor) else a for a in args), **kwargs).half()
+
+
+def _free_unused(device: torch.device) -> None:
+    """Gives memory that PyTorch keeps for later back to the GPU."""
+    if device.type == "cuda":
+        with _capturing:
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where memory ran out while a graph was recorded, and CUDA complains of the graph instead."""
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    return known or isinstance(error.__context__, torch.cuda.OutOfMemoryError) or bool(_NO_MEMORY.match(str(error)))
+
+
+def _fused(model: RIBModel) -> RIBModel:
+    from plugins.modules import fuse
+
+    try:
+        return fuse(model)
+    except (TypeError, ValueError, kernel_library.LibraryError) as error:
+        raise EngineError(f"attention backend 'kernel': {first_line(error)}") from error
 
 
 def _suits_kernel(model: RIBModel, device: torch.device, dtype: torch.dtype) -> bool:

@@ -331,7 +331,7 @@ CYCLIC_WINDOW_ATTENTION = Operator(
         Attribute("heads", "int"),
         Attribute("shift", "ints", ("shift_y", "shift_x")),
         Attribute("scale", "float"),
-        Attribute("gate_sigmoid", "bool", default=False, in_torch=False),
+        Attribute("gate_sigmoid", "bool", default=False),
     ),
     options=("path",),
     widths=Widths(("head_width", "rank"), most=(64, 64), tuned=((16, 32), (16, 24, 32))),

@@ -38,6 +38,7 @@ TORCH = (
     "ribsr/",
     "export/",
     "engines/pytorch.py",
+    "plugins/modules.py",
     "plugins/pytorch.py",
     "plugins/testing.py",
     "tools/_authors.py",

@@ -239,7 +239,7 @@ def test_table_needs_neither_torch_nor_numpy() -> None:
         (
             "cyclic_window_attention",
             "(Tensor qkv, Tensor rib_q, Tensor rib_k, Tensor gate, "
-            "SymInt[] window, SymInt heads, SymInt[] shift, float scale) -> Tensor",
+            "SymInt[] window, SymInt heads, SymInt[] shift, float scale, bool gate_sigmoid=False) -> Tensor",
         ),
         ("channel_layer_norm", "(Tensor x, Tensor weight, Tensor bias, float epsilon) -> Tensor"),
         (
