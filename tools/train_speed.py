@@ -27,7 +27,6 @@ import click
 from engines.base import EngineError
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._authors import build_authors, import_authors
 from tools._common import console, environment, environment_line, json_option, table, write_json
 from tools._timing import Child
 
@@ -53,6 +52,7 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
 
     import ribsr
     from ribsr.training import fast
+    from tools._authors import build_authors
 
     torch.manual_seed(0)
     config = ribsr.config(network, scale)
@@ -173,6 +173,8 @@ def main(
 ) -> None:
     """Times training steps of the authors' model and of ours, on the GPU if there is one."""
     if "authors" in forms:
+        from tools._authors import import_authors
+
         import_authors(Path(repository))
     out = console(stderr=json_target == "-")
     results = []
