@@ -1,4 +1,4 @@
-"""What kernel_benchmark and kernel_compare share: cases, their calls, and the timing of CUDA graphs in turn."""
+"""What kernel_benchmark times: layers, and the calls that compute them with our kernels and with PyTorch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from plugins import operators
-from plugins.library import LibraryError
 from plugins.operators import Operator
 
 if TYPE_CHECKING:
@@ -52,6 +50,10 @@ class Layer:
         return self.bytes / FLOOR * 1e3
 
     @property
+    def is_attention(self) -> bool:
+        return self.operator is operators.CYCLIC_WINDOW_ATTENTION
+
+    @property
     def windows(self) -> int:
         """Of an attention."""
         return -(-self.height // self.widths["window"]) * -(-self.width // self.widths["window"])
@@ -60,6 +62,12 @@ class Layer:
     def scores(self) -> int:
         """Of an attention."""
         return self.windows * self.widths["heads"] * self.widths["window"] ** 4
+
+    def speed(self, ms: float) -> str:
+        """What a time means: scores a second of an attention, else bytes a second, and the time in floors."""
+        if self.is_attention:
+            return f"{self.scores / ms / 1e9:5.2f}e12 scores/s"
+        return f"{self.bytes / ms / 1e9:5.2f} TB/s {ms / self.floor_ms:5.2f} floors"
 
     def fits(self, capability: str) -> bool:
         """Whether the kernel takes these widths on this compute capability."""
@@ -78,10 +86,6 @@ def _attention(heads: int, head_width: int, *windows_and_ranks: tuple[int, int])
     return [Layer(operators.CYCLIC_WINDOW_ATTENTION, one) for one in named]
 
 
-ATTENTION_LAYERS = (
-    *_attention(6, 32, (96, 32), (64, 32), (48, 32), (48, 16), (32, 16), (16, 16)),
-    *_attention(3, 16, (96, 24), (64, 24), (48, 16), (32, 24), (32, 16), (16, 24), (16, 16), (8, 16)),
-)
 _NORM = {"epsilon": 1e-6}
 _GELUS = (
     ((96, 192, 384), {"add_gelu": False, "input_gelu": False}),
@@ -89,83 +93,64 @@ _GELUS = (
     ((96, 384), {"add_gelu": True, "input_gelu": True}),
 )
 _HIDDEN = ((48, 72), (64, 80), (64, 96), (192, 384))
-MAP_LAYERS = (
+LAYERS = (
+    *_attention(6, 32, (96, 32), (64, 32), (48, 32), (48, 16), (32, 16), (16, 16)),
+    *_attention(3, 16, (96, 24), (64, 24), (48, 16), (32, 24), (32, 16), (16, 24), (16, 16), (8, 16)),
     *(Layer(operators.CHANNEL_LAYER_NORM, {"channels": c}, _NORM) for c in (48, 64, 180, 192, 256)),
     *(Layer(operators.DEPTHWISE_CONV3X3, {"channels": c}, gelus) for channels, gelus in _GELUS for c in channels),
     *(Layer(operators.FEED_FORWARD, {"channels": c, "hidden": hidden}, _NORM) for c, hidden in _HIDDEN),
     *(Layer(operators.ATTENTION_INPUTS, {"channels": c}, _NORM) for c in (48, 64, 192)),
 )
-"""Operators whose time is that of reading and writing their maps."""
 
 
-def require_gpu() -> None:
-    import torch
+def our_calls(layer: Layer, dtype: torch.dtype, path: str, **inputs: Any) -> Calls:
+    """Our kernel, on maps with pixels a multiple of 8 channels apart, as TensorRT has them.
 
-    if not torch.cuda.is_available():
-        raise LibraryError("no CUDA device: the kernels need one")
+    path, inputs: of an attention, more fields of `plugins.testing.AttentionCase`.
+    """
+    from plugins.pytorch import Call
+    from plugins.testing import AttentionCase, poisoned
+
+    if layer.is_attention:
+        window, d, r, heads = (layer.widths[name] for name in ("window", "head_width", "rank", "heads"))
+        shape = {"window": (window, window), "d": d, "r": r, "heads": heads, "size": (layer.height, layer.width)}
+        case = AttentionCase(**shape, dtype=dtype, path=path, **inputs)
+        return [case.prepare() for _ in range(_sets(layer.bytes))]
+    calls = []
+    for tensors in _map_inputs(layer, dtype):
+        shapes = [operators.sizes(shape, layer.sizes) for shape in layer.operator.outputs.values()]
+        outputs = [poisoned(b, c, h, w, dtype, "padded") for b, c, h, w in shapes]
+        calls.append(Call(layer.operator, tensors, outputs, **layer.attributes))
+    return calls
 
 
-def dtype_of(bf16: bool) -> torch.dtype:
-    import torch
+def their_calls(layer: Layer, dtype: torch.dtype) -> list[Calls]:
+    """PyTorch's operators on the same memory; for an attention cuDNN's, with V of its own width and that of Q and K.
 
-    return torch.bfloat16 if bf16 else torch.float16
-
-
-def in_turn(alternatives: Sequence[Calls], repeats: int) -> list[list[float]]:
-    """Milliseconds per call of each alternative, one figure per round.
-
-    Each is a graph of its calls. A round replays all of them one after the other: clocks fall under load, so that only
-    what ran side by side compares.
+    Beside a kernel of several layers PyTorch runs its 1x1 convolutions alone, and our kernels what lies between.
     """
     import torch
 
-    graphs = []
-    for calls in alternatives:
-        for call in calls:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        graphs.append(graph)
-    rounds = []
-    for _ in range(2 + repeats):
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in graphs]
-        for graph, (start, end) in zip(graphs, events, strict=True):
-            start.record()
-            graph.replay()
-            end.record()
-        rounds.append(events)
-    torch.cuda.synchronize()
-    return [
-        [start.elapsed_time(end) / len(calls) for start, end in column]
-        for calls, column in zip(alternatives, zip(*rounds[2:], strict=True), strict=True)
-    ]
+    if layer.is_attention:
+        d = layer.widths["head_width"]
+        return [_cudnn_calls(layer, dtype, width) for width in (d, d + layer.widths["rank"])]
+    inputs = _map_inputs(layer, dtype)
+    own = torch.ops.ribsr
+    parts = {"norm": own.channel_layer_norm, "depthwise": own.depthwise_conv3x3} if layer.operator.weights else {}
+    reference = partial(layer.operator.reference, **layer.attributes, **parts)
+    return [[partial(reference, *tensors) for tensors in inputs]]
 
 
-def measure(calls: Calls, repeats: int) -> float:
-    """Milliseconds per call: the median over graph replays of all `calls`, divided by their number."""
-    return median(in_turn([calls], repeats)[0])
+def _map_inputs(layer: Layer, dtype: torch.dtype) -> list[list[torch.Tensor]]:
+    """Input sets: a map of each one's own, and the same weights."""
+    from plugins.testing import random_map, random_weights
+
+    weights = random_weights(layer.operator, dtype, "cuda", **layer.sizes)
+    b, c, h, w = operators.sizes(operators.MAP, layer.sizes)
+    return [[random_map(b, c, h, w, dtype), *weights] for _ in range(_sets(layer.bytes))]
 
 
-def attention_calls(layer: Layer, bf16: bool, path: str, **inputs: Any) -> Calls:
-    """Our kernel; inputs: more fields of `plugins.testing.AttentionCase`."""
-    from plugins.testing import AttentionCase
-
-    window, d, r, heads = (layer.widths[name] for name in ("window", "head_width", "rank", "heads"))
-    shape = {"window": (window, window), "d": d, "r": r, "heads": heads, "size": (layer.height, layer.width)}
-    case = AttentionCase(**shape, dtype=dtype_of(bf16), path=path, **inputs)
-    return [case.prepare() for _ in range(_sets(layer.bytes))]
-
-
-def cudnn_calls(layer: Layer, bf16: bool) -> list[Calls]:
-    """cuDNN's attention, with V of its own width and padded to that of Q and K."""
-    d = layer.widths["head_width"]
-    return [_cudnn_calls(layer, bf16, width) for width in (d, d + layer.widths["rank"])]
-
-
-def _cudnn_calls(layer: Layer, bf16: bool, width_v: int) -> Calls:
+def _cudnn_calls(layer: Layer, dtype: torch.dtype, width_v: int) -> Calls:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -178,35 +163,8 @@ def _cudnn_calls(layer: Layer, bf16: bool, width_v: int) -> Calls:
     joint = layer.widths["head_width"] + layer.widths["rank"]
     calls = []
     for _ in range(_sets(math.prod(shape) * (2 * joint + 2 * width_v) * 2)):
-        inputs = (torch.randn(*shape, n, device="cuda").to(dtype_of(bf16)) for n in (joint, joint, width_v))
+        inputs = (torch.randn(*shape, n, device="cuda").to(dtype) for n in (joint, joint, width_v))
         calls.append(partial(call, *inputs))
-    return calls
-
-
-def map_calls(layer: Layer, bf16: bool, *, ours: bool) -> Calls:
-    """Our kernel, on maps with pixels a multiple of 8 channels apart, as TensorRT has them; or PyTorch's operators.
-
-    Beside a kernel of several layers PyTorch runs its 1x1 convolutions alone, and our kernels what lies between.
-    """
-    import torch
-
-    from plugins.pytorch import Call
-    from plugins.testing import poisoned, random_map, random_weights
-
-    operator, dtype = layer.operator, dtype_of(bf16)
-    weights = random_weights(operator, dtype, "cuda", **layer.sizes)
-    own = torch.ops.ribsr
-    parts = {"norm": own.channel_layer_norm, "depthwise": own.depthwise_conv3x3} if operator.weights else {}
-    calls = []
-    for _ in range(_sets(layer.bytes)):
-        b, c, h, w = operators.sizes(operators.MAP, layer.sizes)
-        inputs = (random_map(b, c, h, w, dtype), *weights)
-        if ours:
-            shapes = [operators.sizes(shape, layer.sizes) for shape in operator.outputs.values()]
-            outputs = [poisoned(b, channels, h, w, dtype, "padded") for _, channels, *_ in shapes]
-            calls.append(Call(operator, inputs, outputs, **layer.attributes))
-        else:
-            calls.append(partial(operator.reference, *inputs, **layer.attributes, **parts))
     return calls
 
 
