@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long do models take, side by side, on this machine? tools/_timing.py says how that is measured."""
+"""How long do models take, side by side, on this machine? tools/README.md says how that is measured."""
 
 from __future__ import annotations
 

@@ -111,16 +111,7 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
             peak = torch.cuda.max_memory_allocated(device)
         pipe.send({"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": peak, "first_step_s": first})
     except (EngineError, RuntimeError, ValueError) as error:
-        pipe.send(EngineError(first_line(error)))
-
-
-def measured(form: str, *arguments: Any) -> dict[str, Any]:
-    """What `worker` says of these arguments."""
-    with Child(form, worker, form, *arguments) as child:
-        try:
-            return child.receive()
-        except EngineError as error:
-            return {"failure": str(error)}
+        pipe.send({"failure": first_line(error)})
 
 
 def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[str, Any]:
@@ -181,7 +172,9 @@ def main(
     for case in cases:
         base = None
         for form in forms:
-            answer = measured(form, repository, case, scale, rounds)
+            with Child(worker, form, repository, case, scale, rounds) as child:
+                child.listen()
+            answer = child.told
             base = base or (answer.get("median_ms") if form == "authors" else None)
             if base and "median_ms" in answer:
                 answer["times_faster"] = base / answer["median_ms"]
