@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import Tiled, open_engine, runtime_of
-from engines.base import PRECISIONS, Description, EngineError
+from engines.base import PRECISIONS, Description
 from ribsr import bundled
 from ribsr.base.command import F
 from ribsr.base.files import atomic, check_target
@@ -42,10 +42,9 @@ class ModelName:
 
 def model_name(text: str) -> ModelName:
     """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
-    match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
-    if match and not Path(text).exists():
-        return ModelName(str(bundled.find(match[1])), match[2])
-    return ModelName(str(bundled.find(text)))
+    match = None if Path(text).exists() else re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
+    path, precision = match.groups() if match else (text, None)
+    return ModelName(str(bundled.find(path)), precision)
 
 
 def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +182,9 @@ def write_json(target: str, values: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_results(path: str, tool: str) -> dict[str, Any]:
-    """A result file that `tool` wrote with --json. Raises EngineError if it is none."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise EngineError(f"{path}: not a JSON file; give files written by tools/{tool}.py --json") from None
-    if not isinstance(values, dict) or values.get("tool") != tool:
-        raise EngineError(f"{path}: was not written by tools/{tool}.py --json")
-    return values
+def conclude(out: Console, tool: str, values: dict[str, Any], json_target: str | None) -> None:
+    """Prints the machine and the software that `values` come from, and writes all of it where --json says."""
+    seen = environment()
+    out.print(environment_line(seen), style="dim", soft_wrap=True)
+    if json_target:
+        write_json(json_target, {"tool": tool, **values, "environment": seen})

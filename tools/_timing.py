@@ -236,7 +236,7 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rated
 
 
-def conclude(out: Console, made: dict[str, Any], json_target: str | None) -> bool:
+def publish(out: Console, made: dict[str, Any], json_target: str | None) -> bool:
     """Prints a report, and writes it where --json says. Returns whether every model ran."""
     show(out, made["results"])
     for seen in made["environments"]:

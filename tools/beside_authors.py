@@ -25,7 +25,7 @@ from engines.options import engine_options
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
 from tools._common import console, json_option, model_name
-from tools._timing import Setup, conclude, size_option, timed
+from tools._timing import Setup, publish, size_option, timed
 
 WARMUP = {"cpu": 1, "cuda": 5}
 """Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
@@ -62,7 +62,7 @@ def main(
     models = [*AUTHORS[device], *map(model_name, names)]
     opener = partial(open_beside, repository, network, scale)
     setup = Setup(rounds, WARMUP[device], {**options, "device": device}, opener)
-    if not conclude(out, timed(models, sizes, setup), json_target):
+    if not publish(out, timed(models, sizes, setup), json_target):
         context.exit(1)
 
 

@@ -8,7 +8,6 @@ photograph is made half as large first, so that bicubic interpolation and the mo
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,20 +32,10 @@ def main() -> None:
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
     original = _read(ROOT / "engines" / "samples" / "astronaut.png")
-    python, parity = sys.executable, str(ROOT / "tools" / "parity.py")
-    run(folder, "1. The ONNX file of the bundled checkpoint:", python, "-m", "export.onnx", "--ckpt", CHECKPOINT)
-    run(folder, "2. Does it compute the same?", python, parity, CHECKPOINT, f"{CHECKPOINT}.onnx")
+    run(folder, "1. The ONNX file of the bundled checkpoint:", f"-m export.onnx --ckpt {CHECKPOINT}")
+    run(folder, "2. Does it compute the same?", f"../tools/parity.py {CHECKPOINT} {CHECKPOINT}.onnx")
     bicubic = _make_small(folder, original)
-    run(
-        folder,
-        "3. A photograph, enlarged:",
-        python,
-        "-m",
-        "engines.upscale",
-        f"{CHECKPOINT}.onnx",
-        "small.png",
-        "large.png",
-    )
+    run(folder, "3. A photograph, enlarged:", f"-m engines.upscale {CHECKPOINT}.onnx small.png large.png")
     _compare(folder, original, bicubic, _read(folder / "large.png"))
 
 
@@ -82,11 +71,11 @@ def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.n
     click.echo(f"{folder / 'comparison.png'} shows bicubic, {CHECKPOINT} and the photograph side by side")
 
 
-def run(folder: Path, title: str, *command: str) -> None:
-    """Shows and runs a command in `folder`; ends the demo with its exit code when it fails."""
-    shown = ["python", *command[1:]]
-    click.echo(f"\n{title}\n$ {shlex.join(shown)}".replace(str(ROOT), ".."))
+def run(folder: Path, title: str, arguments: str) -> None:
+    """Shows `python ARGUMENTS` and runs it in `folder`; ends the demo with its exit code when it fails."""
+    click.echo(f"\n{title}\n$ python {arguments}")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, *arguments.split()]
     done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -27,7 +27,7 @@ import click
 from engines.base import EngineError
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._common import console, environment, environment_line, json_option, table, write_json
+from tools._common import conclude, console, json_option, table
 from tools._timing import Child
 
 FORMS = ("authors", "eager", "compiled")
@@ -188,11 +188,7 @@ def main(
     out.print(rows)
     rates = ", ".join(f"{rate:.0f} {name.replace('_', ' ')}" for name, rate in pipeline.items())
     out.print(f"Batches of {cases[0][1]} crops of {cases[0][2]} a second: {rates}", soft_wrap=True)
-    seen = environment()
-    out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if json_target:
-        values = {"scale": scale, "results": results, "batches_per_second": pipeline, "environment": seen}
-        write_json(json_target, {"tool": "train_speed", **values})
+    conclude(out, "train_speed", {"scale": scale, "results": results, "batches_per_second": pipeline}, json_target)
     if failed := sum("failure" in result for result in results):
         raise EngineError(f"{failed} of {len(results)} failed, as said above")
 
