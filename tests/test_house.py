@@ -41,7 +41,6 @@ TORCH = (
     "plugins/pytorch.py",
     "plugins/testing.py",
     "tools/_authors.py",
-    "tools/_kernels.py",
     "tools/_timing.py",
     "tools/beside_authors.py",
     "tools/kernel_benchmark.py",

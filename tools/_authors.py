@@ -30,14 +30,11 @@ def import_authors(repository: Path) -> Any:
     """Their SST class. Only the registry's decorator is needed of the training framework around it."""
     if not (repository / "sst" / "archs" / "sst_arch.py").is_file():
         raise EngineError(f"{repository}: not a checkout of github dslisleedh/SST (no sst/archs/sst_arch.py)")
-    registry = types.ModuleType("basicsr.utils.registry")
-    setattr(registry, "ARCH_REGISTRY", types.SimpleNamespace(register=lambda: lambda cls: cls))  # noqa: B010
-    for name in ("basicsr", "basicsr.utils"):
+    for name in ("basicsr", "basicsr.utils", "basicsr.utils.registry", "authors_archs"):
         sys.modules[name] = types.ModuleType(name)
-    sys.modules["basicsr.utils.registry"] = registry
-    package = types.ModuleType("authors_archs")
-    package.__path__ = [str(repository / "sst" / "archs")]
-    sys.modules["authors_archs"] = package
+    registry = types.SimpleNamespace(register=lambda: lambda cls: cls)
+    vars(sys.modules["basicsr.utils.registry"])["ARCH_REGISTRY"] = registry
+    sys.modules["authors_archs"].__path__ = [str(repository / "sst" / "archs")]
     try:
         return importlib.import_module("authors_archs.sst_arch").SST
     except ModuleNotFoundError as error:

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import Tiled, open_engine, runtime_of
-from engines.base import PRECISIONS, Description
+from engines.base import PRECISIONS
 from ribsr import bundled
 from ribsr.base.command import F
 from ribsr.base.files import atomic, check_target
@@ -60,11 +60,10 @@ def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
     return Tiled(engine, options["tile"]) if options.get("tile") else engine
 
 
-def where(description: Description | dict[str, Any]) -> str:
+def where(description: dict[str, Any]) -> str:
     """Runtime, version and device, as the tables show them."""
-    values = description if isinstance(description, dict) else vars(description)
-    device = values["device"].replace("ExecutionProvider", "")
-    return f"{values['runtime']} {values['runtime_version']}, {device}"
+    device = description["device"].replace("ExecutionProvider", "")
+    return f"{description['runtime']} {description['runtime_version']}, {device}"
 
 
 def environment() -> dict[str, Any]:
@@ -73,10 +72,8 @@ def environment() -> dict[str, Any]:
 
     versions = {"python": platform.python_version()}
     for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

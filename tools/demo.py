@@ -11,17 +11,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ribsr import metrics, resize
 from ribsr.base.command import Command
-
-if TYPE_CHECKING:
-    import numpy as np
+from ribsr.base.pictures import Picture, read_rgb, write_picture
 
 CHECKPOINT, SCALE = "sst-light-x2", 2
 
@@ -40,17 +39,11 @@ def main() -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    from ribsr import resize
-    from ribsr.base.pictures import read_rgb
-
     return resize.crop_to_multiple(read_rgb(path).pixels, SCALE)
 
 
 def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
     """Writes small.png, half as large, and returns it enlarged again by bicubic interpolation."""
-    from ribsr import resize
-    from ribsr.base.pictures import Picture, write_picture
-
     small = resize.downscale(original, SCALE)
     write_picture(folder / "small.png", Picture(small))
     return resize.upscale(small, SCALE)
@@ -58,11 +51,6 @@ def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
 
 def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:
     """Tells both PSNR, and writes bicubic, ours and the original side by side, each pixel as four."""
-    import numpy as np
-
-    from ribsr import metrics
-    from ribsr.base.pictures import Picture, write_picture
-
     planes = [metrics.crop_border(metrics.luma(of), SCALE) for of in (original, bicubic, ours)]
     by_bicubic, by_model = (metrics.psnr(planes[0], of) for of in planes[1:])
     strip = np.concatenate((bicubic, ours, original), axis=1)

@@ -196,7 +196,7 @@ def _show(out: Any, reference: References, results: list[Measured]) -> None:
         errors, description = result.proof.total, result.description
         rows.add_row(
             result.name,
-            where(description),
+            where(vars(description)),
             description.form,
             description.precision,
             f"{errors.psnr:.1f}",

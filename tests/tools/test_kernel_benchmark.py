@@ -9,8 +9,7 @@ from click.testing import CliRunner
 
 from plugins.operators import CYCLIC_WINDOW_ATTENTION, OPERATORS
 from tools import kernel_benchmark
-from tools._kernels import LAYERS, Calls
-from tools.kernel_benchmark import main, measure
+from tools.kernel_benchmark import LAYERS, Calls, main, measure
 
 
 def test_every_operator_has_a_layer() -> None:
