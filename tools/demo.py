@@ -33,20 +33,14 @@ def main() -> None:
     original = _read(ROOT / "engines" / "samples" / "astronaut.png")
     run(folder, "1. The ONNX file of the bundled checkpoint:", f"-m export.onnx --ckpt {CHECKPOINT}")
     run(folder, "2. Does it compute the same?", f"../tools/parity.py {CHECKPOINT} {CHECKPOINT}.onnx")
-    bicubic = _make_small(folder, original)
+    small = resize.downscale(original, SCALE)
+    write_picture(folder / "small.png", Picture(small))
     run(folder, "3. A photograph, enlarged:", f"-m engines.upscale {CHECKPOINT}.onnx small.png large.png")
-    _compare(folder, original, bicubic, _read(folder / "large.png"))
+    _compare(folder, original, resize.upscale(small, SCALE), _read(folder / "large.png"))
 
 
 def _read(path: Path) -> np.ndarray:
     return resize.crop_to_multiple(read_rgb(path).pixels, SCALE)
-
-
-def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
-    """Writes small.png, half as large, and returns it enlarged again by bicubic interpolation."""
-    small = resize.downscale(original, SCALE)
-    write_picture(folder / "small.png", Picture(small))
-    return resize.upscale(small, SCALE)
 
 
 def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:

@@ -51,17 +51,19 @@ def read_results(path: str) -> dict[str, Any]:
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:
     """One report of several: all results, ratios to the first of them, and every environment they come from."""
-    parts = [read_results(path) for path in paths]
     results: list[dict[str, Any]] = []
     environments: list[dict[str, Any]] = []
-    for path, part in zip(paths, parts, strict=True):
+    settings: list[dict[str, Any]] = []
+    for path in paths:
+        part = read_results(path)
         environments.extend(seen for seen in part["environments"] if seen not in environments)
+        settings.extend(part["settings"])
         for result in part["results"]:
             description = result["description"] or {}
             if "attention" in description:  # the form's name in files of before
                 description["form"] = description.pop("attention")
             results.append({**result, "source": path})
-    return report(results, environments, [entry for part in parts for entry in part["settings"]])
+    return report(results, environments, settings)
 
 
 @click.command(cls=Command)

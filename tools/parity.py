@@ -22,17 +22,7 @@ from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.files import check_target
 from ribsr.base.sizes import Size
-from tools._common import (
-    ModelName,
-    conclude,
-    console,
-    json_option,
-    model_name,
-    open_model,
-    progress,
-    table,
-    where,
-)
+from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, table, where
 from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
