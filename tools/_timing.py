@@ -83,14 +83,13 @@ class Child:
     def listen(self) -> None:
         """Waits for more fields. If it has ended, that is its failure."""
         try:
-            self.told |= self._pipe.recv()
-        except EOFError:
+            told = self._pipe.recv()
+        except (EOFError, ConnectionResetError):  # the latter if it has not read what it was asked
             self._process.join()
             code = self._process.exitcode
             hint = " (killed: out of memory?)" if code == -9 else ""
-            self.told["failure"] = f"its process ended with code {code}{hint}"
-        if self.failed:
-            self.told = {"failure": self.told["failure"]}
+            told = {"failure": f"its process ended with code {code}{hint}"}
+        self.told = told if "failure" in told else self.told | told
 
     def ask(self, question: Any) -> None:
         """Asks for more fields, unless it has failed."""

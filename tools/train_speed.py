@@ -106,7 +106,7 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
         times = sorted(timer.once() for _ in range(rounds))
         figures = {"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": timer.peak_memory()}
         pipe.send({**figures, "first_step_s": first})
-    except (EngineError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         pipe.send({"failure": first_line(error)})
 
 
