@@ -110,7 +110,7 @@ class Child:
 
 
 def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
-    """A model's process. Sends fields of its `result` once it is open and warmed up, and the others at False.
+    """A model's process. Sends fields of its `outcome` once it is open and warmed up, and the others at False.
 
     In between it runs once for every True, and answers with no fields. Whatever fails, it sends why.
     """
@@ -163,7 +163,7 @@ def _grown(before: int | None, device: str) -> int | None:
     return None if on_cpu or used is None or before is None else used - before
 
 
-def result(name: ModelName, size: Size, told: dict[str, Any]) -> dict[str, Any]:
+def outcome(name: ModelName, size: Size, told: dict[str, Any]) -> dict[str, Any]:
     """What --json says of one model at one size. Times in ms, memory in bytes; `failure` instead if it did not run.
 
     gpu_memory: by how much the GPU's used memory grew: context, weights, workspace and caches, whatever the runtime.
@@ -203,7 +203,7 @@ def measure(names: Sequence[ModelName], size: Size, setup: Setup) -> list[dict[s
                     child.ask(True)
         for child in children:
             child.ask(False)
-        return [result(name, size, child.told) for name, child in zip(names, children, strict=True)]
+        return [outcome(name, size, child.told) for name, child in zip(names, children, strict=True)]
 
 
 def _rotated(items: list[Any], number: int) -> list[Any]:

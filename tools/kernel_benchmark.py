@@ -305,7 +305,9 @@ def in_turn(alternatives: Sequence[tuple[Path, Calls]], repeats: int) -> list[li
     ]
 
 
-def measure(layer: Layer, builds: Sequence[Path], ours: Calls, others: Sequence[Calls], repeats: int) -> list[Any]:
+def measure(
+    layer: Layer, builds: Sequence[Path], ours: Calls, others: Sequence[Calls], repeats: int
+) -> list[tuple[str, dict[str, Any]]]:
     """A line, and figures for the JSON file, of each build; beside it the fastest of the others, if there are any."""
     rounds = in_turn([*((build, ours) for build in builds), *((builds[0], calls) for calls in others)], repeats)
     theirs = min(rounds[len(builds) :], key=median, default=None)
@@ -355,9 +357,7 @@ def main(
     if not torch.cuda.is_available():
         raise library.LibraryError("no CUDA device: the kernels need one")
 
-    def show(line: str) -> None:
-        click.echo(line, err=json_target == "-")
-
+    show = partial(click.echo, err=json_target == "-")
     dtype = torch.bfloat16 if bf16 else torch.float16
     device, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
     show(f"{device}, torch {torch.__version__}, {'bf16' if bf16 else 'fp16'}, path {path}")

@@ -91,15 +91,12 @@ def _differences(name: str, description: Description, reference: References) -> 
     of = reference.description
     if description.scale != of["scale"]:
         raise EngineError(f"enlarges x{description.scale}, the reference x{of['scale']}")
-    warnings = []
     if description.checkpoint_sha256 != of["checkpoint_sha256"]:
-        warnings.append(
-            f"{name}: compares different weights: it was made from checkpoint {description.checkpoint_sha256[:12]}…, "
-            f"{of['path']} from {of['checkpoint_sha256'][:12]}…"
-        )
-    elif description.model != of["model"]:
-        warnings.append(f"{name}: says it is {description.model}, the reference {of['model']}")
-    return warnings
+        ours, others = description.checkpoint_sha256[:12], of["checkpoint_sha256"][:12]
+        return [f"{name}: compares different weights: it was made from checkpoint {ours}…, {of['path']} from {others}…"]
+    if description.model != of["model"]:
+        return [f"{name}: says it is {description.model}, the reference {of['model']}"]
+    return []
 
 
 Comparison = list[ModelName]
