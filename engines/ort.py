@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, ort_kernels
+from engines import base, driver, ort_kernels
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_stamp
 from plugins import library
@@ -77,6 +77,7 @@ class ORTEngine(Engine):
         opened = _open(ort, self._path, stamp, device, threads, kernels, cuda_graphs)
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
+        self._memory_before = opened.memory_before
         self._threads = threads
         self._description = _describe(ort, self._path, opened, stamp)
 
@@ -116,7 +117,9 @@ class ORTEngine(Engine):
             once = base.host_clock(
                 lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.once()))
             )
-        return Timer("host clock around a synchronous run, pictures on the GPU", once)
+        # Its arena never shrinks, so what is in use at the end is the most that there was.
+        memory = lambda: driver.used_memory() - self._memory_before  # noqa: E731
+        return Timer("host clock around a synchronous run, pictures on the GPU", once, memory)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
@@ -207,6 +210,10 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     return [LayerTime(name, sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
 
 
+OLDEST = (1, 16)
+"""ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
+
+
 def _import_runtime() -> Any:
     try:
         import onnxruntime
@@ -217,6 +224,10 @@ def _import_runtime() -> Any:
             "running an .onnx file needs ONNX Runtime, which is not installed: pip install 'ribsr[ort]' (CPU) "
             "or 'ribsr[ort-gpu]'"
         ) from None
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
+        raise EngineError(
+            f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly; pip install 'onnxruntime>=1.16'"
+        )
     return onnxruntime
 
 
@@ -235,12 +246,16 @@ def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any
 
 @dataclass(frozen=True)
 class _Opened:
-    """A session, what its attention is, and notes for the user: the GPU and our kernels are used, or it is said why
-    not."""
+    """A session and what its attention is.
+
+    notes: for the user: the GPU and our kernels are used, or it is said why not. memory_before: bytes of the GPU's
+    memory that were in use before it.
+    """
 
     session: onnxruntime.InferenceSession
     form: str
     notes: tuple[str, ...] = ()
+    memory_before: int = 0
 
 
 def _open(
@@ -273,7 +288,11 @@ def _open(
 
 def _open_on_cuda(ort: Any, path: str, stamp: Stamp, threads: int | None, kernels: bool, cuda_graphs: bool) -> _Opened:
     """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
-    capability = _check_driver()
+    try:
+        capability = driver.capability()
+        before = driver.used_memory()
+    except driver.NoGPU as error:  # ONNX Runtime would complain of its libraries first
+        raise _NotOnCUDA(str(error)) from None
     complaint = _preload(ort)
     own, reason = None, "--no-kernels was given"
     if kernels and stamp.precision in HALVES:
@@ -291,7 +310,7 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, threads: int | None, kernel
     notes = _check_placement(path, session)
     if own is None and kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp.form if own is None else "kernel", tuple(notes))
+    return _Opened(session, stamp.form if own is None else "kernel", tuple(notes), before)
 
 
 def _preload(ort: Any) -> str:
@@ -352,26 +371,6 @@ def _check_placement(path: str, session: onnxruntime.InferenceSession) -> list[s
     if heavy and not any(provider == CUDA for provider, _ in heavy):
         raise _NotOnCUDA(f"its CUDA provider takes none of the model's {', '.join(on_cpu)} nodes")
     return [f"{path}: {op} nodes run on the CPU, since the CUDA provider does not take them" for op in on_cpu]
-
-
-def _check_driver() -> str:
-    """The first GPU's compute capability, "9.0".
-
-    Raises _NotOnCUDA where no driver or GPU is; ONNX Runtime would complain of its libraries first.
-    """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        raise _NotOnCUDA("there is no NVIDIA driver here (libcuda.so.1)") from None
-    if code := driver.cuInit(0):
-        raise _NotOnCUDA(f"the NVIDIA driver finds no usable GPU (cuInit gives {code})")
-    numbers = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        number = ctypes.c_int()
-        if code := driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0):
-            raise _NotOnCUDA(f"the NVIDIA driver does not know its first GPU (cuDeviceGetAttribute gives {code})")
-        numbers.append(str(number.value))
-    return ".".join(numbers)
 
 
 def _why_dropped(complaint: str) -> str:

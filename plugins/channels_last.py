@@ -35,6 +35,8 @@ def to_channels_last(plugin: onnx.ModelProto) -> onnx.ModelProto:
         row = _ROWS.get(node.op_type) if node.domain == operators.DOMAIN else None
         if row is not None:
             layout.write_operator(node, row)
+        elif node.op_type == "DepthToSpace" and node.input[0] in layout.maps:
+            layout.write_shuffle(node)
         elif node.op_type in ELEMENTWISE and layout.is_inside(node):
             layout.write(node, [layout.last(name) for name in node.input])
         else:
@@ -110,6 +112,35 @@ class _Layout:
             inputs[0], inputs[2] = self._kernel(node.input[0], inputs[0], node.input[2])
         self.write(node, inputs, [f"{node.output[0]}/workspace"] if row.has_workspace else [])
 
+    def write_shuffle(self, node: onnx.NodeProto) -> None:
+        """A pixel shuffle, [B, H, W, C·s²] → [B, sH, sW, C], which ONNX has for channels-first maps only.
+
+        Its channels are ordered (C, s, s). The map is not transposed to that order and back.
+        """
+        (x,), (y,) = node.input, node.output
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.get("mode") != b"CRD":
+            return self.write(node, [self.first(x)], last=False)
+        s = attributes["blocksize"]
+        apart, shape, sides, size = (f"{y}/{part}" for part in ("apart", "shape", "sides", "size"))
+        self._constant(f"{y}/split", [0, 0, 0, -1, s, s])  # zeros keep the dimension
+        self._constant(f"{y}/factors", [1, s, s])
+        self._constant(f"{y}/channels", [-1])
+        self.nodes += [
+            helper.make_node("Reshape", [x, f"{y}/split"], [f"{y}/six"], name=f"{y}/six"),
+            helper.make_node("Transpose", [f"{y}/six"], [apart], name=apart, perm=[0, 1, 4, 2, 5, 3]),
+            helper.make_node("Shape", [x], [shape], name=shape, end=3),
+            helper.make_node("Mul", [shape, f"{y}/factors"], [sides], name=sides),
+            helper.make_node("Concat", [sides, f"{y}/channels"], [size], name=size, axis=0),
+            helper.make_node("Reshape", [apart, size], [y], name=y),
+        ]
+        self.maps.add(y)
+        return None
+
+    def _constant(self, name: str, values: Sequence[int]) -> str:
+        self.constants[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        return name
+
     def _kernel(self, x: str, last: str, weight: str) -> tuple[str, str]:
         """A convolution's map and weights: [outputs, rows, columns, channels], the channels a multiple of 8.
 
@@ -129,8 +160,7 @@ class _Layout:
         """The channels-last map with zeros behind its channels."""
         padded = f"{x}/padded"
         if padded not in self._turned:
-            pads = f"{padded}/pads"
-            self.constants[pads] = helper.make_tensor(pads, TensorProto.INT64, [8], [0] * 7 + [lacking])
+            pads = self._constant(f"{padded}/pads", [0] * 7 + [lacking])
             self.nodes.append(helper.make_node("Pad", [last, pads], [padded], name=padded))
             self._turned.add(padded)
         return padded

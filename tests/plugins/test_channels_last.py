@@ -39,6 +39,8 @@ def evaluated(row: operators.Operator) -> type[OpRun]:
 
 
 OPERATORS = [evaluated(row) for row in operators.OPERATORS]
+SHUFFLE = {"Reshape", "Transpose", "Shape", "Mul", "Concat"}
+"""A pixel shuffle of channels-last maps."""
 CONVOLUTION = operators.CONVOLUTION.name
 
 
@@ -62,12 +64,11 @@ def test_computes_the_same(name, opset, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize(("name", "transposed"), [("sst-light", 3), ("sst-l+", 5)])
+@pytest.mark.parametrize(("name", "transposed"), [("sst-light", 4), ("sst-l+", 4)])
 def test_released_networks_run_in_our_operators(name, transposed, dtype):
-    """sst-light transposes the picture, its enlargement and the result; sst-l+ also around its first pixel shuffle."""
+    """The picture and its enlargement are transposed, the map that is shuffled to pixels, and the result."""
     half = half_of(small(name, 17), dtype)
     found = operations(to_channels_last(lower.lower(half, "plugin", HOPPER)))
     assert found["Transpose"] <= transposed
     ours = {row.name for row in operators.OPERATORS}
-    assert set(found) - ours <= {"Cast", "Transpose", "Pad", "Gather", "DepthToSpace", "Add", "Identity"}
-    assert found["Add"] == int(name == "sst-l+")  # of the enlarged picture, behind the last pixel shuffle
+    assert set(found) - ours <= {*SHUFFLE, "Cast", "Transpose", "Pad", "Gather", "DepthToSpace", "Identity"}
