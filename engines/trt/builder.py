@@ -65,7 +65,18 @@ class Builder:
         """Whether this TensorRT tells how the build goes on, and can be stopped."""
         if not self._trt.has_progress_monitor:
             return False
-        self._config.progress_monitor = self._trt.progress_monitor(watcher.start, watcher.step, watcher.finish)
+
+        class Monitor(self._trt.module.IProgressMonitor):
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                watcher.start(phase_name, parent_phase, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return watcher.step(phase_name, step)
+
+            def phase_finish(self, phase_name: str) -> None:
+                watcher.finish(phase_name)
+
+        self._config.progress_monitor = Monitor()
         return True
 
     def use_timing_cache(self, data: bytes) -> bool:
@@ -89,8 +100,5 @@ class Builder:
 
     def build(self) -> bytes:
         """The plan. Releases the interpreter's lock, so other threads go on."""
-        with self._log.listening() as said:
-            plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None:
-            raise said.failure(f"TensorRT {self._trt.version} cannot build the engine")
-        return bytes(plan)
+        failure = f"TensorRT {self._trt.version} cannot build the engine"
+        return bytes(self._log.checked(failure, self._builder.build_serialized_network, self._network, self._config))

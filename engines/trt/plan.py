@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engines.base import EngineError
 from engines.trt.messages import Log
 from engines.trt.versions import TensorRT
+
+T = TypeVar("T")
 
 Shape = tuple[int, ...]
 
@@ -73,25 +75,24 @@ class Context:
 
     def __init__(self, plan: Plan, stream: Any):
         self._plan, self._stream = plan, int(stream)
-        with plan.log.listening() as said:
-            self._context: Any = plan.engine.create_execution_context()
-        if self._context is None:
-            raise said.failure(f"{plan.name}: TensorRT cannot make an execution context")
-        if -1 in tuple(plan.engine.get_tensor_shape("input")) and not plan.trt.has_profile(self._context):
-            with plan.log.listening() as said:
-                given = self._context.set_optimization_profile_async(0, self._stream)
-            if not given:
-                raise said.failure(
-                    f"{plan.name}: this plan runs in one thread at a time; build it again for more: "
-                    "python -m export.trt"
-                )
+        self._context: Any = self._checked(
+            "TensorRT cannot make an execution context", plan.engine.create_execution_context
+        )
+        # 8.6 gives the profile to an engine's first context only, and others have to ask for it; later versions to all.
+        if -1 in tuple(plan.engine.get_tensor_shape("input")) and self._context.active_optimization_profile != 0:
+            self._checked(
+                "this plan runs in one thread at a time; build it again for more: python -m export.trt",
+                self._context.set_optimization_profile_async,
+                0,
+                self._stream,
+            )
+
+    def _checked(self, failure: str, function: Callable[..., T], *arguments: Any) -> T:
+        return self._plan.log.checked(f"{self._plan.name}: {failure}", function, *arguments)
 
     def set_input_shape(self, shape: Shape) -> None:
         """Tells the shape of the input, within the profile."""
-        with self._plan.log.listening() as said:
-            taken = self._context.set_input_shape("input", shape)
-        if not taken:
-            raise said.failure(f"{self._plan.name}: TensorRT refuses inputs of {list(shape)}")
+        self._checked(f"TensorRT refuses inputs of {list(shape)}", self._context.set_input_shape, "input", shape)
 
     @property
     def output_shape(self) -> Shape:
@@ -104,10 +105,7 @@ class Context:
 
     def enqueue(self) -> None:
         """Runs the network on the stream, without waiting for it."""
-        with self._plan.log.listening() as said:
-            started = self._context.execute_async_v3(self._stream)
-        if not started:
-            raise said.failure(f"{self._plan.name}: TensorRT failed")
+        self._checked("TensorRT failed", self._context.execute_async_v3, self._stream)
 
     @contextmanager
     def profiling(self) -> Iterator[dict[str, float]]:
@@ -115,9 +113,6 @@ class Context:
         trt, layers = self._plan.trt.module, dict[str, float]()
 
         class Profiler(trt.IProfiler):
-            def __init__(self) -> None:
-                trt.IProfiler.__init__(self)
-
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 layers[layer_name] = layers.get(layer_name, 0.0) + ms
 

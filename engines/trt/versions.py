@@ -11,12 +11,11 @@ Flags go by their names alone: their numbers differ between versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from engines.base import EngineError, NotInstalled
-from engines.trt.messages import Log
+from engines.trt.messages import Call, Log
 from ribsr.base.errors import first_line
 
 OLDEST = (8, 6)
@@ -24,15 +23,23 @@ OLDEST = (8, 6)
 
 
 class TensorRT:
-    """TensorRT for Python: the module, and what it is capable of. Raises EngineError if it is older than OLDEST."""
+    """TensorRT for Python: the module, and what it is capable of. Raises EngineError if it is older than OLDEST.
+
+    major: of the release, which plugin libraries are built for. has_bfloat16: whether graphs may be typed in it.
+    has_progress_monitor: whether a build reports its progress and can be cancelled. reads_attention: whether it knows
+    ONNX Attention (opset 23). newest_opset: the last one that our files may have for it.
+    """
 
     def __init__(self, module: Any):
         self.module = module
         self.version: str = module.__version__
-        major, minor = re.findall(r"\d+", self.version)[:2]
-        self.release = int(major), int(minor)
+        self.major, minor = map(int, re.findall(r"\d+", self.version)[:2])
+        self.release = self.major, minor
         if self.release < OLDEST:
             raise EngineError(f"TensorRT {self.version} is too old; install 8.6 or later")
+        self.has_bfloat16 = self.has_progress_monitor = self.major >= 10
+        self.reads_attention = self.release >= (10, 14)
+        self.newest_opset = 23 if self.major >= 10 else 17
 
     @classmethod
     def load(cls) -> TensorRT:
@@ -53,31 +60,6 @@ class TensorRT:
             ) from None
         return cls(tensorrt)
 
-    @property
-    def major(self) -> int:
-        """The release that plugin libraries are built for."""
-        return self.release[0]
-
-    @property
-    def has_bfloat16(self) -> bool:
-        """Whether graphs may be typed in bfloat16."""
-        return self.major >= 10
-
-    @property
-    def has_progress_monitor(self) -> bool:
-        """Whether a build reports its progress and can be cancelled."""
-        return self.major >= 10
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether it knows ONNX Attention (opset 23)."""
-        return self.release >= (10, 14)
-
-    @property
-    def newest_opset(self) -> int:
-        """The last ONNX opset that our files may have for it."""
-        return 23 if self.major >= 10 else 17
-
     # Starting
 
     def start(self, name: str, log: Log) -> Any:
@@ -89,7 +71,7 @@ class TensorRT:
         with log.listening() as said, suppress(TypeError):  # which the bindings make of a null result
             made = getattr(self.module, name)(log.native)
         if made is None:
-            reason = said.warnings[0] if said.warnings and not said.errors else said.reason
+            reason = Call(said.errors or said.warnings).reason
             raise EngineError(f"TensorRT cannot start its {name.lower()} ({reason})")
         return made
 
@@ -99,11 +81,6 @@ class TensorRT:
         """Bytes of GPU memory that each execution context of the engine needs for activations."""
         name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
         return int(getattr(engine, name))
-
-    def has_profile(self, context: Any) -> bool:
-        """Whether a new context has the profile: 8.6 gives it to an engine's first one only, and the others have to ask
-        for it. Later versions give it to all."""
-        return context.active_optimization_profile == 0
 
     # Building
 
@@ -134,34 +111,6 @@ class TensorRT:
             # out.
             config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
             _pin_types(trt, network)
-
-    def progress_monitor(
-        self,
-        start: Callable[[str, str | None, int], None],
-        step: Callable[[str, int], bool],
-        finish: Callable[[str], None],
-    ) -> Any:
-        """A monitor that calls start(phase, parent or None, steps), step(phase, i) → go on?, and finish(phase).
-
-        TensorRT calls it from its own threads. Ask `has_progress_monitor` first.
-        """
-        trt = self.module
-
-        class Monitor(trt.IProgressMonitor):
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                start(phase_name, parent_phase, num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                return go_on(phase_name, step)
-
-            def phase_finish(self, phase_name: str) -> None:
-                finish(phase_name)
-
-        go_on = step
-        return Monitor()
 
 
 def _pin_types(trt: Any, network: Any) -> None:
