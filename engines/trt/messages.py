@@ -18,8 +18,8 @@ _NO_MEMORY = re.compile(
     r".*Error Code:? \d+: (OutOfMemory \(|Cuda (Runtime|Driver) "
     r"\((out of memory\.?|.*\b(cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY)\b.*)\)\.?$)"
 )
-"""Of messages that say that GPU memory is exhausted. Others speak of memory, too: `Error Code 1: Cuda Runtime (an illegal
-memory access was encountered)` is no reason to try again with less."""
+"""Messages that say that GPU memory is exhausted. Others speak of memory, too: `Cuda Runtime (an illegal memory access
+was encountered)` is no reason to try again with less."""
 
 _NUMBER = re.compile(r"\d*:?")
 
