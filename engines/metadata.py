@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engines.base import EngineError
+from engines.base import EngineError, Stamp
 
 PREFIX = "ribsr."
 _METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
 _GRAPH = 7  # ModelProto.graph
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What `export` wrote into a file about itself; the fields mean what those of `engines.base.Description` do."""
-
-    model: str
-    scale: int
-    windows: tuple[tuple[int, int], ...]
-    precision: str
-    form: str
-    version: str
-    checkpoint_sha256: str
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Stamp:
-        """Raises KeyError for a field that is missing, TypeError or ValueError for an impossible scale or windows."""
-        windows = tuple((int(rows), int(columns)) for rows, columns in values["windows"])
-        if not windows or not are_sizes([values["scale"], *chain(*windows)]):
-            raise ValueError("scale and windows are whole numbers from 1 on")
-        known = {**values, "windows": windows}
-        if "attention" in values:
-            known.setdefault("form", values["attention"])  # its name until 0.1
-        return cls(**{field.name: known[field.name] for field in fields(cls)})
+def stamp_of(values: Mapping[str, Any]) -> Stamp:
+    """Raises KeyError for a field that is missing, TypeError or ValueError for an impossible scale or windows."""
+    windows = tuple((int(rows), int(columns)) for rows, columns in values["windows"])
+    if not windows or not are_sizes([values["scale"], *chain(*windows)]):
+        raise ValueError("scale and windows are whole numbers from 1 on")
+    known = {**values, "windows": windows}
+    if "attention" in values:
+        known.setdefault("form", values["attention"])  # its name until 0.1
+    return Stamp(**{field.name: known[field.name] for field in fields(Stamp)})
 
 
 def are_sizes(values: Iterable[Any]) -> bool:
@@ -55,7 +43,7 @@ def read_stamp(path: str | Path) -> Stamp:
     if not values:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
     try:
-        return Stamp.of({**values, "scale": int(values["scale"]), "windows": json.loads(values["windows"])})
+        return stamp_of({**values, "scale": int(values["scale"]), "windows": json.loads(values["windows"])})
     except KeyError as error:
         raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
     except (ValueError, TypeError):
@@ -113,7 +101,5 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    import io
-
     parts = {number: (value or b"").decode("utf-8") for number, value in _fields(io.BytesIO(data), len(data), (1, 2))}
     return parts.get(1, ""), parts.get(2, "")

@@ -41,23 +41,19 @@ class TensorRTEngine(Engine):
             _load_plugins(Path(path), self._manifest, trt)
         self._free_before = cuda.free_memory()
         plan = Plan(trt, Path(path).read_bytes(), path)
-        self._description = self._describe(plan)
-        self._plan: Plan | None = plan
-        self._lock = threading.Lock()
-        self._idle: list[_Lane] = []
-
-    def _describe(self, plan: Plan) -> Description:
-        manifest = self._manifest
         smallest, _, largest = plan.shapes
-        return Description(
-            **{**vars(manifest.stamp), "precision": manifest.precision, "form": manifest.form},
+        self._description = Description(
+            **{**vars(self._manifest.stamp), "precision": self._manifest.precision, "form": self._manifest.form},
             path=self._path,
             runtime="tensorrt",
-            runtime_version=plan.trt.version,
+            runtime_version=trt.version,
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             batch=smallest[0] if smallest[0] == largest[0] else None,
             limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
         )
+        self._plan: Plan | None = plan
+        self._lock = threading.Lock()
+        self._idle: list[_Lane] = []
 
     def describe(self) -> Description:
         return self._description

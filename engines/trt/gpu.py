@@ -12,18 +12,14 @@ from engines.base import EngineError, NotInstalled
 
 
 class CUDAError(EngineError):
-    """A CUDA call that failed; `name` is CUDA's own, e.g. `cudaErrorMemoryAllocation`."""
+    """A CUDA call that failed. args: CUDA's own name, e.g. `cudaErrorMemoryAllocation`, and the message."""
 
-    def __init__(self, name: str, message: str):
-        super().__init__(message)
-        self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that other processes get it as it is
-        return type(self), (self.name, str(self))
+    def __str__(self) -> str:
+        return self.args[1]
 
     @property
     def out_of_memory(self) -> bool:
-        return self.name == "cudaErrorMemoryAllocation"
+        return self.args[0] == "cudaErrorMemoryAllocation"
 
 
 _ADVICE = {

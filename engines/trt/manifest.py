@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from engines.base import PRECISIONS, EngineError
-from engines.metadata import Stamp, are_sizes
+from engines.base import PRECISIONS, EngineError, Stamp
+from engines.metadata import are_sizes, stamp_of
 from ribsr.base.files import atomic, sha256
 from ribsr.base.settings import parse_json
 from ribsr.base.sizes import Size
@@ -104,7 +104,7 @@ def read_manifest(plan: str | Path) -> Manifest:
 def _from_json(values: dict[str, Any]) -> Manifest:
     if values["format"] == 1:
         values["form"] = values["lowering"]
-    stamp, profile, plugin = Stamp.of(values["stamp"]), values["profile"], values["plugin"]
+    stamp, profile, plugin = stamp_of(values["stamp"]), values["profile"], values["plugin"]
     shapes = [profile[name] for name in ("min", "opt", "max")]
     if not all(len(shape) == 4 and are_sizes(shape) for shape in shapes):
         raise ValueError("profile: shapes are [B, 3, H, W]")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines import EngineError
-from engines.metadata import Stamp
+from engines.base import Stamp
 from engines.trt.manifest import FORMAT, Manifest, manifest_path, read_manifest, write_manifest
 from ribsr.base.files import sha256
 
