@@ -52,8 +52,7 @@ def read_stamp(path: str | Path) -> Stamp:
 
 def read_properties(path: str | Path) -> dict[str, str]:
     """All of an ONNX file's metadata_props. Skips over the graph, so it takes no time on a large file."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise EngineError(f"{path}: no such file")
     properties, graph = {}, False
     with open(path, "rb") as file:

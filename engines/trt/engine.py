@@ -170,18 +170,18 @@ class _Lane:
             return True
         self._forget_graph()
         self._shape = None
-        self.context.set_input_shape(shape)
-        for name, dims in (("input", shape), ("output", self.context.output_shape)):
-            self.context.set_address(name, self._buffer(name, int(np.prod(dims)) * 4).device)
+        self.context.bind(shape, self._address)
         self._shape = shape
         return False
 
-    def _buffer(self, name: str, size: int) -> cuda.Buffer:
+    def _address(self, name: str, shape: Shape) -> int:
+        """Of a buffer that is large enough for float32 of `shape`, on the GPU."""
+        size = int(np.prod(shape)) * 4
         if name not in self._buffers or self._buffers[name].size < size:
             if held := self._buffers.pop(name, None):
                 held.close()
             self._buffers[name] = cuda.Buffer(size)
-        return self._buffers[name]
+        return self._buffers[name].device
 
     def _launch(self, recorded: bool) -> None:
         if not recorded:

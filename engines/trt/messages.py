@@ -60,10 +60,10 @@ class Log:
     `native` is what TensorRT takes. It calls it in the thread that called TensorRT, so what is said there belongs to
     that thread's call, whichever log hears it: TensorRT tells some things to the first logger of the process only.
     What a thread of TensorRT's own says belongs to the call that this log listens to, if that is the only one; if there
-    are several, nobody can tell whose it is, and none gets it.
+    are several, nobody can tell whose it is, and none gets it. prefix: what the errors of `checked` begin with.
     """
 
-    def __init__(self, trt: Any):
+    def __init__(self, trt: Any, prefix: str = ""):
         log = self
 
         class Native(trt.ILogger):
@@ -73,6 +73,7 @@ class Log:
                 elif severity == trt.ILogger.Severity.WARNING:
                     log._hear(msg, "warnings")
 
+        self._prefix = prefix
         self._calls: list[Call] = []
         self.native: Any = Native()
 
@@ -89,7 +90,7 @@ class Log:
         with self.listening() as said:
             result = function(*arguments)
         if result is None or result is False:
-            raise said.failure(what)
+            raise said.failure(self._prefix + what)
         return result
 
     @contextmanager

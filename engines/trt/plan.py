@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engines.base import EngineError
 from engines.trt.messages import Log
 from engines.trt.versions import TensorRT
-
-T = TypeVar("T")
 
 Shape = tuple[int, ...]
 
@@ -25,7 +23,7 @@ class Plan:
     """
 
     def __init__(self, trt: TensorRT, content: bytes, name: str | Path):
-        self.trt, self.name, self.log = trt, str(name), Log(trt.module)
+        self.trt, self.log = trt, Log(trt.module, f"{name}: ")
         runtime = trt.start("Runtime", self.log)
         with self.log.listening() as said:
             self.engine: Any = runtime.deserialize_cuda_engine(content)
@@ -74,7 +72,7 @@ class Context:
     """
 
     def __init__(self, plan: Plan, stream: Any):
-        self._plan, self._stream = plan, int(stream)
+        self._plan, self._stream, self._checked = plan, int(stream), plan.log.checked
         self._context: Any = self._checked(
             "TensorRT cannot make an execution context", plan.engine.create_execution_context
         )
@@ -87,21 +85,13 @@ class Context:
                 self._stream,
             )
 
-    def _checked(self, failure: str, function: Callable[..., T], *arguments: Any) -> T:
-        return self._plan.log.checked(f"{self._plan.name}: {failure}", function, *arguments)
-
-    def set_input_shape(self, shape: Shape) -> None:
-        """Tells the shape of the input, within the profile."""
+    def bind(self, shape: Shape, address: Callable[[str, Shape], int]) -> None:
+        """Prepares for inputs of `shape`, within the profile. address: where on the GPU `input` or `output` is to be,
+        of its shape; that of the output is `output_shape` from then on."""
         self._checked(f"TensorRT refuses inputs of {list(shape)}", self._context.set_input_shape, "input", shape)
-
-    @property
-    def output_shape(self) -> Shape:
-        """The shape of the output for the input shape that was set."""
-        return tuple(self._context.get_tensor_shape("output"))
-
-    def set_address(self, tensor: str, address: int) -> None:
-        """Where on the GPU the input or output is."""
-        self._context.set_tensor_address(tensor, address)
+        self.output_shape: Shape = tuple(self._context.get_tensor_shape("output"))
+        for name, dims in (("input", shape), ("output", self.output_shape)):
+            self._context.set_tensor_address(name, address(name, dims))
 
     def enqueue(self) -> None:
         """Runs the network on the stream, without waiting for it."""

@@ -129,9 +129,8 @@ def _pin_types(trt: Any, network: Any) -> None:
         if layer.type in (kinds.CAST, kinds.IDENTITY):
             single.update(tensor.name for tensor in outputs if not tensor.name.endswith("/float16"))
             continue
-        if layer.type in (kinds.CONSTANT, kinds.SHAPE, kinds.PLUGIN_V2):
-            continue
-        if any(tensor.dtype not in floats for tensor in outputs):
+        untyped = layer.type in (kinds.CONSTANT, kinds.SHAPE, kinds.PLUGIN_V2)
+        if untyped or any(tensor.dtype not in floats for tensor in outputs):
             continue
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
         wide = any(tensor is not None and tensor.name in single for tensor in inputs)
