@@ -32,10 +32,9 @@ def engine_options(command: F) -> F:
     return command
 
 
-def tile_option(command: F) -> F:
-    """Adds `tile`, as `engines.Tiled` takes it."""
-    return click.option(
-        "--tile",
-        type=SizeType(),
-        help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
-    )(command)
+tile_option = click.option(
+    "--tile",
+    type=SizeType(),
+    help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
+)
+"""Adds `tile`, as `engines.Tiled` takes it."""
