@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from engines.base import DEVICES
 from ribsr.base.command import F, SizeType
 
 
@@ -12,7 +13,7 @@ def engine_options(command: F) -> F:
     options = [
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
+            type=click.Choice(DEVICES),
             default="auto",
             show_default=True,
             help="Where to run; cuda fails rather than fall back to the CPU.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.base import EngineError, OutOfMemory, check_finite
+from engines.base import PRECISIONS, EngineError, OutOfMemory, check_finite
 from engines.options import engine_options, tile_option
 from engines.tiles import Tiled
 from ribsr.base.command import Command, echo, message, report
@@ -49,9 +49,7 @@ Made = tuple[Path, Size, "np.ndarray", bytes | None]
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @engine_options
 @tile_option
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of checkpoints; other files fix it at export.")
 @click.option("--skip-existing", is_flag=True, help="Leave out what is there already, to go on with a folder.")
 def main(
     model_file: str,

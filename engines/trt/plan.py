@@ -39,7 +39,8 @@ class Plan:
     @property
     def device_memory(self) -> int:
         """Bytes of GPU memory that each context needs for activations."""
-        return self.trt.device_memory(self.engine)
+        name = "device_memory_size_v2" if hasattr(self.engine, "device_memory_size_v2") else "device_memory_size"
+        return int(getattr(self.engine, name))
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:

@@ -64,8 +64,3 @@ class TensorRT:
             reason = Call(said.errors or said.warnings).reason
             raise EngineError(f"TensorRT cannot start its {name.lower()} ({reason})")
         return made
-
-    def device_memory(self, engine: Any) -> int:
-        """Bytes of GPU memory that each execution context of the engine needs for activations."""
-        name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
-        return int(getattr(engine, name))
