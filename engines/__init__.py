@@ -49,7 +49,7 @@ class Runtime:
 PYTORCH = Runtime(
     "engines.pytorch:PyTorchEngine",
     (".pt", ".pth", ".safetensors"),
-    ("threads", "precision", "attention", "model", "config"),
+    ("threads", "precision", "attention", "model", "config", "tf32"),
 )
 
 RUNTIMES = (
@@ -81,6 +81,7 @@ def open_engine(
     attention: str | None = None,
     model: str | None = None,
     config: str | Path | None = None,
+    tf32: bool = False,
     kernels: bool = True,
     cuda_graphs: bool = False,
 ) -> Engine:
@@ -90,6 +91,7 @@ def open_engine(
     The rest is for the files whose row in RUNTIMES names it; None leaves it to the runtime.
     threads: CPU threads. precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
+    tf32: float32 on a GPU multiplies in TF32, with 10 bits of mantissa; the description's precision is `tf32` then.
     kernels: False leaves out our own on a GPU (checkpoints have attention for it). cuda_graphs: launch the work of
     repeated sizes as a whole.
 
@@ -114,6 +116,7 @@ def open_engine(
         "attention": attention,
         "model": model,
         "config": config,
+        "tf32": tf32 or None,
         "kernels": None if kernels else False,
         "cuda_graphs": cuda_graphs or None,
     }

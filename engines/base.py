@@ -40,7 +40,8 @@ class Stamp:
     """What a file of this toolkit says about itself.
 
     model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.
-    precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
+    precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic; tf32: float32, but for products of
+        10 bits of mantissa. Inputs and outputs are float32 always.
     form: of the attention: that of the file, or PyTorch's backend.
     version: the release of this toolkit that made the file.
     checkpoint_sha256: of the checkpoint that the weights come from.
@@ -168,6 +169,13 @@ def host_clock(run: Callable[[], object]) -> Callable[[], float]:
         return (time.perf_counter() - start) * 1e3
 
     return once
+
+
+def check_tf32(path: str, precision: str, on_gpu: bool) -> None:
+    """Raises EngineError where TF32 is asked for that there is none of."""
+    if precision != "fp32" or not on_gpu:
+        what = "runs on the CPU" if precision == "fp32" else f"computes in {precision}"
+        raise EngineError(f"{path}: TF32 is for float32 on a GPU, and this {what}; leave out --tf32")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -26,6 +26,7 @@ def engine_options(command: F) -> F:
             type=click.Path(exists=True, dir_okay=False),
             help="Instead of --model: own JSON, or the authors' option YAML.",
         ),
+        click.option("--tf32", is_flag=True, help="float32 on a GPU: multiply in TF32, faster and less exact."),
         click.option(
             "--kernels/--no-kernels", default=True, help="ONNX files in half precision on a GPU: run our kernels."
         ),

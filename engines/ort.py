@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
-PROVIDER_OPTIONS = {CUDA: {"use_tf32": "0"}}
-"""float32 is float32: by default the CUDA provider multiplies in TF32, and errs by 1e-3 where 1e-6 is possible."""
-
 KERNEL_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 """Of the CUDA provider where our kernels do the work: no memory kept in advance, no search at every new size."""
 
@@ -67,6 +64,7 @@ class ORTEngine(Engine):
         *,
         device: str = "auto",
         threads: int | None = None,
+        tf32: bool = False,
         kernels: bool = True,
         cuda_graphs: bool = False,
     ):
@@ -74,12 +72,12 @@ class ORTEngine(Engine):
         self._path = str(path)
         stamp = read_stamp(path)
         ort = _import_runtime()
-        opened = _open(ort, self._path, stamp, device, threads, kernels, cuda_graphs)
+        opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
         self._memory_before = opened.memory_before
         self._threads = threads
-        self._description = _describe(ort, self._path, opened, stamp)
+        self._description = _describe(ort, self._path, opened)
 
     def describe(self) -> Description:
         return self._description
@@ -133,7 +131,7 @@ class ORTEngine(Engine):
         import onnxruntime as ort
 
         with TemporaryDirectory() as folder:
-            session = _create(ort, self._path, [CPU], self._threads, profile=Path(folder) / "profile")
+            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=Path(folder) / "profile")
             for _ in range(runs):
                 session.run(["output"], {"input": x})
             return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -245,35 +243,44 @@ def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any
 
 
 @dataclass(frozen=True)
+class _Wishes:
+    """What the caller of `open_engine` asked for."""
+
+    device: str
+    threads: int | None
+    tf32: bool
+    kernels: bool
+    cuda_graphs: bool
+
+
+@dataclass(frozen=True)
 class _Opened:
-    """A session and what its attention is.
+    """A session and what it computes: the file's stamp, but for what was asked for.
 
     notes: for the user: the GPU and our kernels are used, or it is said why not. memory_before: bytes of the GPU's
     memory that were in use before it.
     """
 
     session: onnxruntime.InferenceSession
-    form: str
+    stamp: Stamp
     notes: tuple[str, ...] = ()
     memory_before: int = 0
 
 
-def _open(
-    ort: Any, path: str, stamp: Stamp, device: str, threads: int | None, kernels: bool, cuda_graphs: bool
-) -> _Opened:
+def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session on the device asked for."""
     available = CUDA in ort.get_available_providers()
-    if device == "cuda" and not available:
+    if wishes.device == "cuda" and not available:
         raise EngineError(
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
             "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
         )
     notes = ()
-    if device != "cpu" and available:
+    if wishes.device != "cpu" and available:
         try:
-            return _open_on_cuda(ort, path, stamp, threads, kernels, cuda_graphs)
+            return _open_on_cuda(ort, path, stamp, wishes)
         except _NotOnCUDA as error:
-            if device == "cuda":
+            if wishes.device == "cuda":
                 raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
             notes = (f"{path}: runs on the CPU, since {error}",)
     if stamp.form == "plugin":
@@ -281,12 +288,14 @@ def _open(
             f"{path}: is in plugin form, which runs on a GPU only, in TensorRT or in ONNX Runtime with our kernels; "
             "export it again without --form"
         )
-    if cuda_graphs:
+    if wishes.tf32:
+        base.check_tf32(path, stamp.precision, on_gpu=False)
+    if wishes.cuda_graphs:
         raise EngineError(f"{path}: CUDA graphs need a GPU, and this file runs on the CPU; leave out --cuda-graphs")
-    return _Opened(_create(ort, path, [CPU], threads), stamp.form, notes)
+    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes)
 
 
-def _open_on_cuda(ort: Any, path: str, stamp: Stamp, threads: int | None, kernels: bool, cuda_graphs: bool) -> _Opened:
+def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
     try:
         capability = driver.capability()
@@ -294,23 +303,31 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, threads: int | None, kernel
     except driver.NoGPU as error:  # ONNX Runtime would complain of its libraries first
         raise _NotOnCUDA(str(error)) from None
     complaint = _preload(ort)
-    own, reason = None, "--no-kernels was given"
-    if kernels and stamp.precision in HALVES:
+    # By default the CUDA provider multiplies float32 in TF32, and errs by 1e-3 where 1e-6 is possible.
+    options, own, reason = {"use_tf32": str(int(wishes.tf32))}, None, "--no-kernels was given"
+    if wishes.tf32:
+        base.check_tf32(path, stamp.precision, on_gpu=True)
+        stamp = replace(stamp, precision="tf32")
+    if wishes.kernels and stamp.precision in HALVES:
         try:
             own = ort_kernels.rewritten(path, stamp, capability)
         except ort_kernels.NoKernels as error:
             reason = str(error)
+        else:
+            options |= KERNEL_OPTIONS | {"enable_cuda_graph": str(int(wishes.cuda_graphs))}
     if own is None and stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
-    if own is None and cuda_graphs:
+    if own is None and wishes.cuda_graphs:
         raise EngineError(f"{path}: CUDA graphs need our kernels in half precision; leave out --cuda-graphs")
-    session = _create(ort, path, [CUDA, CPU], threads, own=own, cuda_graphs=cuda_graphs)
+    session = _create(ort, path, {CUDA: options, CPU: {}}, wishes.threads, own=own)
     if CUDA not in session.get_providers():
         raise _NotOnCUDA(_why_dropped(complaint))
     notes = _check_placement(path, session)
-    if own is None and kernels and stamp.precision in HALVES:
+    if own is not None:
+        stamp = replace(stamp, form="kernel")
+    elif wishes.kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp.form if own is None else "kernel", tuple(notes), before)
+    return _Opened(session, stamp, tuple(notes), before)
 
 
 def _preload(ort: Any) -> str:
@@ -334,22 +351,18 @@ class _NotOnCUDA(Exception):
 def _create(
     ort: Any,
     path: str,
-    providers: list[str],
+    providers: dict[str, dict[str, str]],
     threads: int | None,
     *,
     profile: Path | None = None,
     own: bytes | None = None,
-    cuda_graphs: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """A session. own: the file rewritten for our kernels."""
+    """A session. providers: each with its options. own: the file rewritten for our kernels."""
     options = _session_options(ort, threads, profile)
-    configured = {name: dict(PROVIDER_OPTIONS.get(name, {})) for name in providers}
-    if own is not None:
-        configured[CUDA] |= KERNEL_OPTIONS | {"enable_cuda_graph": str(int(cuda_graphs))}
     try:
         if own is not None:
             options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))
-        return ort.InferenceSession(own or path, options, providers=list(configured.items()), enable_fallback=0)
+        return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:
             raise _NotOnCUDA(f"ONNX Runtime failed there ({first_line(error)})") from None
@@ -405,7 +418,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return bool(_NO_MEMORY.search(str(error).rpartition("' Status Message: ")[2]))
 
 
-def _describe(ort: Any, path: str, opened: _Opened, stamp: Stamp) -> Description:
+def _describe(ort: Any, path: str, opened: _Opened) -> Description:
     session = opened.session
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = ([entry.name for entry in inputs], [entry.name for entry in outputs])
@@ -413,7 +426,7 @@ def _describe(ort: Any, path: str, opened: _Opened, stamp: Stamp) -> Description
         raise EngineError(f"{path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
     b, _, h, w = (size if isinstance(size, int) else None for size in inputs[0].shape)
     return Description(
-        **vars(replace(stamp, form=opened.form)),
+        **vars(opened.stamp),
         path=path,
         runtime="onnxruntime",
         runtime_version=ort.__version__,

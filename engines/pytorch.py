@@ -58,8 +58,8 @@ _capturing = threading.Lock()
 class PyTorchEngine(Engine):
     """A checkpoint run by PyTorch; `engines.open_engine` says what the arguments mean.
 
-    float32 is float32: TF32 is switched off, for the process, when an engine opens on a GPU. `threads` sets PyTorch's
-    threads for the process too.
+    float32 is float32: at each run on a GPU TF32 is switched off, or on with tf32, for the process; engines that differ
+    in it are for one thread. `threads` sets PyTorch's threads for the process too.
 
     attention="kernel", which `auto` is for half precision on a GPU where the kernels are built and made for the model's
     widths: all layers run our operators (`plugins.modules`), and the work of each shape of input is recorded as a CUDA
@@ -78,6 +78,7 @@ class PyTorchEngine(Engine):
         attention: str = "auto",
         model: str | None = None,
         config: str | Path | None = None,
+        tf32: bool = False,
     ):
         base.check_choice("precision", precision, base.PRECISIONS)
         self._path = str(path)
@@ -85,9 +86,9 @@ class PyTorchEngine(Engine):
         self._device = _choose_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        if self._device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
+        self._tf32 = tf32
+        if tf32:
+            base.check_tf32(self._path, precision, self._device.type == "cuda")
         try:
             loaded = ribsr.load(path, model=model, config=config)
         except (RibsrError, OSError) as error:
@@ -111,7 +112,7 @@ class PyTorchEngine(Engine):
         if attention == "kernel" and self._device.type == "cuda":
             self._model = _fused(self._model)
             self._graphs = Graphs(self._model, self._device)
-        self._description = self._describe(loaded, precision, attention, tuple(notes))
+        self._description = self._describe(loaded, "tf32" if tf32 else precision, attention, tuple(notes))
 
     def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
         from ribsr.attention import choose_backend
@@ -156,6 +157,8 @@ class PyTorchEngine(Engine):
 
     def _forward(self, model: RIBModel, x: torch.Tensor) -> torch.Tensor:
         slow = self._device.type == "cpu" and self._dtype == torch.float16
+        if self._device.type == "cuda":  # settings of the process, which another engine may have changed
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._tf32
         with torch.inference_mode(), _Float32Convolutions() if slow else nullcontext():
             return model(x)
 
