@@ -17,14 +17,14 @@ from plugins.pytorch import Call  # noqa: E402
 from plugins.testing import exact, poisoned, random_map, random_weights, relative_error  # noqa: E402
 from tests.plugins.test_layer_norm_depthwise import on_gpu  # noqa: E402
 
-TOLERANCE = {torch.float16: 4e-4, torch.bfloat16: 3.2e-3}
-"""Relative: one rounding of the result is up to 2.9e-4 and 2.3e-3 of it, by norms."""
+TOLERANCE = {torch.float16: 6e-4, torch.bfloat16: 4.8e-3}
+"""Relative: to round a result once costs up to 4.9e-4 and 3.9e-3 of it."""
 DTYPES = list(TOLERANCE)
 SIZES = [(1, 1), (1, 7), (7, 1), (16, 16), (17, 33), (33, 17), (50, 70)]
 WIDTHS = [
     *((8, 3), (8, 48), (24, 12), (24, 27), (48, 3), (48, 12), (48, 27), (48, 48), (48, 192), (64, 3), (64, 48)),
     *((64, 96), (64, 256), (72, 64), (192, 3), (192, 48), (192, 64), (192, 96), (192, 192), (256, 27), (256, 256)),
-    *((40, 5), (16, 512), (256, 1)),
+    *((40, 5), (16, 512), (256, 1), (256, 192), (208, 180)),
 ]
 SLOPE = 0.1
 
@@ -142,7 +142,7 @@ def test_every_weight_is_where_it_belongs(kernel: int) -> None:
         _, bias = weights_for(channels, outputs, kernel, x.dtype)
         weight = torch.randint(0, 2, (outputs, kernel, kernel, channels), device="cuda").half()
         out = torch.ops.ribsr.convolution(x, None, weight, bias.zero_(), 1.0)
-        assert torch.equal(out.double(), exact(CONVOLUTION, x, None, weight, bias, negative_slope=1.0))
+        assert torch.equal(out.double(), exact(CONVOLUTION, x, None, weight, bias, negative_slope=1.0).round())
 
 
 @on_gpu
@@ -212,7 +212,11 @@ def test_convolution_on_cpu(layout: torch.memory_format, adds: bool, kernel: int
     ("index", "shape", "message"),
     [
         (1, (2, 6, 5, 8), r"residual is .*, expected \[batch, outputs, height, width\] with"),
-        (2, (6, 3, 3, 13), r"weight is .*, expected \[outputs, kernel, kernel, channels\] with channels = 12"),
+        (
+            2,
+            (6, 3, 3, 13),
+            r"weight is .*, expected \[outputs, kernel, kernel, channels\] with outputs = 6, channels = 1",
+        ),
         (2, (6, 3, 1, 12), r"weight is .*, expected \[outputs, kernel, kernel, channels\] with"),
         (3, (7,), r"bias is \[7\], expected \[outputs\] with outputs = 6"),
     ],

@@ -155,6 +155,7 @@ __device__ __forceinline__ void fetch(Walk &walk, const Problem &problem, int fi
   }
   copy_commit();
   advance(walk, problem);
+  __syncwarp();  // lanes have fetched more or less often; what follows are instructions of whole warps
 }
 
 // ---- products ---------------------------------------------------------------------------------------------------------
