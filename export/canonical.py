@@ -24,13 +24,7 @@ def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geo
     return torch.onnx.ops.symbolic(
         f"{cyclic_window.DOMAIN}::{cyclic_window.NAME}",
         (qkv, rib_q, rib_k, gate),
-        attrs={
-            "window": list(geometry.window),
-            "heads": geometry.heads,
-            "shift": list(geometry.shift),
-            "scale": geometry.scale,
-            **cyclic_window.PLUGIN,
-        },
+        attrs={**geometry._asdict(), **cyclic_window.PLUGIN},
         dtype=qkv.dtype,
         shape=gate.shape,
         version=cyclic_window.VERSION,
@@ -45,10 +39,7 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
 
     Input `input` [batch, 3, height, width] and output `output`, all but the channels dynamic. The model is traced on
     fake tensors: nothing is computed, whatever the size. opset: one of OPSETS.
-    Raises ValueError for another opset.
     """
-    if opset not in OPSETS:
-        raise ValueError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
     set_attention(model, "onnx")
     dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():

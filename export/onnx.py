@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from export import FORMS
-from export.convert import Options, export_onnx
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.sizes import Size
 
@@ -76,6 +75,8 @@ def main(
     **options: Any,
 ) -> None:
     """Export a checkpoint to ONNX."""
+    from export.convert import Options, export_onnx
+
     if form and old_form and form != old_form:
         raise click.UsageError(
             f"--form {form} and --attention {old_form} differ; --attention is the old name of --form"

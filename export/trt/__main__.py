@@ -72,11 +72,14 @@ def main(
     **options: Any,
 ) -> None:
     """Build a TensorRT engine (.plan) from the ONNX file of export.onnx."""
-    for first, second in (((onnx_file, "--onnx"), (ckpt, "--ckpt")), ((fp16, "--fp16"), (bf16, "--bf16"))):
-        if first[0] and second[0]:
-            raise click.UsageError(f"{first[1]} and {second[1]} exclude each other")
-    if shapes and size:
-        raise click.UsageError("--shapes and --size exclude each other")
+    pairs = {
+        "--onnx and --ckpt": (onnx_file, ckpt),
+        "--fp16 and --bf16": (fp16, bf16),
+        "--shapes and --size": (shapes, size),
+    }
+    for names, given in pairs.items():
+        if all(given):
+            raise click.UsageError(f"{names} exclude each other")
     if (model or config) and ckpt is None:
         raise click.UsageError("--model and --config say what a checkpoint holds: they need --ckpt")
     chosen = Options(
@@ -93,7 +96,9 @@ def main(
             if output is not None:
                 check_targets(output, chosen)
             find_machine()
-            _export_checkpoint(ckpt, onnx_file, model, config)
+            from export import convert
+
+            convert.export_onnx(ckpt, onnx_file, convert.Options(), model, config, say=click.echo)
         onnx_file = onnx_file or find_onnx(Path())
         precision = chosen.precision or read_stamp(onnx_file).precision
         output = output or Path(f"{onnx_file.stem.removesuffix('.' + precision)}.{precision}.plan")
@@ -102,13 +107,6 @@ def main(
         # TensorRT 8.6 cannot be told to stop, and ending Python in the usual way would wait for it.
         click.echo("Aborted!", err=True)
         os._exit(1)
-
-
-def _export_checkpoint(checkpoint: Path, output: Path, model: str | None, config: str | None) -> None:
-    from export.convert import Options as ONNXOptions
-    from export.convert import export_onnx
-
-    export_onnx(checkpoint, output, ONNXOptions(), model, config, say=click.echo)
 
 
 if __name__ == "__main__":

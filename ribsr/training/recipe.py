@@ -92,7 +92,16 @@ class Recipe:
 
     def network(self) -> Config:
         """The configuration to train. Raises RecipeError when there is none, or its file cannot be read."""
-        return _network(self.model, self.scale)
+        try:
+            if Path(self.model).suffix in (".json", ".yml", ".yaml"):
+                return replace(configs.read(self.model), scale=self.scale)
+            return configs.config(self.model, self.scale)
+        except configs.ConfigError as error:
+            raise RecipeError(str(error)) from None
+        except OSError as error:
+            raise RecipeError(
+                f"model {self.model}: {error.strerror}; give a file, or one of {', '.join(configs.CONFIGS)}"
+            ) from None
 
     def learning_rate(self, step: int) -> float:
         """Of the update that follows `step` finished ones."""
@@ -117,19 +126,6 @@ def paper(model: str, scale: int) -> Recipe:
         return recipe
     halved = tuple(milestone // 2 for milestone in recipe.milestones)
     return replace(recipe, steps=recipe.steps // 2, lr=recipe.lr / 2, milestones=halved)
-
-
-def _network(model: str, scale: int) -> Config:
-    try:
-        if Path(model).suffix in (".json", ".yml", ".yaml"):
-            return replace(configs.read(model), scale=scale)
-        return configs.config(model, scale)
-    except configs.ConfigError as error:
-        raise RecipeError(str(error)) from None
-    except OSError as error:
-        raise RecipeError(
-            f"model {model}: {error.strerror}; give a file, or one of {', '.join(configs.CONFIGS)}"
-        ) from None
 
 
 def read(path: str | Path) -> Recipe:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Report:
+class Report(AbstractContextManager):
     """Says nothing."""
-
-    def __enter__(self) -> Report:
-        return self
 
     def __exit__(self, *error: object) -> None:
         pass
