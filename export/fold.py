@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ribsr import rib
-from ribsr.attention import CyclicWindowAttention, WindowAttention
+from ribsr.attention import WindowAttention
 from ribsr.escrib import ESCRIB
 from ribsr.layers import RIBModel
 
@@ -44,17 +44,10 @@ class FoldedLayer:
 class FoldedAttention(nn.Module):
     """`ribsr.attention.WindowAttention` with constant rib_q, rib_k [heads, N, R]: [B, C, H, W] → [B, C, H, W]."""
 
-    def __init__(
-        self,
-        to_qkv: nn.Conv2d,
-        to_out: nn.Conv2d,
-        gate: nn.Sequential,
-        rib_q: Tensor,
-        rib_k: Tensor,
-        core: CyclicWindowAttention,
-    ):
+    def __init__(self, layer: WindowAttention, rib_q: Tensor, rib_k: Tensor):
         super().__init__()
-        self.to_qkv, self.to_out, self.gate, self.core = to_qkv, to_out, gate, core
+        self.core = layer.core
+        self.to_qkv, self.to_out, self.gate = _pad_heads(layer)
         self.register_buffer("rib_q", rib_q)
         self.register_buffer("rib_k", rib_k)
         self.rib_q: Tensor
@@ -89,8 +82,7 @@ def _fold_attention(name: str, layer: WindowAttention, tolerance: float) -> tupl
     parameters = (getattr(layer, parameter).double() for parameter in WindowAttention.RIB_PARAMETERS)
     rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.geometry.scale)
     folded_q, folded_k, change = refactorise(rib_q, rib_k, layer.core.geometry.scale, tolerance)
-    to_qkv, to_out, gate = _pad_heads(layer)
-    folded = FoldedAttention(to_qkv, to_out, gate, folded_q.float(), folded_k.float(), layer.core)
+    folded = FoldedAttention(layer, folded_q.float(), folded_k.float())
     return folded, FoldedLayer(name, rib_q.shape[-1], folded_q.shape[-1], change)
 
 

@@ -18,8 +18,6 @@ class HeightFirst(SizeType):
     name = "HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        if isinstance(value, Size):
-            return value
         try:
             read = Size.parse(value)
         except ValueError:

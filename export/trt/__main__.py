@@ -72,14 +72,11 @@ def main(
     **options: Any,
 ) -> None:
     """Build a TensorRT engine (.plan) from the ONNX file of export.onnx."""
-    pairs = {
-        "--onnx and --ckpt": (onnx_file, ckpt),
-        "--fp16 and --bf16": (fp16, bf16),
-        "--shapes and --size": (shapes, size),
-    }
-    for names, given in pairs.items():
-        if all(given):
-            raise click.UsageError(f"{names} exclude each other")
+    for first, second in (((onnx_file, "--onnx"), (ckpt, "--ckpt")), ((fp16, "--fp16"), (bf16, "--bf16"))):
+        if first[0] and second[0]:
+            raise click.UsageError(f"{first[1]} and {second[1]} exclude each other")
+    if shapes and size:
+        raise click.UsageError("--shapes and --size exclude each other")
     if (model or config) and ckpt is None:
         raise click.UsageError("--model and --config say what a checkpoint holds: they need --ckpt")
     chosen = Options(

@@ -307,9 +307,7 @@ class Run:
                 csv.writer(file).writerow(values)
 
     def validate(self) -> None:
-        """Scores the averaged weights on the benchmark sets."""
-        if not self.process.first:
-            return
+        """Scores the averaged weights on the benchmark sets, which only the first process has."""
         for name, paths in self.sets.items():
             scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
             psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
