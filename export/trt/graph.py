@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.trt.versions import TensorRT
-from export import ExportError
+from export import ExportError, Form
 from export.trt.source import Options, Shapes, Source
 
 if TYPE_CHECKING:
     import onnx
-
-    from export.lower import Form
 
 SCORE_ADVICE = (
     "use --fp16 with the plugin (python -m plugins.build), a smaller MAX in --shapes, a file exported with --opset 23 "

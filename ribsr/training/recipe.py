@@ -84,9 +84,6 @@ class Recipe:
             raise RecipeError(f"milestones must not be negative, got {list(self.milestones)}")
         if self.clip is not None and self.clip <= 0:
             raise RecipeError(f"clip must be positive, or null for no limit, got {self.clip}")
-        for name, choices in (("schedule", ("multistep", "cosine")), ("precision", ("bf16", "fp32"))):
-            if getattr(self, name) not in choices:
-                raise RecipeError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
         if self.scale not in (2, 3, 4):
             raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
 
