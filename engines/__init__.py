@@ -10,7 +10,7 @@ Importing it is instant: a runtime is imported when its first engine opens. Only
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,28 +36,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Runtime:
-    """Who opens which files: a class of a module, imported when the first of them is opened.
+    """Who opens which files. engine: `module:class`, imported when the first of them is opened.
 
     options: arguments of `open_engine` that it takes besides path and device.
     """
 
-    module: str
     engine: str
     suffixes: tuple[str, ...]
     options: tuple[str, ...]
 
 
 PYTORCH = Runtime(
-    "engines.pytorch",
-    "PyTorchEngine",
+    "engines.pytorch:PyTorchEngine",
     (".pt", ".pth", ".safetensors"),
     ("threads", "precision", "attention", "model", "config"),
 )
 
 RUNTIMES = (
     PYTORCH,
-    Runtime("engines.ort", "ORTEngine", (".onnx",), ("threads",)),
-    Runtime("engines.trt.engine", "TensorRTEngine", (".plan",), ("cuda_graphs",)),
+    Runtime("engines.ort:ORTEngine", (".onnx",), ("threads",)),
+    Runtime("engines.trt.engine:TensorRTEngine", (".plan",), ("cuda_graphs",)),
 )
 
 SUFFIXES = tuple(suffix for runtime in RUNTIMES for suffix in runtime.suffixes)
@@ -120,5 +118,4 @@ def open_engine(
     if wrong := [name for name in given if name not in runtime.options]:
         takers = [suffix for other in RUNTIMES if wrong[0] in other.options for suffix in other.suffixes]
         raise EngineError(f"{path}: {wrong[0]} can be chosen for {', '.join(takers)} files only")
-    engine = getattr(importlib.import_module(runtime.module), runtime.engine)
-    return engine(path, device=device, **given)
+    return pkgutil.resolve_name(runtime.engine)(path, device=device, **given)

@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ribsr.base.errors import RibsrError
@@ -37,17 +36,32 @@ class OutOfMemory(EngineError):
 
 
 @dataclass(frozen=True)
-class Description:
+class Stamp:
+    """What a file of this toolkit says about itself.
+
+    model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.
+    precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
+    form: of the attention: that of the file, or PyTorch's backend.
+    version: the release of this toolkit that made the file.
+    checkpoint_sha256: of the checkpoint that the weights come from.
+    """
+
+    model: str
+    scale: int
+    windows: tuple[tuple[int, int], ...]
+    precision: str
+    form: str
+    version: str
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True)
+class Description(Stamp):
     """What an open engine is and where it runs, found out after opening rather than assumed.
 
     path: the file it was opened from.
     runtime, runtime_version: which runtime, e.g. `onnxruntime`, and which release of it.
     device: what runs it really, e.g. `CPUExecutionProvider` or `cuda:0 NVIDIA H100`.
-    precision: fp32, fp16 or bf16: that of weights and of most of the arithmetic. Inputs and outputs are float32 always.
-    model, scale, windows: the network's name, upscaling factor, and [rows, columns] of each layer of a block.
-    form: of the attention: that of the file, or PyTorch's backend.
-    version: the release of this toolkit that made the file.
-    checkpoint_sha256: of the checkpoint that the weights come from.
     batch: the only number of pictures that it takes at once; None for any.
     limits: the sizes of pictures that it takes.
     notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
@@ -57,13 +71,6 @@ class Description:
     runtime: str
     runtime_version: str
     device: str
-    precision: str
-    model: str
-    scale: int
-    windows: tuple[tuple[int, int], ...]
-    form: str
-    version: str
-    checkpoint_sha256: str
     batch: int | None = None
     limits: Limits = Limits()
     notes: tuple[str, ...] = ()
@@ -148,9 +155,7 @@ class Engine(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

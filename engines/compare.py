@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -161,7 +161,7 @@ class Reference(Protocol):
         ...
 
 
-class RunningReference(AbstractContextManager):
+class RunningReference(ExitStack):
     """A model as reference, usually the checkpoint. Its outputs are kept: each picture runs once per precision.
 
     path, precision, options: as `open_engine` takes them; it opens a checkpoint once more for each half precision that
@@ -170,22 +170,18 @@ class RunningReference(AbstractContextManager):
     """
 
     def __init__(self, path: str | Path, precision: str | None = None, **options: Any):
+        super().__init__()
         self._path, self._precision, self._options = path, precision, options
         self._engines: dict[str | None, Engine] = {}
-        self._stack = ExitStack()
         self.outputs: dict[tuple[str | None, str], np.ndarray] = {}
         self.described = self._engine(precision).describe()
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def _engine(self, precision: str | None) -> Engine:
         if precision not in self._engines:
             options = self._options
             if precision is not None and is_checkpoint(self._path) and options.get("attention") is None:
                 options = {**options, "attention": "sdpa"}
-            engine = open_engine(self._path, precision=precision, **options)
-            self._engines[precision] = self._stack.enter_context(engine)
+            self._engines[precision] = self.enter_context(open_engine(self._path, precision=precision, **options))
         return self._engines[precision]
 
     def _run(self, precision: str | None, name: str, x: np.ndarray) -> np.ndarray:

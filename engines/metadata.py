@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from engines.base import EngineError
+from engines.base import EngineError, Stamp
 
 PREFIX = "ribsr."
 _METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
 _GRAPH = 7  # ModelProto.graph
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What `export` wrote into a file about itself; the fields mean what those of `engines.base.Description` do."""
+def stamp_of(values: Mapping[str, Any]) -> Stamp:
+    """Raises KeyError for a field that is missing, TypeError or ValueError for an impossible scale or windows."""
+    windows = tuple((int(rows), int(columns)) for rows, columns in values["windows"])
+    if not windows or not are_sizes([values["scale"], *chain(*windows)]):
+        raise ValueError("scale and windows are whole numbers from 1 on")
+    known = {**values, "windows": windows}
+    if "attention" in values:
+        known.setdefault("form", values["attention"])  # its name until 0.1
+    return Stamp(**{field.name: known[field.name] for field in fields(Stamp)})
 
-    model: str
-    scale: int
-    windows: tuple[tuple[int, int], ...]
-    precision: str
-    form: str
-    version: str
-    checkpoint_sha256: str
+
+def are_sizes(values: Iterable[Any]) -> bool:
+    """Whether all are whole numbers from 1 on."""
+    return all(isinstance(value, int) and value >= 1 for value in values)
 
 
 def read_stamp(path: str | Path) -> Stamp:
@@ -37,18 +42,8 @@ def read_stamp(path: str | Path) -> Stamp:
     values = {key[len(PREFIX) :]: value for key, value in read_properties(path).items() if key.startswith(PREFIX)}
     if not values:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
-    if "attention" in values:
-        values.setdefault("form", values["attention"])  # its name until 0.1
     try:
-        return Stamp(
-            model=values["model"],
-            scale=int(values["scale"]),
-            windows=tuple((int(wh), int(ww)) for wh, ww in json.loads(values["windows"])),
-            precision=values["precision"],
-            form=values["form"],
-            version=values["version"],
-            checkpoint_sha256=values["checkpoint_sha256"],
-        )
+        return stamp_of({**values, "scale": int(values["scale"]), "windows": json.loads(values["windows"])})
     except KeyError as error:
         raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
     except (ValueError, TypeError):
@@ -57,14 +52,13 @@ def read_stamp(path: str | Path) -> Stamp:
 
 def read_properties(path: str | Path) -> dict[str, str]:
     """All of an ONNX file's metadata_props. Skips over the graph, so it takes no time on a large file."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise EngineError(f"{path}: no such file")
     properties, graph = {}, False
     with open(path, "rb") as file:
         try:
-            for field, data in _fields(file, os.fstat(file.fileno()).st_size, keep=_METADATA_PROPS):
-                graph = graph or field == _GRAPH
+            for number, data in _fields(file, os.fstat(file.fileno()).st_size, keep=(_METADATA_PROPS,)):
+                graph = graph or number == _GRAPH
                 if data is not None:
                     key, value = _entry(data)
                     properties[key] = value
@@ -75,21 +69,18 @@ def read_properties(path: str | Path) -> dict[str, str]:
     return properties
 
 
-def _fields(file: BinaryIO, end: int, keep: int) -> Iterator[tuple[int, bytes | None]]:
-    """Fields of the protobuf message up to `end`: number, and the bytes of those numbered `keep`."""
+def _fields(file: BinaryIO, end: int, keep: tuple[int, ...]) -> Iterator[tuple[int, bytes | None]]:
+    """Fields of the protobuf message up to `end`: number, and the bytes of those whose number is in `keep`."""
     while file.tell() < end:
         tag = _varint(file)
         number, wire = tag >> 3, tag & 7
         if wire not in (0, 1, 2, 5) or number == 0:
             raise ValueError("not a protobuf message")
-        if wire == 0:
-            _varint(file)
-            yield number, None
-            continue
-        size = _varint(file) if wire == 2 else {1: 8, 5: 4}[wire]
+        value = _varint(file) if wire in (0, 2) else 0
+        size = {0: 0, 1: 8, 2: value, 5: 4}[wire]
         if file.tell() + size > end:
             raise EOFError
-        if wire == 2 and number == keep:
+        if wire == 2 and number in keep:
             yield number, file.read(size)
         else:
             file.seek(size, os.SEEK_CUR)
@@ -109,11 +100,5 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    import io
-
-    parts = {}
-    for wanted in (1, 2):
-        for field, value in _fields(io.BytesIO(data), len(data), keep=wanted):
-            if field == wanted:
-                parts[wanted] = (value or b"").decode("utf-8")
+    parts = {number: (value or b"").decode("utf-8") for number, value in _fields(io.BytesIO(data), len(data), (1, 2))}
     return parts.get(1, ""), parts.get(2, "")

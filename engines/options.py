@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from engines.base import DEVICES
 from ribsr.base.command import F, SizeType
 
 
@@ -12,7 +13,7 @@ def engine_options(command: F) -> F:
     options = [
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
+            type=click.Choice(DEVICES),
             default="auto",
             show_default=True,
             help="Where to run; cuda fails rather than fall back to the CPU.",
@@ -32,10 +33,9 @@ def engine_options(command: F) -> F:
     return command
 
 
-def tile_option(command: F) -> F:
-    """Adds `tile`, as `engines.Tiled` takes it."""
-    return click.option(
-        "--tile",
-        type=SizeType(),
-        help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
-    )(command)
+tile_option = click.option(
+    "--tile",
+    type=SizeType(),
+    help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
+)
+"""Adds `tile`, as `engines.Tiled` takes it."""

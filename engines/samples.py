@@ -32,16 +32,10 @@ def sample(name: str, size: Size) -> np.ndarray:
     import numpy as np
 
     pixels = _read(name)
-    for axis, side in ((2, size.height), (3, size.width)):
-        pixels = np.take(pixels, _indices(pixels.shape[axis], side), axis=axis)
-    return np.ascontiguousarray(pixels)
-
-
-def _indices(have: int, want: int) -> np.ndarray:
-    import numpy as np
-
-    i = np.arange(want) + max(0, (have - want) // 2)
-    return have - 1 - np.abs(have - 1 - i % (2 * have - 2))
+    top, left = (max(0, (have - side) // 2) for have, side in zip(pixels.shape[2:], size, strict=True))
+    pixels = pixels[:, :, top : top + size.height, left : left + size.width]
+    missing = ((0, side - have) for have, side in zip(pixels.shape[2:], size, strict=True))
+    return np.pad(pixels, ((0, 0), (0, 0), *missing), "reflect")
 
 
 @cache

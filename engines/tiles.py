@@ -12,7 +12,7 @@ edges in models that shift them (those with windows of one size; none is publish
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -88,18 +88,6 @@ def cut(length: int, step: int, low: int, high: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def mirrored(indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices ≥ 0 of an axis of `size` pixels that goes on as its mirror image, the last pixel twice.
-
-    The mirror stands at the picture's edge. In the last pixel's middle it would make that pixel's s enlarged ones
-    symmetric, whatever they show: 0.4 to 1.6 dB less in the last four rows of four Set14 pictures, here 0.4 at most.
-    """
-    import numpy as np
-
-    indices = indices % (2 * size)
-    return np.minimum(indices, 2 * size - 1 - indices)
-
-
 class Tiled(Engine):
     """Another engine for pictures of any size: those that it does not take, or larger than `tile`, go in parts.
 
@@ -154,11 +142,11 @@ class Tiled(Engine):
                 return Size(*sides)
         return None
 
-    def run(self, x: np.ndarray, advance: Callable[[int], object] | None = None) -> np.ndarray:
+    def run(self, x: np.ndarray, advance: Callable[[int], object] = lambda tiles: None) -> np.ndarray:
         """As `Engine.run`. advance: called with 1 after every tile of a picture that is cut."""
         import numpy as np
 
-        check_input(x, replace(self._inner, limits=Limits()))
+        check_input(x, self.describe())
         size, scale = Size.of(x), self._inner.scale
         rows, columns = self.spans(size)
         if (rows[0].size, columns[0].size) == size:
@@ -167,34 +155,37 @@ class Tiled(Engine):
             y = np.empty((*x.shape[:2], *size.times(scale)), np.float32)
         except MemoryError:
             raise out_of_memory(self._inner.path, x) from None
-        for row in rows:
-            strip = _taken(x, 2, row)
-            for column in columns:
-                place = y[..., row.place(scale), column.place(scale)]
-                self._engine.run_into(_taken(strip, 3, column), place, (row.kept(scale), column.kept(scale)))
-                if advance is not None:
-                    advance(1)
+        for tile, row, column in self._tiles_of(x):
+            place = y[..., row.place(scale), column.place(scale)]
+            self._engine.run_into(tile, place, (row.kept(scale), column.kept(scale)))
+            advance(1)
         return y
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`, each layer's time summed up over the picture's tiles."""
-        check_input(x, replace(self._inner, limits=Limits()))
-        rows, columns = self.spans(Size.of(x))
+        check_input(x, self.describe())
         total: dict[str, float] = {}
+        for tile, _, _ in self._tiles_of(x):
+            for layer in self._engine.profile(tile, runs):
+                total[layer.name] = total.get(layer.name, 0.0) + layer.milliseconds
+        return [LayerTime(name, milliseconds) for name, milliseconds in total.items()]
+
+    def _tiles_of(self, x: np.ndarray) -> Iterator[tuple[np.ndarray, Span, Span]]:
+        """What the engine gets of x [B, 3, H, W], tile by tile, and which rows and columns that is.
+
+        The picture goes on as its mirror image, the last pixel twice: the mirror stands at the picture's edge. In the
+        last pixel's middle it would make that pixel's s enlarged ones symmetric, whatever they show: 0.4 to 1.6 dB less
+        in the last four rows of four Set14 pictures, here 0.4 at most.
+        """
+        import numpy as np
+
+        rows, columns = self.spans(Size.of(x))
+        beyond = (rows[-1].stop - x.shape[2], columns[-1].stop - x.shape[3])
+        if any(beyond):
+            x = np.pad(x, ((0, 0), (0, 0), (0, beyond[0]), (0, beyond[1])), "symmetric")
         for row in rows:
             for column in columns:
-                for layer in self._engine.profile(_taken(_taken(x, 2, row), 3, column), runs):
-                    total[layer.name] = total.get(layer.name, 0.0) + layer.milliseconds
-        return [LayerTime(name, milliseconds) for name, milliseconds in total.items()]
+                yield x[..., row.start : row.stop, column.start : column.stop], row, column
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _taken(x: np.ndarray, axis: int, span: Span) -> np.ndarray:
-    """What an engine gets of x [B, 3, H, W] along one axis: a view, unless it has to be continued."""
-    import numpy as np
-
-    if span.stop <= x.shape[axis]:
-        return x[(slice(None),) * axis + (slice(span.start, span.stop),)]
-    return np.take(x, mirrored(np.arange(span.start, span.stop), x.shape[axis]), axis)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.base import EngineError, OutOfMemory, check_finite
+from engines.base import PRECISIONS, EngineError, OutOfMemory, check_finite
 from engines.options import engine_options, tile_option
 from engines.tiles import Tiled
 from ribsr.base.command import Command, echo, message, report
@@ -49,9 +49,7 @@ Made = tuple[Path, Size, "np.ndarray", bytes | None]
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @engine_options
 @tile_option
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of checkpoints; other files fix it at export."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of checkpoints; other files fix it at export.")
 @click.option("--skip-existing", is_flag=True, help="Leave out what is there already, to go on with a folder.")
 def main(
     model_file: str,
@@ -72,7 +70,7 @@ def main(
     from engines import open_engine
 
     whole_folder = source.is_dir()
-    jobs = _folder_jobs(source, target) if whole_folder else [_job(source, target)]
+    jobs = _jobs(source, target)
     for job in jobs:
         _check_not_overwritten(*job, Path(model_file))
     if skip_existing:
@@ -106,18 +104,15 @@ def main(
         raise EngineError(f"{source}: {failed} of {len(jobs)} pictures failed, as said above")
 
 
-def _job(source: Path, target: Path) -> Job:
-    from ribsr.base.pictures import check_output, check_source
+def _jobs(source: Path, target: Path) -> list[Job]:
+    """Of a picture, or of those of a folder, by name. Raises EngineError or PictureError if there is none, or OUT does
+    not suit: before a model is opened, which takes long."""
+    from ribsr.base.pictures import SUFFIXES, check_output, check_source, pictures_in
 
-    check_output(target)
-    check_source(source)  # before a model is opened, which takes long
-    return source, target
-
-
-def _folder_jobs(source: Path, target: Path) -> list[Job]:
-    """Of the pictures of a folder, by name. Raises EngineError if there are none, or OUT cannot be a folder."""
-    from ribsr.base.pictures import SUFFIXES, pictures_in
-
+    if not source.is_dir():
+        check_output(target)
+        check_source(source)
+        return [(source, target)]
     if target.exists() and not target.is_dir():
         raise EngineError(f"{target}: IN is a folder, so OUT has to be one, too; give another name")
     if not target.parent.is_dir():
@@ -161,11 +156,10 @@ class Enlarger:
                 tiled = Tiled(self._engine, tile)
                 try:
                     y = self._attempt(tiled, x)
+                    self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
+                    return y
                 except (OutOfMemory, MemoryError):
                     tile = self._smaller(tiled, Size.of(x))
-                    continue
-                self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
-                return y
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -182,8 +176,7 @@ class Enlarger:
             return tiled.run(x, bar.update)
 
     def _smaller(self, tiled: Tiled, size: Size) -> Size:
-        largest = tiled.largest(size)
-        tile = tiled.smaller(size)
+        largest, tile = tiled.largest(size), tiled.smaller(size)
         if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")

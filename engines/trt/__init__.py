@@ -1,4 +1,4 @@
 """TensorRT: `engine` runs plans, of which `manifest` tells what they are; `builder` makes them.
 
-What differs between TensorRT's versions is in `versions`, what it says in `messages`, the little of CUDA in `gpu`.
+`versions` finds TensorRT and knows what each version can, `messages` what it says, `gpu` the little of CUDA.
 """

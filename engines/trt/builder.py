@@ -1,4 +1,12 @@
-"""TensorRT's builder: from an ONNX graph to a plan."""
+"""TensorRT's builder: from an ONNX graph to a plan.
+
+Flags go by their names alone: their numbers differ between versions.
+
+8.6, 9: weakly typed networks. The graph's types are only a wish there, so a float16 graph gets BuilderFlag.FP16 and
+    the type of each layer that matters is pinned (`_pin_types`). Neither bfloat16 nor a progress monitor.
+10: NetworkDefinitionCreationFlag.STRONGLY_TYPED: the graph's types are what is computed.
+11: every network is strongly typed; the flags are gone.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +37,12 @@ class Builder:
     def __init__(self, trt: TensorRT):
         self._trt, self._log = trt, Log(trt.module)
         self._builder = trt.start("Builder", self._log)
-        self._network = trt.network(self._builder)
-        self._config: Any = None
+        flags = trt.module.NetworkDefinitionCreationFlag
+        if trt.major < 10:
+            self._network = self._builder.create_network(1 << int(flags.EXPLICIT_BATCH))
+        else:
+            self._network = self._builder.create_network(1 << int(flags.STRONGLY_TYPED) if trt.major == 10 else 0)
+        self._config = self._builder.create_builder_config()
 
     def parse(self, model: bytes) -> None:
         """Fills the network from an ONNX model; the error names the parser's first complaint."""
@@ -45,14 +57,33 @@ class Builder:
         raise EngineError(f"TensorRT {self._trt.version} cannot take the graph ({reason})")
 
     def configure(self, half: bool, workspace: int | None = None, optimization_level: int | None = None) -> None:
-        """half: whether the graph is typed in float16. workspace: bytes of scratch memory that a layer may use at most;
-        None leaves it to TensorRT (all there is), as does optimization_level (0 to 5; its default is 3)."""
-        self._config = self._builder.create_builder_config()
-        self._trt.configure(self._config, self._network, half)
+        """No TF32, and a plan whose layers can be inspected.
+
+        half: whether the graph is typed in float16. workspace: bytes of scratch memory that a layer may use at most;
+        None leaves it to TensorRT (all there is), as does optimization_level (0 to 5; its default is 3).
+        """
+        trt, config = self._trt.module, self._config
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32: TF32 errs by 1e-3 where 1e-6 is possible
         if workspace is not None:
-            self._config.set_memory_pool_limit(self._trt.module.MemoryPoolType.WORKSPACE, workspace)
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         if optimization_level is not None:
-            self._config.builder_optimization_level = optimization_level
+            config.builder_optimization_level = optimization_level
+        if self._trt.major >= 10:
+            return
+        # cuBLAS and cuDNN are not asked, although 8.6 would: they must not be needed at run time, whether they are
+        # really there cannot be found out by loading them (stubs satisfy the loader), and a plan without them was
+        # measured to lose nothing. Later versions do not use them by themselves.
+        sources = trt.TacticSource
+        config.set_tactic_sources(1 << int(sources.JIT_CONVOLUTIONS) | 1 << int(sources.EDGE_MASK_CONVOLUTIONS))
+        # Several contexts use the one profile at the same time; from 9 on they may without being asked for.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+        if half:
+            config.set_flag(trt.BuilderFlag.FP16)
+            # Not OBEY: plugins' neighbours then have no implementation at all. export.trt.inspection checks what came
+            # out.
+            config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+            _pin_types(trt, self._network)
 
     def add_profile(self, smallest: Shape, preferred: Shape, largest: Shape) -> None:
         """The shapes of the input that the engine must take."""
@@ -65,7 +96,18 @@ class Builder:
         """Whether this TensorRT tells how the build goes on, and can be stopped."""
         if not self._trt.has_progress_monitor:
             return False
-        self._config.progress_monitor = self._trt.progress_monitor(watcher.start, watcher.step, watcher.finish)
+
+        class Monitor(self._trt.module.IProgressMonitor):
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                watcher.start(phase_name, parent_phase, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return watcher.step(phase_name, step)
+
+            def phase_finish(self, phase_name: str) -> None:
+                watcher.finish(phase_name)
+
+        self._config.progress_monitor = Monitor()
         return True
 
     def use_timing_cache(self, data: bytes) -> bool:
@@ -89,8 +131,34 @@ class Builder:
 
     def build(self) -> bytes:
         """The plan. Releases the interpreter's lock, so other threads go on."""
-        with self._log.listening() as said:
-            plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None:
-            raise said.failure(f"TensorRT {self._trt.version} cannot build the engine")
-        return bytes(plan)
+        failure = f"TensorRT {self._trt.version} cannot build the engine"
+        return bytes(self._log.checked(failure, self._builder.build_serialized_network, self._network, self._config))
+
+
+def _pin_types(trt: Any, network: Any) -> None:
+    """Makes a weakly typed network compute in the types that the graph's Casts announce.
+
+    Without that, TensorRT 8.6 runs in float16 also what the graph keeps in float32 to be safe from overflow, and in
+    float32 whatever seems faster so. Layers behind the input or a Cast to float32 are float32, up to the next Cast;
+    all others are float16. Which Cast is which, the names say that `export.precision` gives (`x/float16`): 8.6 infers
+    types only when it builds, so the network's own are of no help here.
+    """
+    single = {network.get_input(index).name for index in range(network.num_inputs)}
+    kinds, floats = trt.LayerType, (trt.DataType.FLOAT, trt.DataType.HALF)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+        if layer.type in (kinds.CAST, kinds.IDENTITY):
+            single.update(tensor.name for tensor in outputs if not tensor.name.endswith("/float16"))
+            continue
+        untyped = layer.type in (kinds.CONSTANT, kinds.SHAPE, kinds.PLUGIN_V2)
+        if untyped or any(tensor.dtype not in floats for tensor in outputs):
+            continue
+        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        wide = any(tensor is not None and tensor.name in single for tensor in inputs)
+        dtype = trt.DataType.FLOAT if wide else trt.DataType.HALF
+        layer.precision = dtype
+        for i, tensor in enumerate(outputs):
+            layer.set_output_type(i, dtype)
+            if wide:
+                single.add(tensor.name)

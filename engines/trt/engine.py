@@ -41,23 +41,19 @@ class TensorRTEngine(Engine):
             _load_plugins(Path(path), self._manifest, trt)
         self._free_before = cuda.free_memory()
         plan = Plan(trt, Path(path).read_bytes(), path)
-        self._description = self._describe(plan)
-        self._plan: Plan | None = plan
-        self._lock = threading.Lock()
-        self._idle: list[_Lane] = []
-
-    def _describe(self, plan: Plan) -> Description:
-        manifest = self._manifest
         smallest, _, largest = plan.shapes
-        return Description(
-            **{**vars(manifest.stamp), "precision": manifest.precision, "form": manifest.form},
+        self._description = Description(
+            **{**vars(self._manifest.stamp), "precision": self._manifest.precision, "form": self._manifest.form},
             path=self._path,
             runtime="tensorrt",
-            runtime_version=plan.trt.version,
+            runtime_version=trt.version,
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             batch=smallest[0] if smallest[0] == largest[0] else None,
             limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
         )
+        self._plan: Plan | None = plan
+        self._lock = threading.Lock()
+        self._idle: list[_Lane] = []
 
     def describe(self) -> Description:
         return self._description
@@ -152,58 +148,46 @@ class _Lane:
 
     def run(self, x: np.ndarray, graphs: bool) -> np.ndarray:
         """x [B, 3, H, W] → [B, 3, sH, sW], in memory that the next call overwrites."""
-        repeated = x.shape == self._shape
-        shape = self._bind(x.shape)
+        recorded = self._bind(x.shape) and graphs
         self._buffers["input"].array(x.shape)[...] = x
         self._stream.upload(self._buffers["input"], x.nbytes)
-        self._launch(graphs and repeated)
-        size = int(np.prod(shape)) * 4
-        self._stream.download(self._buffers["output"], size)
+        self._launch(recorded)
+        result = self._buffers["output"].array(self.context.output_shape)
+        self._stream.download(self._buffers["output"], result.nbytes)
         self._stream.wait()
-        return self._buffers["output"].array(shape)
+        return result
 
     def time(self, shape: Shape, graphs: bool) -> float:
         """Milliseconds of the network alone on what the buffers hold."""
-        repeated = shape == self._shape
-        self._bind(shape)
-        clock = cuda.Clock(self._stream)
-        if graphs and repeated and self._graph is None:
+        recorded = self._bind(shape) and graphs
+        if recorded and self._graph is None:
             self._launch(True)  # recording is no part of what is timed
-        clock.start()
-        self._launch(graphs and repeated)
-        return clock.stop()
+        return self._stream.time(lambda: self._launch(recorded))
 
-    def _bind(self, shape: Shape) -> Shape:
-        """Prepares for inputs of `shape`; returns the output's."""
+    def _bind(self, shape: Shape) -> bool:
+        """Prepares for inputs of `shape`; returns whether the last one had it, too."""
         if shape == self._shape:
-            return self.context.output_shape
+            return True
         self._forget_graph()
         self._shape = None
-        self.context.set_input_shape(shape)
-        output = self.context.output_shape
-        for name, dims in (("input", shape), ("output", output)):
-            self.context.set_address(name, self._buffer(name, int(np.prod(dims)) * 4).device)
+        self.context.bind(shape, self._address)
         self._shape = shape
-        return output
+        return False
 
-    def _buffer(self, name: str, size: int) -> cuda.Buffer:
-        held = self._buffers.get(name)
-        if held is not None and held.size >= size:
-            return held
-        if held is not None:
-            del self._buffers[name]
-            held.close()
-        self._buffers[name] = cuda.Buffer(size)
-        return self._buffers[name]
+    def _address(self, name: str, shape: Shape) -> int:
+        """Of a buffer that is large enough for float32 of `shape`, on the GPU."""
+        size = int(np.prod(shape)) * 4
+        if name not in self._buffers or self._buffers[name].size < size:
+            if held := self._buffers.pop(name, None):
+                held.close()
+            self._buffers[name] = cuda.Buffer(size)
+        return self._buffers[name].device
 
     def _launch(self, recorded: bool) -> None:
         if not recorded:
             self.context.enqueue()
             return
-        if self._graph is None:
-            with cuda.Graph(self._stream) as graph:
-                self.context.enqueue()
-            self._graph = graph
+        self._graph = self._graph or cuda.Graph(self._stream, self.context.enqueue)
         self._graph.launch()
 
     def _forget_graph(self) -> None:
@@ -223,14 +207,11 @@ class _Lane:
 
 def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
     """Raises EngineError if the plan is for another TensorRT or another kind of GPU, which TensorRT says unreadably."""
-    differences = [
-        f"{what} {theirs}, here is {ours}"
-        for what, theirs, ours in (
-            ("TensorRT", manifest.tensorrt, trt.version),
-            ("compute capability", manifest.compute_capability, gpu.compute_capability),
-        )
-        if theirs != ours
-    ]
+    differences = []
+    if manifest.tensorrt != trt.version:
+        differences.append(f"TensorRT {manifest.tensorrt}, here is {trt.version}")
+    if manifest.compute_capability != gpu.compute_capability:
+        differences.append(f"compute capability {manifest.compute_capability}, here is {gpu.compute_capability}")
     if differences:
         what = " and for ".join(differences)
         raise EngineError(f"{path}: was built for {what}; build it here: {manifest.rebuild(path)}")

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from engines.base import EngineError, NotInstalled
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 
 class CUDAError(EngineError):
-    """A CUDA call that failed; `name` is CUDA's own, e.g. `cudaErrorMemoryAllocation`."""
+    """A CUDA call that failed. args: CUDA's own name, e.g. `cudaErrorMemoryAllocation`, and the message."""
 
-    def __init__(self, name: str, message: str):
-        super().__init__(message)
-        self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that other processes get it as it is
-        return type(self), (self.name, str(self))
+    def __str__(self) -> str:
+        return self.args[1]
 
     @property
     def out_of_memory(self) -> bool:
-        return self.name == "cudaErrorMemoryAllocation"
+        return self.args[0] == "cudaErrorMemoryAllocation"
 
 
 _ADVICE = {
@@ -91,7 +84,7 @@ def free_memory() -> int:
 
 
 class Buffer:
-    """The same number of bytes on the GPU and, pinned, on the host. Closing it twice is fine."""
+    """The same number of bytes on the GPU and, pinned, on the host."""
 
     def __init__(self, size: int):
         self.size = size
@@ -110,10 +103,8 @@ class Buffer:
         return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.host)).reshape(shape)
 
     def close(self) -> None:
-        if self.device:
-            call("cudaFree", self.device)
-            call("cudaFreeHost", self.host)
-            self.device = self.host = 0
+        call("cudaFree", self.device)
+        call("cudaFreeHost", self.host)
 
 
 class Stream:
@@ -123,41 +114,46 @@ class Stream:
         self.handle = call("cudaStreamCreateWithFlags", runtime().cudaStreamNonBlocking)
 
     def upload(self, buffer: Buffer, size: int) -> None:
-        call("cudaMemcpyAsync", buffer.device, buffer.host, size, _kind("HostToDevice"), self.handle)
+        kind = runtime().cudaMemcpyKind.cudaMemcpyHostToDevice
+        call("cudaMemcpyAsync", buffer.device, buffer.host, size, kind, self.handle)
 
     def download(self, buffer: Buffer, size: int) -> None:
-        call("cudaMemcpyAsync", buffer.host, buffer.device, size, _kind("DeviceToHost"), self.handle)
+        kind = runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call("cudaMemcpyAsync", buffer.host, buffer.device, size, kind, self.handle)
 
     def wait(self) -> None:
         call("cudaStreamSynchronize", self.handle)
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Milliseconds that what `work` puts on the stream takes, by CUDA events."""
+        start, end = call("cudaEventCreate"), call("cudaEventCreate")
+        call("cudaEventRecord", start, self.handle)
+        work()
+        call("cudaEventRecord", end, self.handle)
+        call("cudaEventSynchronize", end)
+        milliseconds = float(call("cudaEventElapsedTime", start, end))
+        for event in (start, end):
+            call("cudaEventDestroy", event)
+        return milliseconds
 
     def close(self) -> None:
         call("cudaStreamDestroy", self.handle)
 
 
-def _kind(direction: str) -> Any:
-    return getattr(runtime().cudaMemcpyKind, f"cudaMemcpy{direction}")
-
-
 class Graph:
-    """Work that was recorded on a stream, to be launched again as a whole. A context manager around the recording."""
+    """What `work` puts on a stream, recorded instead of done, to be launched as a whole."""
 
-    def __init__(self, stream: Stream):
-        self._stream, self._executable = stream, None
-
-    def __enter__(self) -> Self:
+    def __init__(self, stream: Stream, work: Callable[[], object]):
+        self._stream = stream
         # Other threads may allocate memory meanwhile.
         mode = runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call("cudaStreamBeginCapture", self._stream.handle, mode)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:  # what failed invalidated the capture; ending it frees the stream
-            runtime().cudaStreamEndCapture(self._stream.handle)
-            return
-        graph = call("cudaStreamEndCapture", self._stream.handle)
+        call("cudaStreamBeginCapture", stream.handle, mode)
+        try:
+            work()
+        except BaseException:  # what failed invalidated the capture; ending it frees the stream
+            runtime().cudaStreamEndCapture(stream.handle)
+            raise
+        graph = call("cudaStreamEndCapture", stream.handle)
         self._executable = call("cudaGraphInstantiate", graph, 0)
         call("cudaGraphDestroy", graph)
 
@@ -165,25 +161,4 @@ class Graph:
         call("cudaGraphLaunch", self._executable, self._stream.handle)
 
     def close(self) -> None:
-        if self._executable is not None:
-            call("cudaGraphExecDestroy", self._executable)
-            self._executable = None
-
-
-class Clock:
-    """Milliseconds between two points of a stream, by CUDA events. For one use: stopping frees them."""
-
-    def __init__(self, stream: Stream):
-        self._stream = stream
-        self._events = (call("cudaEventCreate"), call("cudaEventCreate"))
-
-    def start(self) -> None:
-        call("cudaEventRecord", self._events[0], self._stream.handle)
-
-    def stop(self) -> float:
-        call("cudaEventRecord", self._events[1], self._stream.handle)
-        call("cudaEventSynchronize", self._events[1])
-        milliseconds = float(call("cudaEventElapsedTime", *self._events))
-        for event in self._events:
-            call("cudaEventDestroy", event)
-        return milliseconds
+        call("cudaGraphExecDestroy", self._executable)

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from engines.base import PRECISIONS, EngineError
-from engines.metadata import Stamp
+from engines.base import PRECISIONS, EngineError, Stamp
+from engines.metadata import are_sizes, stamp_of
 from ribsr.base.files import atomic, sha256
 from ribsr.base.settings import parse_json
 from ribsr.base.sizes import Size
 
 FORMAT = 2
-"""Of what is written; it changes when fields change their names or meaning. 1 is read, too (`_renamed`)."""
+"""Of what is written; it changes when fields change their names or meaning. 1, with other names, is read, too."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,16 @@ def read_manifest(plan: str | Path) -> Manifest:
                 f"{path}: has format {values['format']}, this toolkit reads 1 and {FORMAT}; build the plan again: "
                 "python -m export.trt"
             )
-        manifest = _from_json(_renamed(values) if values["format"] == 1 else values)
+        manifest = _from_json(values)
     except FileNotFoundError:
         raise EngineError(
             f"{plan}: its manifest {path.name} is missing; copy it beside the plan, or build both again: "
             "python -m export.trt"
         ) from None
-    except (KeyError, TypeError, ValueError):  # ValueError: also text that is no JSON, or no text
-        raise EngineError(f"{path}: is damaged; copy it again, or build the plan again: python -m export.trt") from None
+    except (KeyError, TypeError, ValueError) as error:  # ValueError: also text that is no JSON, or no text
+        raise EngineError(
+            f"{path}: is damaged ({error}); copy it again, or build the plan again: python -m export.trt"
+        ) from None
     if sha256(plan) != manifest.plan_sha256:
         raise EngineError(
             f"{plan}: is not the plan that {path.name} was written for: it is cut short, damaged or another one; copy "
@@ -99,27 +101,16 @@ def read_manifest(plan: str | Path) -> Manifest:
     return manifest
 
 
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a manifest of format 1, in today's words."""
-    stamp = values["stamp"]
-    return {**values, "form": values["lowering"], "stamp": {**stamp, "form": stamp["attention"]}}
-
-
 def _from_json(values: dict[str, Any]) -> Manifest:
-    known = {field.name: values[field.name] for field in fields(Manifest)}
-    stamp = known["stamp"]
-    windows = tuple((int(wh), int(ww)) for wh, ww in stamp["windows"])
-    known["stamp"] = Stamp(**{**{field.name: stamp[field.name] for field in fields(Stamp)}, "windows": windows})
-    shapes = [known["profile"][name] for name in ("min", "opt", "max")]
-    if any(len(shape) != 4 for shape in shapes) or not windows:
-        raise ValueError("a profile's shapes are [B, 3, H, W], and a model has windows")
-    numbers = [stamp["scale"], *(side for sides in (*shapes, *windows) for side in sides)]
-    if any(not isinstance(number, int) or number < 1 for number in numbers):
-        raise ValueError("sizes are whole numbers from 1 on")
-    texts = [known[name] for name in ("onnx", "precision", "form")]
-    if not all(isinstance(text, str) for text in texts) or known["precision"] not in PRECISIONS:
-        raise ValueError("a file has a name, a form and one of the precisions")
-    plugin = known["plugin"]
+    if values["format"] == 1:
+        values["form"] = values["lowering"]
+    stamp, profile, plugin = stamp_of(values["stamp"]), values["profile"], values["plugin"]
+    shapes = [profile[name] for name in ("min", "opt", "max")]
+    if not all(len(shape) == 4 and are_sizes(shape) for shape in shapes):
+        raise ValueError("profile: shapes are [B, 3, H, W]")
+    texts = [values[name] for name in ("onnx", "precision", "form")]
+    if not all(isinstance(text, str) for text in texts) or values["precision"] not in PRECISIONS:
+        raise ValueError("onnx, form and precision are texts, the last one of fp32, fp16 and bf16")
     if plugin is not None and (Path(plugin["file"]).name != plugin["file"] or not isinstance(plugin["sha256"], str)):
-        raise ValueError("a plugin library has a name, without a folder, and a hash")
-    return Manifest(**known)
+        raise ValueError("plugin: a library has a name, without a folder, and a hash")
+    return Manifest(**{**{field.name: values[field.name] for field in fields(Manifest)}, "stamp": stamp})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Plan:
     """
 
     def __init__(self, trt: TensorRT, content: bytes, name: str | Path):
-        self.trt, self.name, self.log = trt, str(name), Log(trt.module)
+        self.trt, self.log = trt, Log(trt.module, f"{name}: ")
         runtime = trt.start("Runtime", self.log)
         with self.log.listening() as said:
             self.engine: Any = runtime.deserialize_cuda_engine(content)
@@ -39,7 +39,8 @@ class Plan:
     @property
     def device_memory(self) -> int:
         """Bytes of GPU memory that each context needs for activations."""
-        return self.trt.device_memory(self.engine)
+        name = "device_memory_size_v2" if hasattr(self.engine, "device_memory_size_v2") else "device_memory_size"
+        return int(getattr(self.engine, name))
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:
@@ -72,42 +73,30 @@ class Context:
     """
 
     def __init__(self, plan: Plan, stream: Any):
-        self._plan, self._stream = plan, int(stream)
-        with plan.log.listening() as said:
-            self._context: Any = plan.engine.create_execution_context()
-        if self._context is None:
-            raise said.failure(f"{plan.name}: TensorRT cannot make an execution context")
-        if -1 in tuple(plan.engine.get_tensor_shape("input")) and not plan.trt.has_profile(self._context):
-            with plan.log.listening() as said:
-                given = self._context.set_optimization_profile_async(0, self._stream)
-            if not given:
-                raise said.failure(
-                    f"{plan.name}: this plan runs in one thread at a time; build it again for more: "
-                    "python -m export.trt"
-                )
+        self._plan, self._stream, self._checked = plan, int(stream), plan.log.checked
+        self._context: Any = self._checked(
+            "TensorRT cannot make an execution context", plan.engine.create_execution_context
+        )
+        # 8.6 gives the profile to an engine's first context only, and others have to ask for it; later versions to all.
+        if -1 in tuple(plan.engine.get_tensor_shape("input")) and self._context.active_optimization_profile != 0:
+            self._checked(
+                "this plan runs in one thread at a time; build it again for more: python -m export.trt",
+                self._context.set_optimization_profile_async,
+                0,
+                self._stream,
+            )
 
-    def set_input_shape(self, shape: Shape) -> None:
-        """Tells the shape of the input, within the profile."""
-        with self._plan.log.listening() as said:
-            taken = self._context.set_input_shape("input", shape)
-        if not taken:
-            raise said.failure(f"{self._plan.name}: TensorRT refuses inputs of {list(shape)}")
-
-    @property
-    def output_shape(self) -> Shape:
-        """The shape of the output for the input shape that was set."""
-        return tuple(self._context.get_tensor_shape("output"))
-
-    def set_address(self, tensor: str, address: int) -> None:
-        """Where on the GPU the input or output is."""
-        self._context.set_tensor_address(tensor, address)
+    def bind(self, shape: Shape, address: Callable[[str, Shape], int]) -> None:
+        """Prepares for inputs of `shape`, within the profile. address: where on the GPU `input` or `output` is to be,
+        of its shape; that of the output is `output_shape` from then on."""
+        self._checked(f"TensorRT refuses inputs of {list(shape)}", self._context.set_input_shape, "input", shape)
+        self.output_shape: Shape = tuple(self._context.get_tensor_shape("output"))
+        for name, dims in (("input", shape), ("output", self.output_shape)):
+            self._context.set_tensor_address(name, address(name, dims))
 
     def enqueue(self) -> None:
         """Runs the network on the stream, without waiting for it."""
-        with self._plan.log.listening() as said:
-            started = self._context.execute_async_v3(self._stream)
-        if not started:
-            raise said.failure(f"{self._plan.name}: TensorRT failed")
+        self._checked("TensorRT failed", self._context.execute_async_v3, self._stream)
 
     @contextmanager
     def profiling(self) -> Iterator[dict[str, float]]:
@@ -115,9 +104,6 @@ class Context:
         trt, layers = self._plan.trt.module, dict[str, float]()
 
         class Profiler(trt.IProfiler):
-            def __init__(self) -> None:
-                trt.IProfiler.__init__(self)
-
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 layers[layer_name] = layers.get(layer_name, 0.0) + ms
 

@@ -19,7 +19,7 @@ from engines.compare import CannotJudge, Difference, Rule, RunningReference, pro
 from tests.engines import fakes
 
 X = fakes.picture(4, 5)
-TOLD = Description("a.onnx", "fake", "1", "cpu", "fp32", "tiny", 1, ((4, 4),), "mha", "0.1.0", fakes.SHA)
+TOLD = Description("tiny", 1, ((4, 4),), "fp32", "mha", "0.1.0", fakes.SHA, "a.onnx", "fake", "1", "cpu")
 
 
 class Off(Engine):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
-from engines.metadata import Stamp, read_properties, read_stamp
+from engines.base import Stamp
+from engines.metadata import read_properties, read_stamp
 from tests.engines import fakes
 
 

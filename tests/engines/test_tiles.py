@@ -38,7 +38,7 @@ class Layer(Engine):
 
     def describe(self) -> Description:
         return Description(
-            "x2.plan", "numpy", "1", "cpu", "fp32", "layer", self.scale, self.windows, "none", "1", "0" * 64,
+            "layer", self.scale, self.windows, "fp32", "none", "1", "0" * 64, "x2.plan", "numpy", "1", "cpu",
             batch=self.batch, limits=self.limits,
         )  # fmt: skip
 

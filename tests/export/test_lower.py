@@ -75,7 +75,7 @@ def test_matmul_form_has_only_what_tensorrt_8_6_reads(name):
 
 
 def test_casts_to_float16_are_known_by_their_names(name):
-    """What goes by them for TensorRT 8.6, `engines.trt.versions`, would take all behind another name for float32."""
+    """What goes by them for TensorRT 8.6, `engines.trt.builder`, would take all behind another name for float32."""
     golden, bare = traced(name, 17)
     half, _ = precision.to_half(bare, precision.measure(lower.lower(bare, "canonical"), [golden.x]))
     for form in ("plugin", "matmul"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines import EngineError
-from engines.metadata import Stamp
+from engines.base import Stamp
 from engines.trt.manifest import FORMAT, Manifest, manifest_path, read_manifest, write_manifest
 from ribsr.base.files import sha256
 
@@ -90,7 +90,7 @@ def test_a_manifest_that_lacks_a_field(plan: Path, field: str) -> None:
     values = json.loads(manifest_path(plan).read_text())
     del values[field]
     manifest_path(plan).write_text(json.dumps(values))
-    assert "is damaged" in refusal(plan)
+    assert f"is damaged ('{field}')" in refusal(plan)
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,9 @@ def test_running_takes_calls_that_every_version_has(trt):
     trt.behaviour["ICudaEngine.get_tensor_shape"] = lambda self, name: (1, 3, 8, 12)
     context = Context(opened(trt), 7)
     trt.behaviour["IExecutionContext.get_tensor_shape"] = lambda self, name: [1, 3, 16, 24]
-    context.set_input_shape((1, 3, 8, 12))
-    context.set_address("input", 4096)
+    shapes = {}
+    context.bind((1, 3, 8, 12), lambda name, shape: shapes.setdefault(name, shape)[2])
+    assert shapes == {"input": (1, 3, 8, 12), "output": (1, 3, 16, 24)}
     assert context.output_shape == (1, 3, 16, 24)
 
     def reports(self: Any, stream: int) -> bool:
@@ -153,8 +154,9 @@ def test_running_takes_calls_that_every_version_has(trt):
     assert layers == {"Conv_1": 0.75}
     assert [call for call in trt.calls if call[0].startswith("IExecutionContext.")] == [
         ("IExecutionContext.set_input_shape", ("input", (1, 3, 8, 12))),
-        ("IExecutionContext.set_tensor_address", ("input", 4096)),
         ("IExecutionContext.get_tensor_shape", ("output",)),
+        ("IExecutionContext.set_tensor_address", ("input", 8)),
+        ("IExecutionContext.set_tensor_address", ("output", 16)),
         ("IExecutionContext.execute_async_v3", (7,)),
         ("IExecutionContext.execute_async_v3", (7,)),
     ]
@@ -177,7 +179,7 @@ def test_running_that_fails_says_why(trt, message, error):
     calls = (
         lambda: Context(context._plan, 0),
         context.enqueue,
-        lambda: context.set_input_shape((1, 3, 8, 8)),
+        lambda: context.bind((1, 3, 8, 8), lambda name, shape: 0),
     )
     for call in calls:
         with pytest.raises(EngineError, match=re.escape(message)) as info:
