@@ -41,11 +41,9 @@ TORCH = (
     "plugins/pytorch.py",
     "plugins/testing.py",
     "tools/_authors.py",
-    "tools/_kernels.py",
     "tools/_timing.py",
     "tools/beside_authors.py",
     "tools/kernel_benchmark.py",
-    "tools/kernel_compare.py",
     "tools/train_speed.py",
 )
 """Files and folders that may import torch, but for those of NO_TORCH; the tools are those that time PyTorch."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engines.base import Description, Engine, EngineError, LayerTime, Timer, check_input, closed
+import torch
+
+import ribsr
+from engines.base import Description, Engine, EngineError
+from engines.pytorch import PyTorchEngine
+from ribsr.configs import Config, SSTConfig
 from tools._common import ModelName, open_model
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from ribsr.configs import Config
 
 AUTHORS = {"cpu": (ModelName("authors"),), "cuda": (ModelName("authors"), ModelName("authors", "fp16"))}
 """Their model as it runs on each device."""
@@ -32,14 +30,11 @@ def import_authors(repository: Path) -> Any:
     """Their SST class. Only the registry's decorator is needed of the training framework around it."""
     if not (repository / "sst" / "archs" / "sst_arch.py").is_file():
         raise EngineError(f"{repository}: not a checkout of github dslisleedh/SST (no sst/archs/sst_arch.py)")
-    registry = types.ModuleType("basicsr.utils.registry")
-    setattr(registry, "ARCH_REGISTRY", types.SimpleNamespace(register=lambda: lambda cls: cls))  # noqa: B010
-    for name in ("basicsr", "basicsr.utils"):
+    for name in ("basicsr", "basicsr.utils", "basicsr.utils.registry", "authors_archs"):
         sys.modules[name] = types.ModuleType(name)
-    sys.modules["basicsr.utils.registry"] = registry
-    package = types.ModuleType("authors_archs")
-    package.__path__ = [str(repository / "sst" / "archs")]
-    sys.modules["authors_archs"] = package
+    registry = types.SimpleNamespace(register=lambda: lambda cls: cls)
+    vars(sys.modules["basicsr.utils.registry"])["ARCH_REGISTRY"] = registry
+    sys.modules["authors_archs"].__path__ = [str(repository / "sst" / "archs")]
     try:
         return importlib.import_module("authors_archs.sst_arch").SST
     except ModuleNotFoundError as error:
@@ -48,8 +43,6 @@ def import_authors(repository: Path) -> Any:
 
 def build_authors(repository: Path, config: Config) -> Any:
     """Their model of a configuration, with random weights."""
-    from ribsr.configs import SSTConfig
-
     if not isinstance(config, SSTConfig):
         raise EngineError(f"{config.name} is not an SST; choose one of theirs, e.g. sst-light")
     return import_authors(repository)(
@@ -69,19 +62,20 @@ def build_authors(repository: Path, config: Config) -> Any:
     )
 
 
-class AuthorsEngine(Engine):
-    """The authors' SST as an engine: `run` takes and gives float32 [B, 3, H, W]."""
+class AuthorsEngine(PyTorchEngine):
+    """The authors' SST as an engine, with random weights.
 
-    def __init__(self, repository: Path, model: str, scale: int, threads: int | None, device: str, half: bool):
-        import torch
+    It differs in how it opens, so it sets itself all that PyTorchEngine's `__init__` sets.
+    """
 
-        import ribsr
-
+    def __init__(self, repository: Path, network: str, scale: int, threads: int | None, device: str, half: bool):
         if threads is not None:
             torch.set_num_threads(threads)
-        config = ribsr.config(model, scale)
+        config = ribsr.config(network, scale)
+        self._path = "authors"
         self._device = torch.device(device)
         self._dtype = torch.float16 if half else torch.float32
+        self._layout = torch.contiguous_format
         self._model: Any = build_authors(repository, config).eval().to(self._device, self._dtype)
         for name, parameter in self._model.named_parameters():
             if name.rsplit(".", 1)[-1] in RIB_PARAMETERS:
@@ -89,12 +83,12 @@ class AuthorsEngine(Engine):
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         self._description = Description(
-            path="authors",
+            path=self._path,
             runtime="pytorch",
             runtime_version=torch.__version__,
             device="cpu" if device == "cpu" else f"cuda:0 {torch.cuda.get_device_name()}",
             precision="fp16" if half else "fp32" if device == "cpu" else "tf32",
-            model=model,
+            model=network,
             scale=scale,
             windows=tuple((side, side) for side in config.windows),
             form="authors",
@@ -102,55 +96,10 @@ class AuthorsEngine(Engine):
             checkpoint_sha256="",
         )
 
-    def describe(self) -> Description:
-        return self._description
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return self._forward(self._place(x)).float().cpu().numpy()
-
-    def _place(self, x: np.ndarray) -> torch.Tensor:
-        import torch
-
-        check_input(x, self._description)
-        return torch.from_numpy(x).to(self._device, self._dtype)
-
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if self._model is None:
-            raise closed("authors")
-        with torch.inference_mode():
-            return self._model(x)
-
-    def timer(self, x: np.ndarray) -> Timer:
-        if self._device.type == "cpu":
-            return super().timer(x)
-        from engines.pytorch import cuda_timer
-
-        placed = self._place(x)
-        return cuda_timer(lambda: self._forward(placed), self._device)
-
-    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
-        from engines.pytorch import operator_times
-
-        placed = self._place(x)
-        return operator_times(lambda: self._forward(placed), self._device, runs)
-
-    def close(self) -> None:
-        self._model = None
-
-
-@dataclass(frozen=True)
-class AuthorsOpener:
-    """Opens the authors' model under its names, and every other as usual; can be sent to another process."""
-
-    repository: Path
-    model: str
-    scale: int
-    device: str
-
-    def __call__(self, name: ModelName, options: dict[str, Any]) -> Engine:
-        if name in AUTHORS[self.device]:
-            half = name.precision == "fp16"
-            return AuthorsEngine(self.repository, self.model, self.scale, options["threads"], self.device, half)
+def open_beside(repository: Path, network: str, scale: int, name: ModelName, options: dict[str, Any]) -> Engine:
+    """Opens the authors' model under its names, and every other as usual."""
+    if name not in AUTHORS[options["device"]]:
         return open_model(name, options)
+    half = name.precision == "fp16"
+    return AuthorsEngine(repository, network, scale, options["threads"], options["device"], half)

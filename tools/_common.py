@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import Tiled, open_engine, runtime_of
-from engines.base import PRECISIONS, Description, EngineError
+from engines.base import PRECISIONS
 from ribsr import bundled
 from ribsr.base.command import F
 from ribsr.base.files import atomic, check_target
@@ -42,10 +42,9 @@ class ModelName:
 
 def model_name(text: str) -> ModelName:
     """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
-    match = re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
-    if match and not Path(text).exists():
-        return ModelName(str(bundled.find(match[1])), match[2])
-    return ModelName(str(bundled.find(text)))
+    match = None if Path(text).exists() else re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
+    path, precision = match.groups() if match else (text, None)
+    return ModelName(str(bundled.find(path)), precision)
 
 
 def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +60,10 @@ def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
     return Tiled(engine, options["tile"]) if options.get("tile") else engine
 
 
-def where(description: Description | dict[str, Any]) -> str:
+def where(description: dict[str, Any]) -> str:
     """Runtime, version and device, as the tables show them."""
-    values = description if isinstance(description, dict) else vars(description)
-    device = values["device"].replace("ExecutionProvider", "")
-    return f"{values['runtime']} {values['runtime_version']}, {device}"
+    device = description["device"].replace("ExecutionProvider", "")
+    return f"{description['runtime']} {description['runtime_version']}, {device}"
 
 
 def environment() -> dict[str, Any]:
@@ -74,10 +72,8 @@ def environment() -> dict[str, Any]:
 
     versions = {"python": platform.python_version()}
     for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -183,14 +179,9 @@ def write_json(target: str, values: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_results(path: str, tool: str) -> dict[str, Any]:
-    """A result file that `tool` wrote with --json. Raises EngineError if it is none."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise EngineError(f"{path}: not a JSON file; give files written by tools/{tool}.py --json") from None
-    if not isinstance(values, dict) or values.get("tool") != tool:
-        raise EngineError(f"{path}: was not written by tools/{tool}.py --json")
-    return values
+def conclude(out: Console, tool: str, values: dict[str, Any], json_target: str | None) -> None:
+    """Prints the machine and the software that `values` come from, and writes all of it where --json says."""
+    seen = environment()
+    out.print(environment_line(seen), style="dim", soft_wrap=True)
+    if json_target:
+        write_json(json_target, {"tool": tool, **values, "environment": seen})

@@ -1,12 +1,4 @@
-"""How models are timed side by side, so that figures can be compared: what the commands that do it share.
-
-- Each model has a process of its own: threads that one runtime leaves spinning do not slow another one down, and peak
-  memory is that model's alone.
-- One process works at a time. Each round runs every model once, and the order rotates, so that a machine that slows
-  down or speeds up does so for all of them. Between two runs there is a pause in which idle threads go to sleep.
-- All get the same picture. On a GPU it lies there already, and CUDA events measure (where the runtime has none: the
-  host clock around a synchronous run); on a CPU the host clock measures the whole run.
-"""
+"""How models are timed side by side: what the commands that do it share. tools/README.md says how, and why so."""
 
 from __future__ import annotations
 
@@ -15,14 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.base import EngineError
 from ribsr.base.command import SizeType, message
 from ribsr.base.sizes import Size
 from tools._common import (
@@ -72,34 +63,40 @@ class Setup:
 
 
 class Child:
-    """A process that runs `work(pipe, *arguments)`, which must be picklable, and this end of the pipe."""
+    """A process that runs `work(pipe, *arguments)`, which must be picklable, and this end of the pipe.
 
-    def __init__(self, title: str, work: Callable[..., None], *arguments: Any):
-        self._title = title
+    told: the fields that it has sent so far, a dict at a time. Of one that failed: `failure` alone, which is why.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: Any):
+        self.told: dict[str, Any] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=work, args=(theirs, *arguments))
         self._process.start()
         theirs.close()
 
-    def receive(self) -> Any:
-        """What it sends next. Raises the EngineError that it sent, or one if the process has ended."""
+    @property
+    def failed(self) -> bool:
+        return "failure" in self.told
+
+    def listen(self) -> None:
+        """Waits for more fields. If it has ended, that is its failure."""
         try:
-            answer = self._pipe.recv()
-        except EOFError:
+            told = self._pipe.recv()
+        except (EOFError, ConnectionResetError):  # the latter if it has not read what it was asked
             self._process.join()
             code = self._process.exitcode
             hint = " (killed: out of memory?)" if code == -9 else ""
-            raise EngineError(f"{self._title}: its process ended with code {code}{hint}") from None
-        if isinstance(answer, EngineError):
-            raise answer
-        return answer
+            told = {"failure": f"its process ended with code {code}{hint}"}
+        self.told = told if "failure" in told else self.told | told
 
-    def ask(self, question: Any) -> Any:
-        """Its answer. Raises EngineError as `receive` does."""
-        with suppress(BrokenPipeError):  # its process has ended; what it sent last, or its exit code, says why
-            self._pipe.send(question)
-        return self.receive()
+    def ask(self, question: Any) -> None:
+        """Asks for more fields, unless it has failed."""
+        if not self.failed:
+            with suppress(BrokenPipeError):  # its process has ended; what it sent last, or its exit code, says why
+                self._pipe.send(question)
+            self.listen()
 
     def __enter__(self) -> Self:
         return self
@@ -113,10 +110,11 @@ class Child:
 
 
 def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
-    """A model's process. Sends fields of its `Result`, or an error, once it is open and warmed up.
+    """A model's process. Sends fields of its `outcome` once it is open and warmed up, and the others at False.
 
-    Then it sends a time in ms for every True that it receives, and at False the fields that are known at the end.
+    In between it runs once for every True, and answers with no fields. Whatever fails, it sends why.
     """
+    times = []
     try:
         with setup.opener(name, setup.options) as engine:
             timer = engine.timer(picture(engine, size))
@@ -124,10 +122,11 @@ def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
                 timer.once()
             pipe.send({"description": engine.describe().to_json(), "clock": timer.clock})
             while pipe.recv():
-                pipe.send(timer.once())
-            pipe.send({"peak_memory": _peak_memory(), "gpu_allocated": timer.peak_memory()})
+                times.append(timer.once())
+                pipe.send({})
+            pipe.send({"times": times, "peak_memory": _peak_memory(), "gpu_allocated": timer.peak_memory()})
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
-        pipe.send(EngineError(message(error)))  # types with more arguments do not survive the way
+        pipe.send({"failure": message(error).removeprefix(f"{name.path}: ")})
 
 
 def picture(engine: Engine, size: Size) -> np.ndarray:
@@ -164,26 +163,15 @@ def _grown(before: int | None, device: str) -> int | None:
     return None if on_cpu or used is None or before is None else used - before
 
 
-@dataclass(frozen=True)
-class Result:
-    """One model at one size. Times in ms, memory in bytes; `failure` instead of times if it did not run.
+def outcome(name: ModelName, size: Size, told: dict[str, Any]) -> dict[str, Any]:
+    """What --json says of one model at one size. Times in ms, memory in bytes; `failure` instead if it did not run.
 
     gpu_memory: by how much the GPU's used memory grew: context, weights, workspace and caches, whatever the runtime.
     gpu_allocated: most that the engine itself held of it, where it says: weights, activations, inputs and outputs.
     """
-
-    file: str
-    size: str
-    description: dict[str, Any] | None = None
-    clock: str = ""
-    times: tuple[float, ...] = ()
-    peak_memory: int | None = None
-    gpu_memory: int | None = None
-    gpu_allocated: int | None = None
-    failure: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), **statistics(self.times)}
+    empty = {"description": None, "clock": "", "times": []}
+    empty |= dict.fromkeys(("peak_memory", "gpu_memory", "gpu_allocated", "failure"))
+    return {"file": str(name), "size": str(size), **empty, **told, **statistics(told.get("times", []))}
 
 
 def statistics(times: Sequence[float]) -> dict[str, float]:
@@ -196,55 +184,26 @@ def statistics(times: Sequence[float]) -> dict[str, float]:
     return {"median": median, "p95": p95, "spread": high - low, "fastest": min(times)}
 
 
-class Run:
-    """A model at one size in a process of its own, and what is known of it so far; asked no more once it has failed.
-
-    gpu_before: bytes in use on the GPU before its process started.
-    """
-
-    def __init__(self, name: ModelName, size: Size, child: Child, gpu_before: int | None):
-        self._path, self._child = name.path, child
-        self.result = Result(str(name), str(size))
-
-        def opened() -> dict[str, Any]:
-            told = child.receive()
-            return {**told, "gpu_memory": _grown(gpu_before, told["description"]["device"])}
-
-        self._add(opened)
-
-    def time(self) -> None:
-        self._add(lambda: {"times": (*self.result.times, self._child.ask(True))})
-
-    def finish(self) -> Result:
-        self._add(lambda: self._child.ask(False))
-        return self.result
-
-    def _add(self, tell: Callable[[], dict[str, Any]]) -> None:
-        """Adds the fields that `tell` returns to the result, or puts why it does not in the place of all."""
-        if self.result.failure:
-            return
-        try:
-            self.result = replace(self.result, **tell())
-        except EngineError as error:
-            failure = str(error).removeprefix(f"{self._path}: ")
-            self.result = Result(self.result.file, self.result.size, failure=failure)
-
-
-def measure(names: Sequence[ModelName], size: Size, setup: Setup) -> list[Result]:
+def measure(names: Sequence[ModelName], size: Size, setup: Setup) -> list[dict[str, Any]]:
     """Times models at one size, interleaved. A model that fails is left out of further rounds."""
     with ExitStack() as stack:
-        runs: list[Run] = []
+        children: list[Child] = []
         for name in names:
             with progress(f"{size}: opening and warming up {name}"):
                 before = _gpu_memory()
-                child = stack.enter_context(Child(str(name), worker, name, size, setup))
-                runs.append(Run(name, size, child, before))
+                child = stack.enter_context(Child(worker, name, size, setup))
+                child.listen()
+                if not child.failed:
+                    child.told["gpu_memory"] = _grown(before, child.told["description"]["device"])
+                children.append(child)
         with progress(f"{size}: timing"):
             for number in range(setup.rounds):
-                for run in _rotated([run for run in runs if not run.result.failure], number):
+                for child in _rotated([child for child in children if not child.failed], number):
                     time.sleep(PAUSE)
-                    run.time()
-        return [run.finish() for run in runs]
+                    child.ask(True)
+        for child in children:
+            child.ask(False)
+        return [outcome(name, size, child.told) for name, child in zip(names, children, strict=True)]
 
 
 def _rotated(items: list[Any], number: int) -> list[Any]:
@@ -254,7 +213,7 @@ def _rotated(items: list[Any], number: int) -> list[Any]:
 
 def timed(names: Sequence[ModelName], sizes: Sequence[Size], setup: Setup) -> dict[str, Any]:
     """The report of models at several sizes, timed on this machine."""
-    results = [result.to_json() for size in sizes for result in measure(names, size, setup)]
+    results = [result for size in sizes for result in measure(names, size, setup)]
     settings = {"rounds": setup.rounds, "warmup": setup.warmup}
     settings |= {name: setup.options[name] for name in ("device", "threads")}
     return report(results, [environment()], [settings])
@@ -276,7 +235,7 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rated
 
 
-def conclude(out: Console, made: dict[str, Any], json_target: str | None) -> bool:
+def publish(out: Console, made: dict[str, Any], json_target: str | None) -> bool:
     """Prints a report, and writes it where --json says. Returns whether every model ran."""
     show(out, made["results"])
     for seen in made["environments"]:

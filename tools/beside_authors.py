@@ -13,6 +13,7 @@ tools/latency.py --json and put both files into one table with tools/latency.py 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ import click
 from engines.options import engine_options
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
-from tools._authors import AUTHORS, AuthorsOpener, import_authors
 from tools._common import console, json_option, model_name
-from tools._timing import Setup, conclude, size_option, timed
+from tools._timing import Setup, publish, size_option, timed
 
 WARMUP = {"cpu": 1, "cuda": 5}
 """Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
@@ -54,13 +54,15 @@ def main(
 ) -> None:
     """Times MODELs beside the authors' PyTorch NETWORK (e.g. sst-light); ratios are to theirs. On the CPU, unless
     --device cuda."""
+    from tools._authors import AUTHORS, import_authors, open_beside
+
     out = console(stderr=json_target == "-")
     import_authors(repository)
     device = "cuda" if options["device"] == "cuda" else "cpu"
     models = [*AUTHORS[device], *map(model_name, names)]
-    opener = AuthorsOpener(repository, network, scale, device)
+    opener = partial(open_beside, repository, network, scale)
     setup = Setup(rounds, WARMUP[device], {**options, "device": device}, opener)
-    if not conclude(out, timed(models, sizes, setup), json_target):
+    if not publish(out, timed(models, sizes, setup), json_target):
         context.exit(1)
 
 

@@ -8,21 +8,19 @@ photograph is made half as large first, so that bicubic interpolation and the mo
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ribsr import metrics, resize
 from ribsr.base.command import Command
-
-if TYPE_CHECKING:
-    import numpy as np
+from ribsr.base.pictures import Picture, read_rgb, write_picture
 
 CHECKPOINT, SCALE = "sst-light-x2", 2
 
@@ -33,47 +31,20 @@ def main() -> None:
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
     original = _read(ROOT / "engines" / "samples" / "astronaut.png")
-    python, parity = sys.executable, str(ROOT / "tools" / "parity.py")
-    run(folder, "1. The ONNX file of the bundled checkpoint:", python, "-m", "export.onnx", "--ckpt", CHECKPOINT)
-    run(folder, "2. Does it compute the same?", python, parity, CHECKPOINT, f"{CHECKPOINT}.onnx")
-    bicubic = _make_small(folder, original)
-    run(
-        folder,
-        "3. A photograph, enlarged:",
-        python,
-        "-m",
-        "engines.upscale",
-        f"{CHECKPOINT}.onnx",
-        "small.png",
-        "large.png",
-    )
-    _compare(folder, original, bicubic, _read(folder / "large.png"))
+    run(folder, "1. The ONNX file of the bundled checkpoint:", f"-m export.onnx --ckpt {CHECKPOINT}")
+    run(folder, "2. Does it compute the same?", f"../tools/parity.py {CHECKPOINT} {CHECKPOINT}.onnx")
+    small = resize.downscale(original, SCALE)
+    write_picture(folder / "small.png", Picture(small))
+    run(folder, "3. A photograph, enlarged:", f"-m engines.upscale {CHECKPOINT}.onnx small.png large.png")
+    _compare(folder, original, resize.upscale(small, SCALE), _read(folder / "large.png"))
 
 
 def _read(path: Path) -> np.ndarray:
-    from ribsr import resize
-    from ribsr.base.pictures import read_rgb
-
     return resize.crop_to_multiple(read_rgb(path).pixels, SCALE)
-
-
-def _make_small(folder: Path, original: np.ndarray) -> np.ndarray:
-    """Writes small.png, half as large, and returns it enlarged again by bicubic interpolation."""
-    from ribsr import resize
-    from ribsr.base.pictures import Picture, write_picture
-
-    small = resize.downscale(original, SCALE)
-    write_picture(folder / "small.png", Picture(small))
-    return resize.upscale(small, SCALE)
 
 
 def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:
     """Tells both PSNR, and writes bicubic, ours and the original side by side, each pixel as four."""
-    import numpy as np
-
-    from ribsr import metrics
-    from ribsr.base.pictures import Picture, write_picture
-
     planes = [metrics.crop_border(metrics.luma(of), SCALE) for of in (original, bicubic, ours)]
     by_bicubic, by_model = (metrics.psnr(planes[0], of) for of in planes[1:])
     strip = np.concatenate((bicubic, ours, original), axis=1)
@@ -82,11 +53,11 @@ def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.n
     click.echo(f"{folder / 'comparison.png'} shows bicubic, {CHECKPOINT} and the photograph side by side")
 
 
-def run(folder: Path, title: str, *command: str) -> None:
-    """Shows and runs a command in `folder`; ends the demo with its exit code when it fails."""
-    shown = ["python", *command[1:]]
-    click.echo(f"\n{title}\n$ {shlex.join(shown)}".replace(str(ROOT), ".."))
+def run(folder: Path, title: str, arguments: str) -> None:
+    """Shows `python ARGUMENTS` and runs it in `folder`; ends the demo with its exit code when it fails."""
+    click.echo(f"\n{title}\n$ python {arguments}")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, *arguments.split()]
     done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -24,18 +24,7 @@ import click
 from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
-from tools._common import (
-    console,
-    environment,
-    environment_line,
-    json_option,
-    model_name,
-    open_model,
-    progress,
-    table,
-    where,
-    write_json,
-)
+from tools._common import conclude, console, json_option, model_name, open_model, progress, table, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,11 +130,8 @@ def main(
                     entry["sets"][title] = summary(list(benchmark.score(upscaler, paths, scale, gray_as_rgb)))
         results.append(entry)
     show(out, results)
-    seen = environment()
-    out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if json_target:
-        protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane"}
-        write_json(json_target, {"tool": "evaluate", **protocol, "results": results, "environment": seen})
+    protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane"}
+    conclude(out, "evaluate", {**protocol, "results": results}, json_target)
 
 
 if __name__ == "__main__":

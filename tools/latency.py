@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""How long do models take, side by side, on this machine? tools/_timing.py says how that is measured."""
+"""How long do models take, side by side, on this machine? tools/README.md says how that is measured."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from engines.base import EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
-from tools._common import ModelName, console, json_option, model_name, open_model, read_results, table
-from tools._timing import Setup, conclude, picture, report, size_option, timed
+from tools._common import ModelName, console, json_option, model_name, open_model, table
+from tools._timing import Setup, picture, publish, report, size_option, timed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,19 +36,34 @@ def show_layers(out: Console, name: ModelName, size: Size, options: dict[str, An
     out.print(f"All layers: {total:.2f} ms, each timed on its own, which takes longer than a run", style="dim")
 
 
+def read_results(path: str) -> dict[str, Any]:
+    """A result file that --json wrote. Raises EngineError if it is none."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise EngineError(f"{path}: not a JSON file; give files written by tools/latency.py --json") from None
+    if not isinstance(values, dict) or values.get("tool") != "latency":
+        raise EngineError(f"{path}: was not written by tools/latency.py --json")
+    return values
+
+
 def merge(paths: Sequence[str]) -> dict[str, Any]:
     """One report of several: all results, ratios to the first of them, and every environment they come from."""
-    parts = [read_results(path, "latency") for path in paths]
     results: list[dict[str, Any]] = []
     environments: list[dict[str, Any]] = []
-    for path, part in zip(paths, parts, strict=True):
+    settings: list[dict[str, Any]] = []
+    for path in paths:
+        part = read_results(path)
         environments.extend(seen for seen in part["environments"] if seen not in environments)
+        settings.extend(part["settings"])
         for result in part["results"]:
             description = result["description"] or {}
             if "attention" in description:  # the form's name in files of before
                 description["form"] = description.pop("attention")
             results.append({**result, "source": path})
-    return report(results, environments, [entry for part in parts for entry in part["settings"]])
+    return report(results, environments, settings)
 
 
 @click.command(cls=Command)
@@ -85,7 +101,7 @@ def main(
     out = console(stderr=json_target == "-")
     setup = Setup(rounds, warmup, options)
     made = merge(names) if merging else timed([model_name(name) for name in names], sizes, setup)
-    all_ran = conclude(out, made, json_target)
+    all_ran = publish(out, made, json_target)
     for result in made["results"] if layers else ():
         if not result["failure"]:
             try:

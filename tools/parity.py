@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,23 +22,12 @@ from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.files import check_target
 from ribsr.base.sizes import Size
-from tools._common import (
-    ModelName,
-    console,
-    environment,
-    environment_line,
-    json_option,
-    model_name,
-    open_model,
-    progress,
-    table,
-    where,
-    write_json,
-)
+from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, table, where
 from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
     from engines import Description
+    from engines.metadata import Stamp
 
 References = ModelReference | RecordedReference
 
@@ -72,7 +61,7 @@ def measure(
     """Runs a model on the reference's pictures. What stops it from running is its failure, not an exception."""
     measured = Measured(str(name))
     try:
-        with open_model(name, options) as engine:
+        with progress(f"{name} beside {reference.description['path']}"), open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
             pictures, left_out = _within(description, reference.pictures(description.limits))
@@ -93,10 +82,8 @@ def _within(description: Description, pictures: Pictures) -> tuple[Pictures, lis
     fitting = [(name, x) for name, x in pictures if limits.takes(Size.of(x))]
     if not fitting:
         raise EngineError(f"takes pictures of {limits}; compare on such a size (--size)")
-    outside = [title for title, x in pictures if all(x is not kept for _, kept in fitting)]
-    if not outside:
-        return fitting, []
-    return fitting, [f"not compared on {', '.join(outside)}: it takes pictures of {limits}"]
+    outside = ", ".join(name for name, x in pictures if not limits.takes(Size.of(x)))
+    return fitting, [f"not compared on {outside}: it takes pictures of {limits}"] if outside else []
 
 
 def _differences(name: str, description: Description, reference: References) -> list[str]:
@@ -104,93 +91,77 @@ def _differences(name: str, description: Description, reference: References) -> 
     of = reference.description
     if description.scale != of["scale"]:
         raise EngineError(f"enlarges x{description.scale}, the reference x{of['scale']}")
-    warnings = []
     if description.checkpoint_sha256 != of["checkpoint_sha256"]:
-        warnings.append(
-            f"{name}: compares different weights: it was made from checkpoint {description.checkpoint_sha256[:12]}…, "
-            f"{of['path']} from {of['checkpoint_sha256'][:12]}…"
-        )
-    elif description.model != of["model"]:
-        warnings.append(f"{name}: says it is {description.model}, the reference {of['model']}")
-    return warnings
+        ours, others = description.checkpoint_sha256[:12], of["checkpoint_sha256"][:12]
+        return [f"{name}: compares different weights: it was made from checkpoint {ours}…, {of['path']} from {others}…"]
+    if description.model != of["model"]:
+        return [f"{name}: says it is {description.model}, the reference {of['model']}"]
+    return []
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A reference and what is compared with it."""
+Comparison = list[ModelName]
+"""A reference, and behind it what is compared with it."""
 
-    reference: ModelName
-    models: tuple[ModelName, ...]
+Network = tuple[str, int, str]
+"""Name, scale and checkpoint of a file's network."""
 
 
-def discover(folder: Path, options: dict[str, Any]) -> tuple[list[Comparison], list[str]]:
-    """All of this toolkit's models in a folder, grouped by network, scale and checkpoint; and what was left out, why.
-
-    The reference of a group is its checkpoint; where there is none, a float32 .onnx file.
-    """
-    groups: dict[tuple[str, int, str], list[ModelName]] = {}
-    precisions: dict[str, str] = {}
+def discover(options: dict[str, Any]) -> tuple[list[Comparison], list[str]]:
+    """All of this toolkit's models in the working directory, a comparison a network; and what was left out, why."""
+    groups: dict[Network, dict[ModelName, str]] = {}
     skipped = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in SUFFIXES or not path.is_file():
-            continue
-        name = ModelName(str(path.relative_to(folder)) if folder == Path() else str(path))
-        try:
-            key, precisions[name.path] = _identify(name, options)
-        except EngineError as error:
-            skipped.append(str(error))
-            continue
-        groups.setdefault(key, []).append(name)
+    for path in sorted(Path().iterdir()):
+        if path.suffix in SUFFIXES and path.is_file():
+            name = ModelName(str(path))
+            try:
+                told = _identify(name, options)
+            except EngineError as error:
+                skipped.append(str(error))
+            else:
+                groups.setdefault((told.model, told.scale, told.checkpoint_sha256), {})[name] = told.precision
     comparisons = []
-    for key, names in groups.items():
-        reference = _choose_reference(names, precisions)
-        if reference is None or len(names) == 1:
-            skipped.extend(f"{name}: {_why_alone(name, key, groups)}" for name in names)
-            continue
-        comparisons.append(Comparison(reference, tuple(name for name in names if name != reference)))
+    for network, precisions in groups.items():
+        reference = _choose_reference(precisions)
+        if reference is None or len(precisions) == 1:
+            skipped.extend(f"{name}: {_why_alone(name, network, groups)}" for name in precisions)
+        else:
+            comparisons.append([reference, *(name for name in precisions if name != reference)])
     return comparisons, skipped
 
 
-def _identify(name: ModelName, options: dict[str, Any]) -> tuple[tuple[str, int, str], str]:
-    """(network, scale, checkpoint) and precision of a file, without opening a session for it."""
+def _identify(name: ModelName, options: dict[str, Any]) -> Stamp | Description:
+    """What a file says of its network, without opening a session for it."""
     from engines.metadata import read_stamp
     from engines.trt.manifest import read_manifest
 
-    if name.path.endswith(".onnx"):
-        stamp = read_stamp(name.path)
-        if stamp.form == "plugin":
-            raise EngineError(f"{name}: is in plugin form, which only TensorRT runs")
-        return (stamp.model, stamp.scale, stamp.checkpoint_sha256), stamp.precision
     if name.path.endswith(".plan"):
-        manifest = read_manifest(name.path)
-        return (manifest.stamp.model, manifest.stamp.scale, manifest.stamp.checkpoint_sha256), manifest.precision
-    with open_model(name, {**options, "device": "cpu"}) as engine:
-        described = engine.describe()
-    return (described.model, described.scale, described.checkpoint_sha256), described.precision
+        return read_manifest(name.path).stamp
+    if not name.path.endswith(".onnx"):
+        with open_model(name, {**options, "device": "cpu"}) as engine:
+            return engine.describe()
+    stamp = read_stamp(name.path)
+    if stamp.form == "plugin":
+        raise EngineError(f"{name}: is in plugin form, which only TensorRT runs")
+    return stamp
 
 
-def _choose_reference(names: list[ModelName], precisions: dict[str, str]) -> ModelName | None:
-    checkpoints = [name for name in names if is_checkpoint(name.path)]
-    full = [name for name in names if name.path.endswith(".onnx") and precisions[name.path] == "fp32"]
+def _choose_reference(precisions: dict[ModelName, str]) -> ModelName | None:
+    """The checkpoint; where there is none, a float32 .onnx file."""
+    checkpoints = [name for name in precisions if is_checkpoint(name.path)]
+    full = [name for name, precision in precisions.items() if name.path.endswith(".onnx") and precision == "fp32"]
     return next(iter([*checkpoints, *full]), None)
 
 
-def _why_alone(name: ModelName, key: tuple[str, int, str], groups: dict[tuple[str, int, str], list[ModelName]]) -> str:
+def _why_alone(name: ModelName, network: Network, groups: dict[Network, dict[ModelName, str]]) -> str:
     if is_checkpoint(name.path):
         return "nothing here was exported from it"
-    others = [other for group, names in groups.items() if group[:2] == key[:2] and group != key for other in names]
+    others = [other for key, names in groups.items() if key[:2] == network[:2] and key != network for other in names]
     if other := next((other for other in others if is_checkpoint(other.path)), None):
         return f"was made from another checkpoint than {other}; export it again, or compare with {other} by name"
-    return f"the checkpoint of {key[0]} x{key[1]} that it was made from is not here"
+    return f"the checkpoint of {network[0]} x{network[1]} that it was made from is not here"
 
 
-def _read_images(paths: Sequence[str]) -> Pictures:
-    from ribsr.base.pictures import read_input
-
-    return [(path, read_input(path)) for path in paths]
-
-
-def _show(out: Any, reference: References, results: list[Measured], pictures: list[str]) -> None:
+def _show(out: Any, reference: References, results: list[Measured]) -> None:
     from rich.text import Text
 
     of = reference.description
@@ -198,7 +169,7 @@ def _show(out: Any, reference: References, results: list[Measured], pictures: li
         f"Reference: {of['path']}, {of['model']} x{of['scale']} {of['precision']}, {where(of)}, {of['form']}",
         soft_wrap=True,
     )
-    if pictures:
+    if pictures := sorted({name for result in results for name in result.proof.pictures}):
         out.print(f"Pictures: {', '.join(pictures)}", soft_wrap=True)
     rows = table(
         "model", "runs on", "form", "precision", "PSNR dB", "max error", "mean error", "rmse", "8-bit off", "NaN",
@@ -212,7 +183,7 @@ def _show(out: Any, reference: References, results: list[Measured], pictures: li
         errors, description = result.proof.total, result.description
         rows.add_row(
             result.name,
-            where(description),
+            where(vars(description)),
             description.form,
             description.precision,
             f"{errors.psnr:.1f}",
@@ -238,13 +209,13 @@ def _comparisons(
     if not names:
         if record:
             raise click.UsageError("--record needs the model to record: tools/parity.py MODEL --record ref.npz")
-        return discover(Path(), options)
-    reference, *models = (model_name(name) for name in names)
+        return discover(options)
+    reference, *models = map(model_name, names)
     if not models and not record:
         raise click.UsageError(f"nothing to compare with {reference}: name more models, or --record a file")
     if recorded := next((model for model in models if model.path.endswith(".npz")), None):
         raise click.UsageError(f"{recorded}: a recording can only stand first, as REF")
-    return [Comparison(reference, tuple(models))], []
+    return [[reference, *models]], []
 
 
 def _open_reference(name: ModelName, options: dict[str, Any], images: Pictures, sizes: Sequence[Size]) -> References:
@@ -299,6 +270,8 @@ def main(
 
     With --tile MODELs run in tiles, and REF as a whole; --max-error then says how far off seams may be.
     """
+    from ribsr.base.pictures import read_input
+
     if record is not None and not record.endswith(".npz"):
         raise click.UsageError(f"--record writes .npz files, got {record}")
     if record is not None:
@@ -307,25 +280,21 @@ def main(
         raise click.UsageError("--image and --size exclude each other")
     out = console(stderr=json_target == "-")
     comparisons, skipped = _comparisons(names, record, options)
-    pictures = _read_images(images)
+    pictures = [(path, read_input(path)) for path in images]
     rule = None if max_error is None else Rule.exact(max_error)
     reports, passed = [], True
-    for comparison in comparisons:
-        with _open_reference(comparison.reference, options, pictures, sizes) as reference:
-            results = list(_measure_all(comparison, reference, options, rule, half_factor))
+    for name, *models in comparisons:
+        with _open_reference(name, options, pictures, sizes) as reference:
+            results = [measure(name, reference, options, rule, half_factor) for name in models]
             if results:
-                _show(out, reference, results, sorted({name for result in results for name in result.proof.pictures}))
+                _show(out, reference, results)
             if record:
                 _record(out, reference, record, not no_half)
             reports.append({"reference": reference.description, "models": [result.to_json() for result in results]})
             passed = passed and all(result.failure is None for result in results)
     for reason in skipped:
         out.print(f"Skipped {reason}", soft_wrap=True)
-    seen = environment()
-    out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if json_target:
-        report = {"tool": "parity", "passed": passed, "comparisons": reports, "skipped": skipped, "environment": seen}
-        write_json(json_target, report)
+    conclude(out, "parity", {"passed": passed, "comparisons": reports, "skipped": skipped}, json_target)
     if not comparisons:
         raise EngineError(
             "no two models of this toolkit here have a checkpoint in common; name them (REF MODEL…), "
@@ -333,18 +302,6 @@ def main(
         )
     if not passed:
         context.exit(1)
-
-
-def _measure_all(
-    comparison: Comparison,
-    reference: References,
-    options: dict[str, Any],
-    rule: Rule | None,
-    half_factor: float,
-) -> Iterator[Measured]:
-    for name in comparison.models:
-        with progress(f"{name} beside {comparison.reference}"):
-            yield measure(name, reference, options, rule, half_factor)
 
 
 def _record(out: Any, reference: References, path: str, halves: bool) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.base import EngineError
+from engines.base import EngineError, Timer, host_clock
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._authors import build_authors, import_authors
-from tools._common import console, environment, environment_line, json_option, table, write_json
+from tools._common import conclude, console, json_option, table
 from tools._timing import Child
 
 FORMS = ("authors", "eager", "compiled")
@@ -53,6 +51,7 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
 
     import ribsr
     from ribsr.training import fast
+    from tools._authors import build_authors
 
     torch.manual_seed(0)
     config = ribsr.config(network, scale)
@@ -61,12 +60,11 @@ def prepare(form: str, repository: str, network: str, scale: int, device: Any) -
     return build_authors(Path(repository), config).to(device).train()
 
 
-def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bool) -> Callable[[], float]:
-    """A function that makes one step and returns milliseconds. ours: with our trainer's optimizer and graph."""
+def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bool) -> Timer:
+    """Times one step at a time. ours: with our trainer's optimizer and graph."""
     import torch
     import torch.nn.functional as F
 
-    from engines.base import host_clock
     from engines.pytorch import cuda_timer
     from ribsr.training.fast import Replayed
 
@@ -85,7 +83,7 @@ def stepper(model: Any, batch: int, crop: int, scale: int, device: Any, ours: bo
 
     advance = Replayed(work) if replayed else work
     step = partial(advance, low, high)
-    return cuda_timer(step, device).once if device.type == "cuda" else host_clock(step)
+    return cuda_timer(step, device) if device.type == "cuda" else Timer("host clock", host_clock(step))
 
 
 def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, int], scale: int, rounds: int) -> None:
@@ -97,30 +95,19 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
     start = time.perf_counter()
     try:
         model = prepare(form, repository, network, scale, device)
-        once = stepper(model, batch, crop, scale, device, ours=form != "authors")
-        once()
+        timer = stepper(model, batch, crop, scale, device, ours=form != "authors")
+        timer.once()
         first = time.perf_counter() - start
-        peak = None
         if device.type == "cuda":
             for _ in range(2):
-                once()
+                timer.once()
             torch.cuda.reset_peak_memory_stats(device)
-            once()  # the recording of a graph is when its memory is taken
-        times = sorted(once() for _ in range(rounds))
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device)
-        pipe.send({"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": peak, "first_step_s": first})
-    except (EngineError, RuntimeError, ValueError) as error:
-        pipe.send(EngineError(first_line(error)))
-
-
-def measured(form: str, *arguments: Any) -> dict[str, Any]:
-    """What `worker` says of these arguments."""
-    with Child(form, worker, form, *arguments) as child:
-        try:
-            return child.receive()
-        except EngineError as error:
-            return {"failure": str(error)}
+            timer.once()  # the recording of a graph is when its memory is taken
+        times = sorted(timer.once() for _ in range(rounds))
+        figures = {"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": timer.peak_memory()}
+        pipe.send({**figures, "first_step_s": first})
+    except (RuntimeError, ValueError) as error:
+        pipe.send({"failure": first_line(error)})
 
 
 def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[str, Any]:
@@ -173,13 +160,17 @@ def main(
 ) -> None:
     """Times training steps of the authors' model and of ours, on the GPU if there is one."""
     if "authors" in forms:
+        from tools._authors import import_authors
+
         import_authors(Path(repository))
     out = console(stderr=json_target == "-")
     results = []
     for case in cases:
         base = None
         for form in forms:
-            answer = measured(form, repository, case, scale, rounds)
+            with Child(worker, form, repository, case, scale, rounds) as child:
+                child.listen()
+            answer = child.told
             base = base or (answer.get("median_ms") if form == "authors" else None)
             if base and "median_ms" in answer:
                 answer["times_faster"] = base / answer["median_ms"]
@@ -193,11 +184,7 @@ def main(
     out.print(rows)
     rates = ", ".join(f"{rate:.0f} {name.replace('_', ' ')}" for name, rate in pipeline.items())
     out.print(f"Batches of {cases[0][1]} crops of {cases[0][2]} a second: {rates}", soft_wrap=True)
-    seen = environment()
-    out.print(environment_line(seen), style="dim", soft_wrap=True)
-    if json_target:
-        values = {"scale": scale, "results": results, "batches_per_second": pipeline, "environment": seen}
-        write_json(json_target, {"tool": "train_speed", **values})
+    conclude(out, "train_speed", {"scale": scale, "results": results, "batches_per_second": pipeline}, json_target)
     if failed := sum("failure" in result for result in results):
         raise EngineError(f"{failed} of {len(results)} failed, as said above")
 

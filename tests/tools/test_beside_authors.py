@@ -13,8 +13,11 @@ from click.testing import CliRunner, Result
 
 from engines import EngineError
 from tests.engines import fakes
-from tools._authors import AuthorsEngine, import_authors
 from tools.beside_authors import main
+
+pytest.importorskip("torch")
+
+from tools._authors import AuthorsEngine, import_authors  # noqa: E402
 
 SST = """
 import torch
@@ -36,7 +39,6 @@ class SST(torch.nn.Module):
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A checkout like theirs, in the working directory, and a model of ours beside it."""
-    pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "SST" / "sst" / "archs"
     path.mkdir(parents=True)

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from ribsr.base.sizes import Size
 from tests.engines import fakes
 from tools import latency
 from tools._common import ModelName, console
-from tools._timing import Setup, _grown, _rotated, show, statistics, with_ratios, worker
+from tools._timing import Child, Setup, _grown, _rotated, show, statistics, with_ratios, worker
 from tools.latency import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,9 +212,21 @@ def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, l
 
     ours, theirs = multiprocessing.Pipe()
     worker(theirs, ModelName("x2.plan"), Size(8, 8), Setup(1, 0, {}, opener))
-    received = ours.recv()
-    assert isinstance(received, EngineError)
-    assert str(received) == line
+    assert ours.recv() == {"failure": line}
+
+
+def is_killed(pipe: Connection) -> None:
+    pipe.send({"clock": "host clock"})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_has_failed() -> None:
+    with Child(is_killed) as child:
+        child.listen()
+        assert not child.failed
+        child.ask(True)
+        child.ask(True)
+    assert child.told == {"failure": "its process ended with code -9 (killed: out of memory?)"}
 
 
 def test_what_an_engine_holds_of_the_gpu_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:

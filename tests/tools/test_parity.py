@@ -280,7 +280,7 @@ def test_without_arguments_a_plan_belongs_to_its_checkpoint(folder: Path) -> Non
     plan.write_bytes(b"engine")
     stamp = replace(test_plan.STAMP, checkpoint_sha256=sha256("x2.pt"))
     write_manifest(plan, replace(test_plan.manifest(plan), stamp=stamp))
-    ((reference, models),) = ((c.reference, c.models) for c in parity.discover(Path(), {"device": "auto"})[0])
+    ((reference, *models),) = parity.discover({"device": "auto"})[0]
     assert str(reference) == "x2.pt"
     assert [str(model) for model in models] == ["x2.fp16.onnx", "x2.fp16.plan", "x2.onnx"]
 
