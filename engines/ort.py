@@ -57,9 +57,6 @@ class ORTEngine(Engine):
         self._threads = threads
         self._description = _describe(ort, self._path, session, stamp, notes)
 
-    def describe(self) -> Description:
-        return self._description
-
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])

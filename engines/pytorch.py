@@ -117,9 +117,6 @@ class PyTorchEngine(Engine):
             notes=notes,
         )
 
-    def describe(self) -> Description:
-        return self._description
-
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())

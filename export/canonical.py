@@ -56,7 +56,9 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
             output_names=["output"],
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
             # One node that every runtime has, where the default is ReduceMean, which changed in opset 18.
-            custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool},
+            custom_translation_table={
+                torch.ops.aten.adaptive_avg_pool2d.default: lambda x, _: opset18.GlobalAveragePool(x)
+            },
         )
     assert program is not None
     traced = program.model_proto
@@ -64,10 +66,6 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
     if written != opset:  # torch writes 18 or above and converts; where that fails, it keeps what it has
         raise RuntimeError(f"torch.onnx wrote opset {written} instead of {opset}; choose --opset {written}")
     return _clean(traced, opset)
-
-
-def _global_average_pool(x, output_size):  # noqa: ANN001, ANN202 (an onnxscript function: its values are symbolic)
-    return opset18.GlobalAveragePool(x)
 
 
 def _clean(traced: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -53,7 +53,7 @@ class Params(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of the ONNX node, and an argument of the PyTorch operator unless `in_torch` is False.
+    """An attribute of the ONNX node, and an argument of the PyTorch operator.
 
     fields: those of the structure that it fills; none given: the one of its own name. default: None if it has none.
     """
@@ -62,7 +62,6 @@ class Attribute:
     kind: Literal["int", "ints", "bool", "float"]
     fields: tuple[str, ...] = ()
     default: bool | None = None
-    in_torch: bool = True
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -311,7 +310,7 @@ CYCLIC_WINDOW_ATTENTION = Operator(
         Attribute("heads", "int"),
         Attribute("shift", "ints", ("shift_y", "shift_x")),
         Attribute("scale", "float"),
-        Attribute("gate_sigmoid", "bool", default=False, in_torch=False),
+        Attribute("gate_sigmoid", "bool", default=False),
     ),
     options=("path",),
     widths=Widths(("head_width", "rank"), most=(64, 64), tuned=((16, 32), (16, 24, 32))),

@@ -190,16 +190,13 @@ def _choices(params: Mapping[str, Tensor]) -> str:
     shapes = {key: value.shape for key, value in params.items()}
     width = shapes.get("proj.weight", (0,))[0]
     candidates = [configs.config(name, s) for name in CONFIGS for s in SCALES if CONFIGS[name].dim == width]
-    fitting = [config.name for config in candidates if shapes == _shapes(config)]
+    with torch.device("meta"):
+        made = [(config.name, build(config).state_dict()) for config in candidates]
+    fitting = [name for name, state in made if shapes == {key: value.shape for key, value in state.items()}]
     if not fitting:
         return f"it fits none of {', '.join(CONFIGS)}; give its configuration with --config FILE (JSON or option YAML)"
     named = " or ".join(f"--model {name}" for name in fitting)
     return f"its weights fit {' and '.join(fitting)}: give {named} (or --config with the option YAML)"
-
-
-def _shapes(config: Config) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {key: value.shape for key, value in build(config).state_dict().items()}
 
 
 def _scale_of(path: Path, config: Config, params: Mapping[str, Tensor]) -> int:

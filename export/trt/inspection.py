@@ -86,14 +86,15 @@ def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
     total, plugins, heavy, suspect = 0, Counter(), Counter(), ""
     for layer in layers:
         total += 1
-        kind = str(layer.get("LayerType", ""))
+        kind, name = str(layer.get("LayerType", "")), str(layer.get("Name", ""))
         if kind.lower().startswith("plugin"):
             plugins["half" if _is_hidden(layer) else _computed_in(layer)] += 1
-        elif _is_heavy(layer, kind):
+        elif "mha" in name.lower() if kind == "kgen" else HEAVY.search(f"{kind} {layer.get('ParameterType', '')}"):
+            # kgen: generated kernels, element-wise ones, and fused attention under its name.
             dtype = _computed_in_by_kernel(layer) if _is_hidden(layer) else _computed_in(layer)
             heavy[dtype] += 1
             if dtype not in ("fp16", "bf16"):
-                suspect = suspect or str(layer.get("Name", ""))
+                suspect = suspect or name
     return Inspection(total, dict(plugins), dict(heavy), suspect)
 
 
@@ -120,12 +121,6 @@ def check(inspection: Inspection, precision: str, plugins: int, float32: int) ->
             f"{others} of the engine's {sum(inspection.heavy.values())} convolutions and matrix products do not "
             f"compute in {precision}, and the graph accounts for {float32}; the first is {inspection.suspect[:120]}"
         )
-
-
-def _is_heavy(layer: dict[str, Any], kind: str) -> bool:
-    if kind == "kgen":  # generated kernels: element-wise ones, and fused attention under its name
-        return "mha" in str(layer.get("Name", "")).lower()
-    return bool(HEAVY.search(kind) or HEAVY.search(str(layer.get("ParameterType", ""))))
 
 
 def _words(layer: dict[str, Any]) -> list[str]:
