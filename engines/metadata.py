@@ -60,7 +60,8 @@ def read_properties(path: str | Path) -> dict[str, str]:
             for number, data in _fields(file, os.fstat(file.fileno()).st_size, keep=(_METADATA_PROPS,)):
                 graph = graph or number == _GRAPH
                 if data is not None:
-                    key, value = _entry(data)
+                    parts = dict(_fields(io.BytesIO(data), len(data), (1, 2)))
+                    key, value = ((parts.get(part) or b"").decode() for part in (1, 2))
                     properties[key] = value
         except (ValueError, EOFError):
             raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
@@ -97,8 +98,3 @@ def _varint(file: BinaryIO) -> int:
         if byte[0] < 0x80:
             return value
     raise ValueError("a varint of more than ten bytes")
-
-
-def _entry(data: bytes) -> tuple[str, str]:
-    parts = {number: (value or b"").decode("utf-8") for number, value in _fields(io.BytesIO(data), len(data), (1, 2))}
-    return parts.get(1, ""), parts.get(2, "")

@@ -79,9 +79,6 @@ class ORTEngine(Engine):
         self._threads = threads
         self._description = _describe(ort, self._path, opened)
 
-    def describe(self) -> Description:
-        return self._description
-
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         graphs = self._graphs

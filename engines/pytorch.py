@@ -136,9 +136,6 @@ class PyTorchEngine(Engine):
             notes=notes,
         )
 
-    def describe(self) -> Description:
-        return self._description
-
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         if (graphs := self._graphs) is not None:

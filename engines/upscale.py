@@ -71,8 +71,10 @@ def main(
 
     whole_folder = source.is_dir()
     jobs = _jobs(source, target)
-    for job in jobs:
-        _check_not_overwritten(*job, Path(model_file))
+    for picture, enlarged in jobs:
+        for name, path in (("IN", picture), ("MODEL", Path(model_file))):
+            if enlarged.exists() and path.exists() and enlarged.samefile(path):
+                raise EngineError(f"{enlarged}: OUT is the same file as {name}; give another name")
     if skip_existing:
         count, jobs = len(jobs), [job for job in jobs if not job[1].exists()]
         click.echo(f"Note: {count - len(jobs)} of {count} are there already", err=True)
@@ -94,7 +96,9 @@ def main(
                 raise error
             else:
                 failed += 1
-                report(error, _named(error, picture, enlarged))
+                line = message(error)  # that of a runtime names the model's file alone
+                own = line.startswith((f"{picture}: ", f"{enlarged}: "))
+                report(error, line if own else f"{picture}: {line}")
     of_all = f" for {len(jobs)} pictures" if whole_folder else ""
     click.echo(
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
@@ -121,19 +125,6 @@ def _jobs(source: Path, target: Path) -> list[Job]:
     if not jobs:
         raise EngineError(f"{source}: has no pictures ({', '.join(SUFFIXES)}); subfolders are not searched")
     return jobs
-
-
-def _check_not_overwritten(source: Path, target: Path, model_file: Path) -> None:
-    """Raises EngineError when OUT would replace what it is made from, under whatever name."""
-    for name, path in (("IN", source), ("MODEL", model_file)):
-        if target.exists() and path.exists() and target.samefile(path):
-            raise EngineError(f"{target}: OUT is the same file as {name}; give another name")
-
-
-def _named(error: Exception, source: Path, target: Path) -> str:
-    """The error's line, with the picture's name where it does not say it: that of a runtime names the model's file."""
-    line = message(error)
-    return line if line.startswith((f"{source}: ", f"{target}: ")) else f"{source}: {line}"
 
 
 class Enlarger:

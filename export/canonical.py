@@ -25,13 +25,7 @@ def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geo
     return torch.onnx.ops.symbolic(
         f"{cyclic_window.DOMAIN}::{cyclic_window.NAME}",
         (qkv, rib_q, rib_k, gate),
-        attrs={
-            "window": list(geometry.window),
-            "heads": geometry.heads,
-            "shift": list(geometry.shift),
-            "scale": geometry.scale,
-            **operators.TENSORRT,
-        },
+        attrs={**geometry._asdict(), **operators.TENSORRT},
         dtype=qkv.dtype,
         shape=gate.shape,
         version=cyclic_window.VERSION,
@@ -46,10 +40,7 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
 
     Input `input` [batch, 3, height, width] and output `output`, all but the channels dynamic. The model is traced on
     fake tensors: nothing is computed, whatever the size. opset: one of OPSETS.
-    Raises ValueError for another opset.
     """
-    if opset not in OPSETS:
-        raise ValueError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
     set_attention(model, "onnx")
     dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
@@ -66,7 +57,9 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
             output_names=["output"],
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
             # One node that every runtime has, where the default is ReduceMean, which changed in opset 18.
-            custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool},
+            custom_translation_table={
+                torch.ops.aten.adaptive_avg_pool2d.default: lambda x, _: opset18.GlobalAveragePool(x)
+            },
         )
     assert program is not None
     traced = program.model_proto
@@ -74,10 +67,6 @@ def trace(model: RIBModel, opset: int) -> onnx.ModelProto:
     if written != opset:  # torch writes 18 or above and converts; where that fails, it keeps what it has
         raise RuntimeError(f"torch.onnx wrote opset {written} instead of {opset}; choose --opset {written}")
     return _clean(traced, opset)
-
-
-def _global_average_pool(x, output_size):  # noqa: ANN001, ANN202 (an onnxscript function: its values are symbolic)
-    return opset18.GlobalAveragePool(x)
 
 
 def _clean(traced: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -6,26 +6,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import onnx
+
+import ribsr
+from engines import ort
+from engines.base import NotInstalled
+from engines.compare import CannotJudge, RunningReference, prove
 from engines.metadata import PREFIX, Stamp
-from export import ExportError, Form
+from export import ExportError, Form, lower
+from export.canonical import OPSETS, trace
+from export.fold import FoldedLayer, fold
+from export.precision import CHECK_SIZE, calibrated, check_pictures
 from ribsr.base.files import atomic, check_target, sha256
 from ribsr.base.sizes import Size
-
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-
-    from export.fold import FoldedLayer
-    from export.precision import Report
-    from ribsr.layers import RIBModel
+from ribsr.layers import RIBModel
 
 QUICK = 2 * 10**9
 """Attention scores up to which a new file is run beside the checkpoint unasked: some ten seconds on two cores."""
-
-CHECK_SIZE = Size(40, 56)
-"""Of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
 
 DYNAMIC_SIZE = Size(192, 192)
 """At which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
@@ -66,8 +64,6 @@ def export_onnx(
     Raises ExportError, ribsr.CheckpointError (both ValueErrors), EngineError where the new file or the checkpoint
     cannot be run for the proof, and OSError for a file that cannot be written.
     """
-    import onnx
-
     if output.suffix != ".onnx":
         raise ExportError(f"{output}: an ONNX file's name ends in .onnx, by which the engines know what it is")
     check_target(output)
@@ -75,11 +71,7 @@ def export_onnx(
         raise ExportError("--form plugin needs --fp16: TensorRT's plugin computes in half precision")
     if options.form == "plugin" and options.verify:
         raise ExportError("--verify cannot be had with --form plugin: only TensorRT with the plugin runs that file")
-    import ribsr
-    from export import lower
-    from export.canonical import OPSETS
-
-    opset = check_opset(options, OPSETS)
+    opset = check_opset(options)
     checkpoint = ribsr.bundled.find(checkpoint)
     network = ribsr.load(checkpoint, model=model, config=config)
     say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
@@ -90,43 +82,31 @@ def export_onnx(
     with atomic(output) as temporary:
         onnx.save_model(lowered, temporary)
         scores = sum(layer.count for layer in lower.attention_scores(bare, options.static or CHECK_SIZE))
-        reason = why_unproved(options, scores)
-        said = (
-            f"checked as a graph; not run: {reason}"
-            if reason
-            else _prove(temporary, checkpoint, options, model, config)
-        )
-        say(said)
-    nodes = len(lowered.graph.node)
-    size = output.stat().st_size / 2**20
-    say(f"wrote {output}: {options.form}, opset {lower.opset_of(lowered)}, {nodes} nodes, {size:.1f} MiB")
+        if reason := why_unproved(options, scores):
+            say(f"checked as a graph; not run: {reason}")
+        else:
+            say(_prove(temporary, checkpoint, options, model, config))
+    nodes, size = len(lowered.graph.node), output.stat().st_size / 2**20
+    say(f"wrote {output}: {options.form}, opset {opset}, {nodes} nodes, {size:.1f} MiB")
 
 
 def make_graph(network: RIBModel, opset: int, options: Options, say: Callable[[str], None]) -> onnx.ModelProto:
     """The canonical graph of a network without the operator's body, of the size and in the precision of the options."""
-    from export import lower, precision
-    from export.canonical import trace
-    from export.fold import fold
-
     folded, layers = fold(network, options.rib_tolerance)
-    for line in describe_folding(layers):
-        say(line)
+    tell_folding(layers, say)
     bare = trace(folded, opset)
     if options.static:
         lower.fix_shape(bare, options.static, network.config.scale)
     if options.half:
-        magnitudes = precision.measure(lower.lower(bare, "canonical"), check_pictures(options.static))
-        bare, report = precision.to_half(bare, magnitudes)
-        for line in describe_precision(report):
-            say(line)
+        bare = calibrated(bare, lower.lower(bare, "canonical"), options.static, say)
     if options.form == "matmul":
         say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
     return bare
 
 
-def check_opset(options: Options, opsets: range) -> int:
-    """The opset to write, one of `opsets`. Raises ExportError if the form cannot have the one that is asked for."""
-    possible = range(23 if options.form == "attention" else opsets.start, opsets.stop)
+def check_opset(options: Options) -> int:
+    """The opset to write, one of OPSETS. Raises ExportError if the form cannot have the one that is asked for."""
+    possible = range(23 if options.form == "attention" else OPSETS.start, OPSETS.stop)
     opset = possible.start if options.opset is None else options.opset
     if opset not in possible:
         advice = " to ".join(str(number) for number in sorted({possible[0], possible[-1]}))
@@ -136,8 +116,6 @@ def check_opset(options: Options, opsets: range) -> int:
 
 def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoint_sha256: str) -> None:
     """Writes into `model` what it says about itself: the fields of `engines.metadata.Stamp`, and the RIB tolerance."""
-    import ribsr
-
     config = network.config
     written = Stamp(
         model=config.name,
@@ -151,13 +129,6 @@ def stamp(model: onnx.ModelProto, network: RIBModel, options: Options, checkpoin
     del model.metadata_props[:]
     for name, value in {**vars(written), "rib_tolerance": options.rib_tolerance}.items():
         model.metadata_props.add(key=PREFIX + name, value=value if isinstance(value, str) else json.dumps(value))
-
-
-def check_pictures(static: Size | None) -> list[np.ndarray]:
-    """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
-    from engines import samples
-
-    return [picture for _, picture in samples.at(static or CHECK_SIZE)]
 
 
 def why_unproved(options: Options, scores: int) -> str | None:
@@ -176,13 +147,9 @@ def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, co
 
     Raises ExportError when the file computes something else, by the rule of `engines.compare`.
     """
-    from engines.base import NotInstalled
-    from engines.compare import CannotJudge, RunningReference, prove
-    from engines.ort import ORTEngine
-
     pictures = [("a sample picture", check_pictures(options.static)[0])]
     try:
-        engine = ORTEngine(path, device="cpu")
+        engine = ort.ORTEngine(path, device="cpu")
     except NotInstalled as error:
         if options.verify:
             raise
@@ -204,24 +171,11 @@ def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, co
     )
 
 
-def describe_folding(layers: list[FoldedLayer]) -> list[str]:
+def tell_folding(layers: list[FoldedLayer], say: Callable[[str], None]) -> None:
     """One line on ranks; with a tolerance, one line per layer whose bias changed."""
     before, after = sum(layer.rank for layer in layers), sum(layer.folded_rank for layer in layers)
-    lines = [f"folded {len(layers)} RIBs; sum of their ranks {before} → {after}"]
-    lines += [
-        f"  {layer.name}: rank {layer.rank} → {layer.folded_rank}, no logit changes by more than {layer.change:.1e}"
-        for layer in layers
-        if layer.change
-    ]
-    return lines
-
-
-def describe_precision(report: Report) -> list[str]:
-    """What float16 does to the graph: the largest activation, and what stays in float32."""
-    lines = [f"float16: largest activation on the sample pictures {report.largest:.4g} ({report.largest_tensor})"]
-    if report.float32_nodes:
-        lines.append(
-            f"  {len(report.float32_nodes)} of {len(report.float32_nodes) + report.half_nodes} nodes stay in float32 "
-            f"to be safe from overflow, the first is {report.float32_nodes[0]}"
-        )
-    return lines
+    say(f"folded {len(layers)} RIBs; sum of their ranks {before} → {after}")
+    for layer in layers:
+        if layer.change:
+            ranks = f"rank {layer.rank} → {layer.folded_rank}"
+            say(f"  {layer.name}: {ranks}, no logit changes by more than {layer.change:.1e}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ribsr import rib
-from ribsr.attention import CyclicWindowAttention, WindowAttention
+from ribsr.attention import WindowAttention
 from ribsr.escrib import ESCRIB
 from ribsr.layers import RIBModel
 
@@ -31,33 +31,23 @@ EXACT = 2.0**-23
 class FoldedLayer:
     """What folding did to one attention layer.
 
-    name: module path. window: tokens per side (rows, columns). rank, folded_rank: R before and after.
-    change: bound on the change of any logit, up to a constant per query, which softmax ignores (0.0 when the
-        factorisation is exact). half_error: root mean square error of the logits when the factors are in float16.
+    name: module path. rank, folded_rank: R before and after. change: bound on the change of any logit, up to a
+    constant per query, which softmax ignores (0.0 when the factorisation is exact).
     """
 
     name: str
-    window: tuple[int, int]
     rank: int
     folded_rank: int
     change: float
-    half_error: float
 
 
 class FoldedAttention(nn.Module):
     """`ribsr.attention.WindowAttention` with constant rib_q, rib_k [heads, N, R]: [B, C, H, W] → [B, C, H, W]."""
 
-    def __init__(
-        self,
-        to_qkv: nn.Conv2d,
-        to_out: nn.Conv2d,
-        gate: nn.Sequential,
-        rib_q: Tensor,
-        rib_k: Tensor,
-        core: CyclicWindowAttention,
-    ):
+    def __init__(self, layer: WindowAttention, rib_q: Tensor, rib_k: Tensor):
         super().__init__()
-        self.to_qkv, self.to_out, self.gate, self.core = to_qkv, to_out, gate, core
+        self.core = layer.core
+        self.to_qkv, self.to_out, self.gate = _pad_heads(layer)
         self.register_buffer("rib_q", rib_q)
         self.register_buffer("rib_k", rib_k)
         self.rib_q: Tensor
@@ -91,14 +81,12 @@ def fold(model: RIBModel, rib_tolerance: float = 0.0) -> tuple[RIBModel, list[Fo
 def _fold_attention(name: str, layer: WindowAttention, tolerance: float) -> tuple[FoldedAttention, FoldedLayer]:
     parameters = (getattr(layer, parameter).double() for parameter in WindowAttention.RIB_PARAMETERS)
     rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.geometry.scale)
-    folded_q, folded_k, change, half_error = refactorise(rib_q, rib_k, layer.core.geometry.scale, tolerance)
-    to_qkv, to_out, gate = _pad_heads(layer)
-    folded = FoldedAttention(to_qkv, to_out, gate, folded_q.float(), folded_k.float(), layer.core)
-    rank, folded_rank = rib_q.shape[-1], folded_q.shape[-1]
-    return folded, FoldedLayer(name, layer.core.geometry.window, rank, folded_rank, change, half_error)
+    folded_q, folded_k, change = refactorise(rib_q, rib_k, layer.core.geometry.scale, tolerance)
+    folded = FoldedAttention(layer, folded_q.float(), folded_k.float())
+    return folded, FoldedLayer(name, rib_q.shape[-1], folded_q.shape[-1], change)
 
 
-def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) -> tuple[Tensor, Tensor, float, float]:
+def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) -> tuple[Tensor, Tensor, float]:
     """Factors of the same bias at the smallest sufficient rank that is a multiple of 8.
 
     rib_q, rib_k [heads, N, R] float64; the bias is scale · rib_q·rib_kᵀ. Softmax ignores a constant per query, so the
@@ -106,7 +94,7 @@ def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) ->
     best factors of any rank. At full rank they compete with the given ones, and those that lose less when rounded to
     float16 are kept.
 
-    Returns rib_q, rib_k, a bound on the change of any logit, and the root mean square error of the logits in float16.
+    Returns rib_q, rib_k and a bound on the change of any logit.
     """
     rib_k = rib_k - rib_k.mean(dim=1, keepdim=True)
     (basis_q, small_q), (basis_k, small_k) = torch.linalg.qr(rib_q), torch.linalg.qr(rib_k)
@@ -114,7 +102,7 @@ def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) ->
     root = s.sqrt().unsqueeze(1)
     best_q, best_k = basis_q @ u * root, basis_k @ vh.mT * root
     exact = EXACT * _logit_bound(best_q, best_k, scale)
-    rank, change = _to_step(best_q.shape[-1]), 0.0
+    rank, change = -(-best_q.shape[-1] // RANK_STEP) * RANK_STEP, 0.0
     for smaller in range(RANK_STEP, rank, RANK_STEP):
         dropped = best_q[..., smaller:], best_k[..., smaller:]
         if _logit_bound(*dropped, scale) <= exact:
@@ -127,13 +115,7 @@ def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) ->
     if rank >= rib_q.shape[-1]:
         given_q, given_k = _balance(rib_q, rib_k)
         candidates.append((_to_rank(given_q, rank), _to_rank(given_k, rank)))
-    errors = [_half_error(q, k, scale) for q, k in candidates]
-    chosen = errors.index(min(errors))
-    return *candidates[chosen], change, errors[chosen]
-
-
-def _to_step(rank: int) -> int:
-    return -(-rank // RANK_STEP) * RANK_STEP
+    return *min(candidates, key=lambda factors: half_error(*factors, scale)), change
 
 
 def _to_rank(factor: Tensor, rank: int) -> Tensor:
@@ -161,7 +143,7 @@ def _largest_logit(rib_q: Tensor, rib_k: Tensor, scale: float) -> float:
     return max(float(product.abs().max()) for product in products) * scale
 
 
-def _half_error(rib_q: Tensor, rib_k: Tensor, scale: float) -> float:
+def half_error(rib_q: Tensor, rib_k: Tensor, scale: float) -> float:
     """Root mean square error of the logits when both factors are rounded to float16.
 
     The error is (q − q̂)·kᵀ + q̂·(k − k̂)ᵀ, a product of two thin factors, and ‖A·Bᵀ‖² = tr(AᵀA·BᵀB).
@@ -198,8 +180,5 @@ def _pad_heads(layer: WindowAttention) -> tuple[nn.Conv2d, nn.Conv2d, nn.Sequent
 
 def _pad_parameter(value: Tensor, split: tuple[int, ...], padded: int, axis: int) -> nn.Parameter:
     """Splits the channels of `value` into heads, pads `axis` with zeros, and joins them again."""
-    value = value.view(split)
-    shape = list(value.shape)
-    shape[axis] = padded - value.shape[axis]
-    value = torch.cat([value, value.new_zeros(shape)], dim=axis).flatten(axis - 1, axis)
-    return nn.Parameter(value, requires_grad=False)
+    behind = (0, 0) * (len(split) - axis - 1) + (0, padded - split[axis])
+    return nn.Parameter(nn.functional.pad(value.view(split), behind).flatten(axis - 1, axis), requires_grad=False)

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from export import FORMS
-from export.convert import Options, export_onnx
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.sizes import Size
 
@@ -19,8 +18,6 @@ class HeightFirst(SizeType):
     name = "HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        if isinstance(value, Size):
-            return value
         try:
             read = Size.parse(value)
         except ValueError:
@@ -76,6 +73,8 @@ def main(
     **options: Any,
 ) -> None:
     """Export a checkpoint to ONNX."""
+    from export.convert import Options, export_onnx
+
     if form and old_form and form != old_form:
         raise click.UsageError(
             f"--form {form} and --attention {old_form} differ; --attention is the old name of --form"

@@ -16,6 +16,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from engines import samples
+from ribsr.base.sizes import Size
+
+CHECK_SIZE = Size(40, 56)
+"""Of the pictures for calibration and for the check of a new file: no multiple of a window, and soon done."""
+
 LIMIT = 65504 / 4
 """Largest magnitude, on the calibration pictures, that a tensor may have to go into float16: a quarter of its range."""
 
@@ -29,6 +35,23 @@ class Report:
     largest_tensor: str
     float32_nodes: tuple[str, ...]
     half_nodes: int
+
+
+def check_pictures(static: Size | None) -> list[np.ndarray]:
+    """Real pictures [1, 3, H, W], at the file's size if it is fixed."""
+    return [picture for _, picture in samples.at(static or CHECK_SIZE)]
+
+
+def calibrated(
+    bare: onnx.ModelProto, runnable: onnx.ModelProto, static: Size | None, say: Callable[[str], None]
+) -> onnx.ModelProto:
+    """`to_half` of a graph by what the same with a body gives on real pictures; says what float16 does to it."""
+    half, report = to_half(bare, measure(runnable, check_pictures(static)))
+    say(f"float16: largest activation on the sample pictures {report.largest:.4g} ({report.largest_tensor})")
+    if kept := report.float32_nodes:
+        nodes = len(kept) + report.half_nodes
+        say(f"  {len(kept)} of {nodes} nodes stay in float32 to be safe from overflow, the first is {kept[0]}")
+    return half
 
 
 def measure(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> dict[str, float]:

@@ -215,17 +215,12 @@ def kernel_sources() -> list[Path]:
     return sorted(SOURCE.glob("*/*.cu"))
 
 
-def _architectures(source: Path) -> tuple[str, ...]:
-    """What a source is compiled for: Hopper alone if its name says so."""
-    # Those kernels' bodies are empty elsewhere, but their launchers and symbols must exist once.
-    return HOPPER if "hopper" in source.name else PORTABLE + HOPPER
-
-
 def _kernels(compiler: _Compiler, folder: Path) -> list[_Object]:
     """The kernels' objects, which every library has in it, in a folder under `folder`."""
     sources = kernel_sources()
     headers = [*sorted([*SOURCE.glob("*/*.h"), *SOURCE.glob("*/*.cuh")]), *sorted(INCLUDE.glob("*.h"))]
-    options = {source: _architectures(source) for source in sources}
+    # The bodies of Hopper's kernels are empty elsewhere, but their launchers and symbols must exist once.
+    options = {source: HOPPER if "hopper" in source.name else PORTABLE + HOPPER for source in sources}
     return compiler.compile(sources, options, headers, folder / f"{LIBRARY.stem}.objects")
 
 

@@ -56,7 +56,7 @@ class Params(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of the ONNX node, and an argument of the PyTorch operator unless `in_torch` is False.
+    """An attribute of the ONNX node, and an argument of the PyTorch operator.
 
     fields: those of the structure that it fills; none given: the one of its own name. default: None if it has none.
     """
@@ -65,7 +65,6 @@ class Attribute:
     kind: Literal["int", "ints", "bool", "float"]
     fields: tuple[str, ...] = ()
     default: bool | None = None
-    in_torch: bool = True
 
     @property
     def targets(self) -> tuple[str, ...]:

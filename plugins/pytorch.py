@@ -138,9 +138,8 @@ def _schema(operator: Operator) -> str:
     arguments = [f"Tensor{'?' * (name in operator.optional)} {name}" for name in operator.inputs]
     arguments += ["Tensor[] weights"] * bool(operator.weights)
     for attribute in operator.attributes:
-        if attribute.in_torch:
-            default = "" if attribute.default is None else f"={attribute.default}"
-            arguments.append(f"{kinds[attribute.kind]} {attribute.name}{default}")
+        default = "" if attribute.default is None else f"={attribute.default}"
+        arguments.append(f"{kinds[attribute.kind]} {attribute.name}{default}")
     results = ", ".join(["Tensor"] * len(operator.outputs))
     return f"({', '.join(arguments)}) -> {results if len(operator.outputs) == 1 else f'({results})'}"
 
@@ -153,8 +152,7 @@ def _sorted(operator: Operator, arguments: Sequence[Any]) -> tuple[list[Any], di
     tensors, others = list(arguments[:count]), list(arguments[count:])
     if operator.weights:
         tensors += others.pop(0)
-    names = [attribute.name for attribute in operator.attributes if attribute.in_torch]
-    return tensors, dict(zip(names, others, strict=False))
+    return tensors, dict(zip((attribute.name for attribute in operator.attributes), others, strict=False))
 
 
 def _result(outputs: Sequence[Tensor]) -> Any:

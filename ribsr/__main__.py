@@ -29,12 +29,12 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
     from ribsr.training import recipe
     from ribsr.training.loop import train as run
     from ribsr.training.loop import weights_path
-    from ribsr.training.report import ProgressReport, Report
+    from ribsr.training.report import Report
 
     given = {name: value for name, value in (("init", init), ("output", output)) if value is not None}
     followed = replace(recipe.read(config), **given)
     first = os.environ.get("RANK", "0") == "0"
-    with ProgressReport(followed.steps) if first else Report() as report:
+    with Report(followed.steps if first else None) as report:
         run(followed, stop_after, report)
     if first:
         click.echo(f"wrote {weights_path(followed)}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribsr import rib
+from ribsr.configs import Config
 
 MAX_SCORES = 2**25
 """Attention scores that `reference` holds at once: 128 MiB in float32."""
@@ -39,22 +40,13 @@ class Geometry(NamedTuple):
         return self.window[0] * self.window[1]
 
 
-class Attention(Protocol):
-    """A backend of the operator.
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Geometry], Tensor]
+"""A backend of the operator: a function of qkv, rib_q, rib_k, gate and geometry.
 
-    qkv [B, 3C, H, W], channels ordered (q|k|v, head, D); rib_q, rib_k [heads, N, R]; gate [B, C, H, W].
-    Reflect-pads right and bottom to multiples of the window, rolls by −shift, splits into windows and returns
-    gate · softmax(scale·(q·kᵀ + rib_q·rib_kᵀ))·v, merged, rolled back and cropped: [B, C, H, W] in qkv's dtype.
-    """
-
-    def __call__(
-        self,
-        qkv: Tensor,
-        rib_q: Tensor,
-        rib_k: Tensor,
-        gate: Tensor,
-        geometry: Geometry,
-    ) -> Tensor: ...
+qkv [B, 3C, H, W], channels ordered (q|k|v, head, D); rib_q, rib_k [heads, N, R]; gate [B, C, H, W].
+Reflect-pads right and bottom to multiples of the window, rolls by −shift, splits into windows and returns
+gate · softmax(scale·(q·kᵀ + rib_q·rib_kᵀ))·v, merged, rolled back and cropped: [B, C, H, W] in qkv's dtype.
+"""
 
 
 def source_indices(size: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
@@ -97,13 +89,7 @@ def merge_windows(x: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
     return x.roll(shift, (2, 3))[:, :, :h, :w]
 
 
-def reference(
-    qkv: Tensor,
-    rib_q: Tensor,
-    rib_k: Tensor,
-    gate: Tensor,
-    geometry: Geometry,
-) -> Tensor:
+def reference(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """The definition of the operator, in float32 (float64 for float64 inputs), a few windows at a time."""
     dtype = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = split_windows(qkv.to(dtype), 3, geometry)
@@ -133,17 +119,13 @@ def _concatenated(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, geometry: Geometry)
     return q, k, v
 
 
-def _pad_width(x: Tensor, width: int) -> Tensor:
-    return F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+def _pad_width(x: Tensor, step: int = 8) -> Tensor:
+    """[.., D] with zeros behind, to a multiple of `step`."""
+    missing = -x.shape[-1] % step
+    return F.pad(x, (0, missing)) if missing else x
 
 
-def sdpa(
-    qkv: Tensor,
-    rib_q: Tensor,
-    rib_k: Tensor,
-    gate: Tensor,
-    geometry: Geometry,
-) -> Tensor:
+def sdpa(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """torch's scaled_dot_product_attention, in qkv's dtype, on content and position side by side.
 
     Its fused CPU kernel wants V as wide as Q and K and materialises the scores otherwise; the cuDNN and
@@ -152,8 +134,7 @@ def sdpa(
     q, k, v = _concatenated(qkv, rib_q, rib_k, geometry)
     d = v.shape[-1]
     if qkv.is_cuda:
-        width = -(-q.shape[-1] // 8) * 8
-        q, k, v = _pad_width(q, width), _pad_width(k, width), _pad_width(v, -(-d // 8) * 8)
+        q, k, v = (_pad_width(x) for x in (q, k, v))
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -169,13 +150,7 @@ def _cudnn_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False, scale=scale)[0]
 
 
-def cudnn(
-    qkv: Tensor,
-    rib_q: Tensor,
-    rib_k: Tensor,
-    gate: Tensor,
-    geometry: Geometry,
-) -> Tensor:
+def cudnn(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """cuDNN's attention by name, made for training: CUDA, float16 or bfloat16, channels-last maps.
 
     Tokens keep all their channels side by side, which is how a channels-last map has them, so that torch.compile makes
@@ -185,12 +160,12 @@ def cudnn(
     (b, _, h, w), (window, heads, shift, scale) = qkv.shape, geometry
     split = _windows(qkv, 3, geometry)
     q, k, v = split.reshape(3, -1, geometry.tokens, heads, split.shape[-1]).unbind(0)
-    d, width = v.shape[-1], -(-(v.shape[-1] + rib_q.shape[-1]) // 8) * 8
+    d = v.shape[-1]
     q, k = (
-        _pad_width(torch.cat([x, rib.to(x.dtype).transpose(0, 1).expand(len(x), -1, -1, -1)], dim=-1), width)
+        torch.cat([x, rib.to(x.dtype).transpose(0, 1).expand(len(x), -1, -1, -1)], dim=-1)
         for x, rib in ((q, rib_q), (k, rib_k))
     )
-    q, k, v = (x.transpose(1, 2) for x in (q, k, _pad_width(v, -(-d // 8) * 8)))
+    q, k, v = (_pad_width(x).transpose(1, 2) for x in (q, k, v))
     out = _cudnn_kernel(q, k, v, scale)
     out = out.transpose(1, 2)[..., :d].reshape(b, *split.shape[2:4], *window, heads * d).transpose(2, 3)
     out = out.reshape(b, split.shape[2] * window[0], split.shape[3] * window[1], heads * d).permute(0, 3, 1, 2)
@@ -199,20 +174,15 @@ def cudnn(
     return out[:, :, :h, :w] * gate
 
 
-def flash(
-    qkv: Tensor,
-    rib_q: Tensor,
-    rib_k: Tensor,
-    gate: Tensor,
-    geometry: Geometry,
-) -> Tensor:
+def flash(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """The flash-attn package: CUDA, float16 or bfloat16; V is padded to the width of Q and K as it asks."""
     from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
     q, k, v = _concatenated(qkv, rib_q, rib_k, geometry)
-    d, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
-    out = flash_attn_func(*(_pad_width(t, width).transpose(1, 2) for t in (q, k, v)), softmax_scale=geometry.scale)
-    out = out[..., :d].transpose(1, 2)
+    q, k = _pad_width(q), _pad_width(k)
+    wide = _pad_width(v, q.shape[-1])
+    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, wide)), softmax_scale=geometry.scale)
+    out = out[..., : v.shape[-1]].transpose(1, 2)
     return merge_windows(out, qkv.shape[2:], geometry) * gate
 
 
@@ -274,17 +244,18 @@ class CyclicWindowAttention(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Gated window attention with a RIB: [B, C, H, W] (already normed) → [B, C, H, W].
+    """Gated window attention with a RIB, a layer of each block: [B, C, H, W] (already normed) → [B, C, H, W].
 
     gate = sigmoid(conv1x1(depthwise conv3x3(x))); out = to_out(CyclicWindowAttention(to_qkv(x), RIB, gate)).
     """
 
     RIB_PARAMETERS = ("to_hidden", "hidden_b", "to_q", "to_k")
 
-    def __init__(self, dim: int, window: int, heads: int, rank: int, shift: int, hidden_dim: int, n_freqs: int):
+    def __init__(self, config: Config, layer: int = 0):
         super().__init__()
-        geometry = Geometry((window, window), heads, (shift, shift), (dim // heads) ** -0.5)
-        self.core = CyclicWindowAttention(geometry)
+        dim, hidden_dim, n_freqs = config.dim, config.rib_hidden_dim, config.rib_freqs
+        window, heads, rank, shift = (of[layer] for of in (config.windows, config.heads, config.ranks, config.shifts))
+        self.core = CyclicWindowAttention(Geometry((window, window), heads, (shift, shift), (dim // heads) ** -0.5))
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.to_out = nn.Conv2d(dim, dim, 1)
         self.gate = nn.Sequential(
@@ -320,28 +291,3 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(self.core(self.to_qkv(x), *self.rib(), self.gate(x)))
-
-
-def bias(layer: WindowAttention) -> Tensor:
-    """The positional part of the logits, [heads, N, N] float64: Q_p·K_pᵀ/√R."""
-    rib_q, rib_k = (t.double() for t in layer.rib())
-    return rib_q @ rib_k.mT * layer.core.geometry.scale
-
-
-__all__ = [
-    "Attention",
-    "CyclicWindowAttention",
-    "Geometry",
-    "WindowAttention",
-    "bias",
-    "choose_backend",
-    "cudnn",
-    "flash",
-    "merge_windows",
-    "reference",
-    "register_attention",
-    "sdpa",
-    "set_attention",
-    "source_indices",
-    "split_windows",
-]

@@ -42,20 +42,13 @@ def find_sets(*folders: Path) -> dict[str, list[Path]]:
     """
     sets: dict[Path, list[Path]] = {}
     for folder in folders:
-        sets.update(_sets_of(folder))
+        holders = [folder] if _set_in(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
+        found = {holder: pictures for holder in holders if (pictures := _set_in(holder))}
+        if not found:
+            raise DataError(f"{folder}: holds no pictures, and no folder NAME/HR with pictures")
+        sets.update(found)
     names = Counter(folder.resolve().name for folder in sets)
     return {of.resolve().name if names[of.resolve().name] == 1 else str(of): found for of, found in sets.items()}
-
-
-def _sets_of(folder: Path) -> dict[Path, list[Path]]:
-    own = _set_in(folder)
-    if own:
-        return {folder: own}
-    sets = {inner: _set_in(inner) for inner in sorted(folder.iterdir()) if inner.is_dir()}
-    found = {inner: pictures for inner, pictures in sets.items() if pictures}
-    if not found:
-        raise DataError(f"{folder}: holds no pictures, and no folder NAME/HR with pictures")
-    return found
 
 
 def _set_in(folder: Path) -> list[Path]:

@@ -68,11 +68,14 @@ def load(path: str | Path, model: str | None = None, config: Config | str | Path
     wrong shapes. Window sizes cannot be read from weights (sst and sst+ have equal shapes), so nothing is guessed.
     """
     path = bundled.find(path)
-    params, stored = _read(path)
-    chosen = _choose_config(path, params, stored, model, config)
+    try:
+        params, stored = _read(path)
+        chosen = _choose_config(path, params, stored, model, config)
+    except configs.ConfigError as error:
+        raise CheckpointError(str(error)) from None
     with torch.device("meta"):
         loaded = build(chosen)
-    _check_params(path, chosen, params, dict(loaded.state_dict()))
+    _check_params(path, chosen, params, loaded.state_dict())
     loaded.load_state_dict({key: value.float() for key, value in params.items()}, assign=True)
     return loaded.eval().requires_grad_(True)
 
@@ -97,22 +100,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The content of the same checkpoint in torch's format."""
+    """The content of the same checkpoint in torch's format, its configuration as text."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             params = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
-    if "ribsr" not in metadata:
-        return {"params": params}
-    if metadata["ribsr"] != str(FORMAT):  # whatever its configuration looks like
-        return {"ribsr": metadata["ribsr"], "params": params}
-    try:
-        config = parse_json(metadata["config"]) if "config" in metadata else None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its configuration is {error}") from None
-    return {"ribsr": metadata["ribsr"], "config": config, "params": params}
+    return {**{key: metadata[key] for key in ("ribsr", "config") if key in metadata}, "params": params}
 
 
 def _read_torch(path: Path) -> dict[Any, Any]:
@@ -137,12 +132,14 @@ def _stored_config(path: Path, content: Mapping[str, Any]) -> Config:
     if str(content["ribsr"]) != str(FORMAT):
         version = " ".join(str(content["ribsr"]).split())
         raise CheckpointError(f"{path}: own format {version:.40}, this version reads {FORMAT}; update ribsr")
-    if not isinstance(content.get("config"), Mapping):
-        raise CheckpointError(f"{path}: its configuration is missing")
+    config = content.get("config")
     try:
-        return configs.from_dict(content["config"], str(path))
-    except configs.ConfigError as error:
-        raise CheckpointError(str(error)) from None
+        config = parse_json(config) if isinstance(config, str) else config
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its configuration is {error}") from None
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{path}: its configuration is missing")
+    return configs.from_dict(config, str(path))
 
 
 def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
@@ -165,17 +162,12 @@ def _choose_config(
     model: str | None,
     config: Config | str | Path | None,
 ) -> Config:
-    try:
-        if model is not None and config is not None:
-            raise CheckpointError(f"{path}: give a model name or a configuration, not both")
-        if isinstance(config, (str, Path)):
-            config = configs.read(config)
-        asked = config
-        if model is not None:
-            asked = configs.config(model)
-            asked = replace(asked, scale=stored.scale if stored else _scale_of(path, asked, params))
-    except configs.ConfigError as error:
-        raise CheckpointError(str(error)) from None
+    if model is not None and config is not None:
+        raise CheckpointError(f"{path}: give a model name or a configuration, not both")
+    asked = configs.read(config) if isinstance(config, (str, Path)) else config
+    if model is not None:
+        asked = configs.config(model)
+        asked = replace(asked, scale=stored.scale if stored else _scale_of(path, asked, params))
     if stored is not None and asked is not None and replace(asked, name=stored.name) != stored:
         raise CheckpointError(
             f"{path}: was made as {_title(stored)}, but {_title(asked)} was asked for; "
@@ -198,16 +190,13 @@ def _choices(params: Mapping[str, Tensor]) -> str:
     shapes = {key: value.shape for key, value in params.items()}
     width = shapes.get("proj.weight", (0,))[0]
     candidates = [configs.config(name, s) for name in CONFIGS for s in SCALES if CONFIGS[name].dim == width]
-    fitting = [config.name for config in candidates if shapes == _shapes(config)]
+    with torch.device("meta"):
+        made = [(config.name, build(config).state_dict()) for config in candidates]
+    fitting = [name for name, state in made if shapes == {key: value.shape for key, value in state.items()}]
     if not fitting:
         return f"it fits none of {', '.join(CONFIGS)}; give its configuration with --config FILE (JSON or option YAML)"
     named = " or ".join(f"--model {name}" for name in fitting)
     return f"its weights fit {' and '.join(fitting)}: give {named} (or --config with the option YAML)"
-
-
-def _shapes(config: Config) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {key: value.shape for key, value in build(config).state_dict().items()}
 
 
 def _scale_of(path: Path, config: Config, params: Mapping[str, Tensor]) -> int:

@@ -17,9 +17,13 @@ class ConfigError(RibsrError, ValueError):
     """A configuration that cannot be built; the message says which field and what it may be."""
 
 
+_LARGEST = {"blocks": 1000, "windows": 1024, "scale": 64, "rib_freqs": 64}
+"""Far more than any model has; other sizes may be 65,536. Building what a file asks for must not fill the memory."""
+
+
 @dataclass(frozen=True)
-class SSTConfig:
-    """An SST network: `blocks` blocks, each with one attention layer per entry of `windows`.
+class Config:
+    """A network of `blocks` blocks, each with one attention layer per entry of `windows`.
 
     name: what the model is called in files and messages.
     scale: upscaling factor.
@@ -43,12 +47,23 @@ class SSTConfig:
     scale: int = 2
 
     def __post_init__(self) -> None:
-        _check_common(self)
+        for name, value in vars(self).items():
+            sizes = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
+            least, most = int(name != "rib_freqs"), _LARGEST.get(name, 2**16)
+            if not all(least <= size <= most for size in sizes):
+                raise ConfigError(f"{self.name}: {name} must be {least} to {most}, got {value}")
         if not len(self.windows) == len(self.heads) == len(self.ranks) > 0:
             raise ConfigError(
                 f"{self.name}: windows, heads and ranks must have one entry per layer and the same length, "
                 f"got {len(self.windows)}, {len(self.heads)} and {len(self.ranks)}"
             )
+        for heads in self.heads:
+            if self.dim % heads:
+                raise ConfigError(f"{self.name}: {heads} heads do not divide {self.dim} channels")
+        if self.upsampler not in ("direct", "pixelshuffle"):
+            raise ConfigError(f"{self.name}: upsampler must be direct or pixelshuffle, got {self.upsampler!r}")
+        if not 1 <= self.dim * self.expansion <= 2**20:
+            raise ConfigError(f"{self.name}: expansion {self.expansion} makes no hidden channels, or too many")
 
     @property
     def shifts(self) -> tuple[int, ...]:
@@ -57,58 +72,28 @@ class SSTConfig:
         return tuple(window // 2 if equal and i % 2 else 0 for i, window in enumerate(self.windows))
 
 
-@dataclass(frozen=True)
-class ESCRIBConfig:
-    """An ESC-RIB network: `blocks` blocks of one attention layer and `conv_blocks` large-kernel layers.
+class SSTConfig(Config):
+    """An SST network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESCRIBConfig(Config):
+    """An ESC-RIB network: one attention layer and `conv_blocks` large-kernel layers a block.
 
     pdim: channels that the shared `kernel_size` x `kernel_size` filter bank works on; the others pass it by.
-    The other fields are those of `SSTConfig`; heads, windows and ranks have one entry.
     """
 
-    name: str
-    dim: int
     pdim: int
     kernel_size: int
-    heads: tuple[int, ...]
-    windows: tuple[int, ...]
-    ranks: tuple[int, ...]
-    blocks: int
     conv_blocks: int
-    expansion: float
     upsampler: Upsampler = "direct"
-    intermediate_dim: int = 64
-    rib_hidden_dim: int = 32
-    rib_freqs: int = 10
-    scale: int = 2
 
     def __post_init__(self) -> None:
-        _check_common(self)
-        if not len(self.windows) == len(self.heads) == len(self.ranks) == 1:
+        super().__post_init__()
+        if len(self.windows) != 1:
             raise ConfigError(f"{self.name}: ESC-RIB has one attention layer a block: one window, heads and rank")
         if not 1 < self.pdim <= self.dim or self.kernel_size % 2 == 0:
             raise ConfigError(f"{self.name}: pdim must be 2 to dim ({self.dim}) and kernel_size odd")
-
-
-Config = SSTConfig | ESCRIBConfig
-
-
-_LARGEST = {"blocks": 1000, "windows": 1024, "scale": 64, "rib_freqs": 64}
-"""Far more than any model has; other sizes may be 65,536. Building what a file asks for must not fill the memory."""
-
-
-def _check_common(config: Config) -> None:
-    for name, value in vars(config).items():
-        sizes = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
-        least, most = int(name != "rib_freqs"), _LARGEST.get(name, 2**16)
-        if not all(least <= size <= most for size in sizes):
-            raise ConfigError(f"{config.name}: {name} must be {least} to {most}, got {value}")
-    for heads in config.heads:
-        if config.dim % heads:
-            raise ConfigError(f"{config.name}: {heads} heads do not divide {config.dim} channels")
-    if config.upsampler not in ("direct", "pixelshuffle"):
-        raise ConfigError(f"{config.name}: upsampler must be direct or pixelshuffle, got {config.upsampler!r}")
-    if not 1 <= config.dim * config.expansion <= 2**20:
-        raise ConfigError(f"{config.name}: expansion {config.expansion} makes no hidden channels, or too many")
 
 
 def _sst(
@@ -233,11 +218,8 @@ def from_authors(options: Mapping[str, Any], source: str) -> Config:
     values.setdefault("rib_hidden_dim", 64)  # their constructors' default, not the published models'
     own = {"architecture": "sst" if kind == "SST" else "esc-rib", "name": "custom", **values}
     parsed = from_dict(own, source, spelled)
-    return next((known for known in _published(parsed.scale) if replace(known, name="custom") == parsed), parsed)
-
-
-def _published(scale: int) -> list[Config]:
-    return [replace(entry, scale=scale) for entry in _TABLE]
+    published = (config(name, parsed.scale) for name in CONFIGS)
+    return next((known for known in published if replace(known, name="custom") == parsed), parsed)
 
 
 def read(path: str | Path) -> Config:

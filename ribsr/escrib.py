@@ -76,9 +76,7 @@ class Block(nn.Module):
         self.ln_proj = LayerNorm(dim)
         self.proj = ConvFFN(dim, 4, last="aggr")
         self.ln_attn = LayerNorm(dim)
-        self.attn = WindowAttention(
-            dim, config.windows[0], config.heads[0], config.ranks[0], 0, config.rib_hidden_dim, config.rib_freqs
-        )
+        self.attn = WindowAttention(config)
         self.pconvs = nn.ModuleList(LargeKernelLayer(dim, config.pdim) for _ in range(config.conv_blocks))
         self.convffns = nn.ModuleList(ConvFFN(dim, config.expansion, last="aggr") for _ in range(config.conv_blocks))
         self.ln_out = LayerNorm(dim)

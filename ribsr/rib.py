@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-def coordinates(window: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Centres of a window's tokens in (-1, 1): [N, 2], N = wh·ww row-major, columns (x, y).
+def coordinates(window: tuple[int, int]) -> Tensor:
+    """Centres of a window's tokens in (-1, 1): [N, 2] float32, N = wh·ww row-major, columns (x, y).
 
     x = 2(column + 0.5)/ww − 1, y = 2(row + 0.5)/wh − 1.
     """
-    rows, columns = (torch.arange(n, dtype=dtype, device="cpu") for n in window)
+    rows, columns = (torch.arange(n, dtype=torch.float32, device="cpu") for n in window)
     y, x = (2.0 * (t + 0.5) / n - 1.0 for t, n in zip((rows, columns), window, strict=True))
     return torch.stack([x.repeat(window[0]), y.repeat_interleave(window[1])], dim=-1)
 

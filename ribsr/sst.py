@@ -5,28 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ribsr.attention import WindowAttention
-from ribsr.configs import SSTConfig
+from ribsr.configs import Config
 from ribsr.layers import ConvFFN, LayerNorm, RIBModel, conv3x3
 
 
 class Layer(nn.Module):
     """x += attention(norm(x)); x += feed-forward(norm(x))."""
 
-    def __init__(self, config: SSTConfig, index: int):
+    def __init__(self, config: Config, index: int):
         super().__init__()
-        dim = config.dim
-        self.norm_attn = LayerNorm(dim)
-        self.attn = WindowAttention(
-            dim,
-            config.windows[index],
-            config.heads[index],
-            config.ranks[index],
-            config.shifts[index],
-            config.rib_hidden_dim,
-            config.rib_freqs,
-        )
-        self.norm_ffn = LayerNorm(dim)
-        self.ffn = ConvFFN(dim, config.expansion, last="agg")
+        self.norm_attn = LayerNorm(config.dim)
+        self.attn = WindowAttention(config, index)
+        self.norm_ffn = LayerNorm(config.dim)
+        self.ffn = ConvFFN(config.dim, config.expansion, last="agg")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm_attn(x))
@@ -36,7 +27,7 @@ class Layer(nn.Module):
 class Block(nn.Sequential):
     """One layer per window size, then conv3x3, around a skip connection."""
 
-    def __init__(self, config: SSTConfig):
+    def __init__(self, config: Config):
         layers = [Layer(config, i) for i in range(len(config.windows))]
         super().__init__(*layers, conv3x3(config.dim, config.dim))
 
@@ -47,7 +38,7 @@ class Block(nn.Sequential):
 class SST(RIBModel):
     """conv3x3 → blocks, LayerNorm, conv3x3, around a long skip → upsampler."""
 
-    def __init__(self, config: SSTConfig):
+    def __init__(self, config: Config):
         super().__init__(config)
         self.proj = conv3x3(3, config.dim)
         blocks = [Block(config) for _ in range(config.blocks)]

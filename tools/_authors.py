@@ -75,7 +75,6 @@ class AuthorsEngine(PyTorchEngine):
         self._path = "authors"
         self._device = torch.device(device)
         self._dtype = torch.float16 if half else torch.float32
-        self._layout = torch.contiguous_format
         self._model: Any = build_authors(repository, config).eval().to(self._device, self._dtype)
         for name, parameter in self._model.named_parameters():
             if name.rsplit(".", 1)[-1] in RIB_PARAMETERS:

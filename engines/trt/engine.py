@@ -55,9 +55,6 @@ class TensorRTEngine(Engine):
         self._lock = threading.Lock()
         self._idle: list[_Lane] = []
 
-    def describe(self) -> Description:
-        return self._description
-
     def run(self, x: np.ndarray) -> np.ndarray:
         self._check(x)
         with self._lane(x) as lane:

@@ -93,7 +93,9 @@ def main(
             if output is not None:
                 check_targets(output, chosen)
             find_machine()
-            _export_checkpoint(ckpt, onnx_file, model, config)
+            from export import convert
+
+            convert.export_onnx(ckpt, onnx_file, convert.Options(), model, config, say=click.echo)
         onnx_file = onnx_file or find_onnx(Path())
         precision = chosen.precision or read_stamp(onnx_file).precision
         output = output or Path(f"{onnx_file.stem.removesuffix('.' + precision)}.{precision}.plan")
@@ -102,13 +104,6 @@ def main(
         # TensorRT 8.6 cannot be told to stop, and ending Python in the usual way would wait for it.
         click.echo("Aborted!", err=True)
         os._exit(1)
-
-
-def _export_checkpoint(checkpoint: Path, output: Path, model: str | None, config: str | None) -> None:
-    from export.convert import Options as ONNXOptions
-    from export.convert import export_onnx
-
-    export_onnx(checkpoint, output, ONNXOptions(), model, config, say=click.echo)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ from tempfile import TemporaryDirectory
 
 from engines.trt import gpu as cuda
 from engines.trt.gpu import GPU
-from engines.trt.manifest import manifest_path
+from engines.trt.manifest import Manifest, manifest_path, write_manifest
 from engines.trt.plan import Plan
 from engines.trt.versions import TensorRT
-from export.trt.build import build, in_background
-from export.trt.graph import prepare
+from export.trt.build import Built, build, in_background
+from export.trt.graph import Graph, prepare
 from export.trt.inspection import Inspection, inspect_plan
-from export.trt.manifest import describe
 from export.trt.progress import Progress
-from export.trt.source import Options, check_targets, choose_shapes, read
+from export.trt.source import Options, Shapes, Source, check_targets, choose_shapes, read
 from export.trt.verify import verify
-from ribsr.base.files import atomic
+from ribsr.base.files import atomic, sha256
 
 
 def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[str], None] = lambda line: None) -> None:
@@ -47,7 +46,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
             inspection, memory = in_background(inspected, progress)
             progress.phase("writing")
             trial.write_bytes(built.plan)
-            describe(trial, source, graph, shapes, trt, gpu, built, inspection)
+            write_manifest(trial, describe(trial, source, graph, shapes, trt, gpu, built, inspection))
             progress.phase("checking pictures")
             verdict = in_background(lambda: verify(trial, source, graph.precision, shapes, options), progress)
         for line in (*built.notes, verdict):
@@ -67,3 +66,33 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
 def find_machine() -> tuple[TensorRT, GPU]:
     """TensorRT and the GPU that it will build for. Raises EngineError where one of them is missing."""
     return TensorRT.load(), cuda.current_gpu()
+
+
+def describe(
+    plan: Path,
+    source: Source,
+    graph: Graph,
+    shapes: Shapes,
+    trt: TensorRT,
+    gpu: GPU,
+    built: Built,
+    inspection: Inspection,
+) -> Manifest:
+    """What the plan in the file `plan` was made of, by what, for what."""
+    library = graph.library
+    return Manifest(
+        plan_sha256=sha256(plan),
+        onnx=source.path.name,
+        onnx_sha256=sha256(source.path),
+        tensorrt=trt.version,
+        cuda=gpu.cuda,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        precision=graph.precision,
+        form=graph.form,
+        profile={name: [1, 3, *size] for name, size in zip(("min", "opt", "max"), shapes, strict=True)},
+        plugin=None if library is None else {"file": library.name, "sha256": sha256(library)},
+        stamp=source.stamp,
+        build_seconds=built.seconds,
+        layers=inspection.summary(),
+    )

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.trt.versions import TensorRT
-from export import ExportError
+from export import ExportError, Form
 from export.trt.source import Options, Shapes, Source
 
 if TYPE_CHECKING:
     import onnx
-
-    from export.lower import Form
 
 SCORE_ADVICE = (
     "use --fp16 with the plugin (python -m plugins.build), a smaller MAX in --shapes, a file exported with --opset 23 "
@@ -59,21 +57,19 @@ def prepare(
             f"{source.path}: has opset {opset}, TensorRT {trt.version} reads {trt.newest_opset}; export without --opset"
         )
     form, library = choose_form(trt, source, precision, opset, options, say)
-    if stamp.form != "canonical":
-        model = fuse.strip(source.model)
-        if form == "plugin":
-            model = fuse.for_capability(model, capability)
-        float32 = float32_products(model, 0)
-    else:
-        bare = fuse.strip(source.model)
+    model, attentions = fuse.strip(source.model), 0
+    if stamp.form == "canonical":
         if precision != stamp.precision:
-            bare = type_graph(source, bare, precision, say)
+            model = type_graph(source, model, precision, say)
         if form == "matmul":
-            say(lower.check_scores(bare, shapes[2], options.score_limit, SCORE_ADVICE))
-        model = lower.lower(bare, form, capability)
-        float32 = float32_products(model, lower.count_float32_attention(bare))
+            say(lower.check_scores(model, shapes[2], options.score_limit, SCORE_ADVICE))
+        attentions = lower.count_float32_attention(model)
+        model = lower.lower(model, form, capability)
+    elif form == "plugin":
+        model = fuse.for_capability(model, capability)
     _fix_batch(model, shapes, stamp.scale)
-    return Graph(model, form, precision, library, sum(fuse.count(model).values()), float32)
+    plugins = sum(fuse.count(model).values())
+    return Graph(model, form, precision, library, plugins, float32_products(model, attentions))
 
 
 def check_precision(trt: TensorRT, source: Source, options: Options) -> str:
@@ -152,21 +148,16 @@ def plugin_library(trt: TensorRT, say: Callable[[str], None]) -> Path:
 def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Callable[[str], None]) -> onnx.ModelProto:
     """A float32 graph in half precision; what would overflow float16 on real pictures stays in float32."""
     from export import precision as types
-    from export.convert import check_pictures, describe_precision
 
     if precision == "bf16":
         return types.to_bfloat16(bare)
     try:
-        magnitudes = types.measure(source.model, check_pictures(source.static))
+        return types.calibrated(bare, source.model, source.static, say)
     except ModuleNotFoundError as error:
         raise ExportError(
             f"--fp16 needs {error.name} to find out what would overflow: pip install 'ribsr[trt]', or use a file that "
             "was exported with --fp16"
         ) from None
-    half, report = types.to_half(bare, magnitudes)
-    for line in describe_precision(report):
-        say(line)
-    return half
 
 
 def float32_products(model: onnx.ModelProto, attentions: int) -> int:

@@ -25,8 +25,9 @@ from export.trt.graph import Graph
 HEAVY = re.compile(r"conv|gemm|mat_?mul|matrix_?multiply|mha|attention", re.IGNORECASE)
 """What the type of a layer that does the arithmetic contains: convolutions and matrix products, in all versions."""
 
-TYPES = (("bf16", re.compile(r"bf16|bfloat16", re.I)), ("fp16", re.compile(r"fp16|half", re.I)))
-SINGLE = re.compile(r"fp32|float", re.I)
+TYPES = {"bf16": r"bf16|bfloat16", "fp16": r"fp16|half", "fp32": r"fp32|float"}
+"""What their names contain; the first that fits is it."""
+
 HIDDEN = re.compile(r"dynamic shapes", re.I)
 TACTIC = re.compile(r"_(bf16|f16|f32)\1_")
 OPERANDS = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
@@ -85,14 +86,15 @@ def inspect(layers: Iterable[dict[str, Any]]) -> Inspection:
     total, plugins, heavy, suspect = 0, Counter(), Counter(), ""
     for layer in layers:
         total += 1
-        kind = str(layer.get("LayerType", ""))
+        kind, name = str(layer.get("LayerType", "")), str(layer.get("Name", ""))
         if kind.lower().startswith("plugin"):
             plugins["half" if _is_hidden(layer) else _computed_in(layer)] += 1
-        elif _is_heavy(layer, kind):
+        elif "mha" in name.lower() if kind == "kgen" else HEAVY.search(f"{kind} {layer.get('ParameterType', '')}"):
+            # kgen: generated kernels, element-wise ones, and fused attention under its name.
             dtype = _computed_in_by_kernel(layer) if _is_hidden(layer) else _computed_in(layer)
             heavy[dtype] += 1
             if dtype not in ("fp16", "bf16"):
-                suspect = suspect or str(layer.get("Name", ""))
+                suspect = suspect or name
     return Inspection(total, dict(plugins), dict(heavy), suspect)
 
 
@@ -121,40 +123,27 @@ def check(inspection: Inspection, precision: str, plugins: int, float32: int) ->
         )
 
 
-def _is_heavy(layer: dict[str, Any], kind: str) -> bool:
-    if kind == "kgen":  # generated kernels: element-wise ones, and fused attention under its name
-        return "mha" in str(layer.get("Name", "")).lower()
-    return bool(HEAVY.search(kind) or HEAVY.search(str(layer.get("ParameterType", ""))))
-
-
-def _computed_in(layer: dict[str, Any]) -> str:
-    found = (_type(tensor) for tensor in layer.get("Inputs", []) if isinstance(tensor, dict))
-    return next((dtype for dtype in found if dtype), "unknown")
+def _words(layer: dict[str, Any]) -> list[str]:
+    """What the inspector says of the type of each input."""
+    tensors = [tensor for tensor in layer.get("Inputs", []) if isinstance(tensor, dict)]
+    return [str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "") for tensor in tensors]
 
 
 def _is_hidden(layer: dict[str, Any]) -> bool:
-    return any(HIDDEN.search(_words(tensor)) for tensor in layer.get("Inputs", []) if isinstance(tensor, dict))
+    return any(HIDDEN.search(words) for words in _words(layer))
+
+
+def _computed_in(layer: dict[str, Any]) -> str:
+    return next(filter(None, map(_type_of, _words(layer))), "unknown")
 
 
 def _computed_in_by_kernel(layer: dict[str, Any]) -> str:
-    found = TACTIC.search(str(layer.get("TacticName", "")))
-    if found:
+    if found := TACTIC.search(str(layer.get("TacticName", ""))):
         return OPERANDS[found[1]]
     weights = layer.get("Weights")
     return _type_of(str(weights.get("Type"))) or "unknown" if isinstance(weights, dict) else "unknown"
 
 
-def _words(tensor: dict[str, Any]) -> str:
-    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
-
-
-def _type(tensor: dict[str, Any]) -> str:
-    """fp16, bf16 or fp32; nothing for integers."""
-    return _type_of(_words(tensor))
-
-
 def _type_of(text: str) -> str:
-    for dtype, pattern in TYPES:
-        if pattern.search(text):
-            return dtype
-    return "fp32" if SINGLE.search(text) else ""
+    """fp16, bf16 or fp32; nothing for integers."""
+    return next((dtype for dtype, pattern in TYPES.items() if re.search(pattern, text, re.I)), "")

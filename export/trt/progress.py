@@ -6,10 +6,8 @@ is the phase and the time that show that something goes on.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,38 +26,44 @@ class Progress:
     """
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Display
+
         self.cancelled = False
         self._name = ""
         self._began = self._said = time.monotonic()
         self._lock = threading.Lock()
         self._steps: dict[str, Any] = {}
-        self._display = _display() if sys.stderr.isatty() else None
-        self._phase = None
+        console = Console(stderr=True)
+        text, bar, counts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        self._display = Display(
+            *(SpinnerColumn(), text, bar, counts, TimeElapsedColumn()),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not console.is_terminal,
+        )
+        self._phase = self._display.add_task("", total=None)
 
     def __enter__(self) -> Self:
-        if self._display is not None:
-            self._display.start()
+        self._display.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._display is not None:
-            self._display.stop()
+    def __exit__(self, *error: object) -> None:
+        self._display.stop()
 
     def phase(self, name: str) -> None:
         """The work goes on to `name`."""
-        self._name, self._began = name, time.monotonic()
-        self._said = self._began
-        if self._display is not None:
-            if self._phase is not None:
-                self._display.remove_task(self._phase)
-            self._phase = self._display.add_task(name, total=None)
+        self._name = name
+        self._began = self._said = time.monotonic()
+        self._display.reset(self._phase, description=name)
 
     def tick(self) -> None:
         """To be called every now and then; prints the line that is due where there is no terminal."""
         now = time.monotonic()
-        if self._display is None and now - self._said >= INTERVAL:
+        if self._display.disable and now - self._said >= INTERVAL:
             self._said = now
             click.echo(f"{self._name}: {now - self._began:.0f} s", err=True)
 
@@ -69,31 +73,15 @@ class Progress:
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
-            if self._display is not None:
-                self._steps[name] = self._display.add_task(f"  {name}", total=steps)
+            self._steps[name] = self._display.add_task(f"  {name}", total=steps)
 
     def step(self, name: str, index: int) -> bool:
         with self._lock:
-            if name in self._steps and self._display is not None:
+            if name in self._steps:
                 self._display.update(self._steps[name], completed=index + 1)
         return not self.cancelled
 
     def finish(self, name: str) -> None:
         with self._lock:
-            if name in self._steps and self._display is not None:
+            if name in self._steps:
                 self._display.remove_task(self._steps.pop(name))
-
-
-def _display() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Display
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Display(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -23,13 +23,15 @@ def verify(plan: Path, source: Source, precision: str, shapes: Shapes, options: 
     Raises ExportError when the plan computes something else.
     """
     from engines.trt.engine import TensorRTEngine
+    from export.lower import attention_scores
 
     if options.verify is False:
         return "not run, as asked: tools/parity.py compares it with other engines"
     if source.stamp.form == "plugin":
         return "not run: only TensorRT runs a file in form 'plugin'; tools/parity.py compares it with other engines"
     sizes = check_sizes(shapes)
-    scores = [_scores(source, size) for size in sizes]
+    # (None are known of a flat file, whose pictures are small anyway.)
+    scores = [sum(layer.count for layer in attention_scores(source.model, size)) for size in sizes]
     if options.verify is None:
         sizes = [size for size, count in zip(sizes, scores, strict=True) if count <= SCORES]
     if not sizes:
@@ -62,10 +64,3 @@ def check(proof: Proof, precision: str) -> None:
 def check_sizes(shapes: Shapes) -> list[Size]:
     """SIZES within the profile."""
     return list(dict.fromkeys(map(Limits(shapes[0], shapes[2]).nearest, SIZES)))
-
-
-def _scores(source: Source, size: Size) -> int:
-    """Attention scores of a picture; none are known of a flat file, whose pictures are small anyway."""
-    from export.lower import attention_scores
-
-    return sum(layer.count for layer in attention_scores(source.model, size))

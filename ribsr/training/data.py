@@ -37,23 +37,18 @@ def read_pairs(folders: Sequence[Folder], scale: int, crop: int, say: Callable[[
     crop: side of the low-resolution crops, which must fit into a picture. Raises DataError when none is usable.
     """
     jobs = [(path, folder.low) for folder in folders for path in pictures_in(Path(folder.high))]
+    pairs = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda job: _read_or_reason(job[0], job[1], scale, crop), jobs))
-    for reason in (result for result in results if isinstance(result, str)):
-        say(f"skipped {reason}")
-    pairs = [result for result in results if isinstance(result, Pair)]
+        reading = [pool.submit(_read_pair, path, low, scale, crop) for path, low in jobs]
+    for pair in reading:
+        try:
+            pairs.append(pair.result())
+        except DataError as error:  # one bad picture does not end the others
+            say(f"skipped {error}")
     if not pairs:
         where = ", ".join(folder.high for folder in folders) or "the recipe, whose train lists no folders"
         raise DataError(f"no usable training pictures in {where}")
     return pairs
-
-
-def _read_or_reason(path: Path, low: str | None, scale: int, crop: int) -> Pair | str:
-    """Threads that decode report instead of raising, so that one bad picture does not end the others."""
-    try:
-        return _read_pair(path, low, scale, crop)
-    except DataError as error:
-        return str(error)
 
 
 def _read_pair(path: Path, low_folder: str | None, scale: int, crop: int) -> Pair:
@@ -130,13 +125,9 @@ def _concatenated(pictures: Sequence[np.ndarray], device: torch.device) -> Tenso
 
 def storage_device(pairs: Sequence[Pair], device: torch.device) -> torch.device:
     """`device` if the pictures take less than a third of its free memory, else the CPU."""
-    if device.type == "cuda" and sum(pair.low.nbytes + pair.high.nbytes for pair in pairs) * 3 < _free_memory(device):
-        return device
-    return torch.device("cpu")
-
-
-def _free_memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0]
+    size = sum(pair.low.nbytes + pair.high.nbytes for pair in pairs)
+    fits = device.type == "cuda" and size * 3 < torch.cuda.mem_get_info(device)[0]
+    return device if fits else torch.device("cpu")
 
 
 class Batches:

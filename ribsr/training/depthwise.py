@@ -67,15 +67,10 @@ def _(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tens
     )
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return depthwise_backward(gradient, *ctx.saved_tensors)
-
-
-depthwise.register_autograd(_differentiate, setup_context=_save)
+depthwise.register_autograd(
+    lambda ctx, gradient: depthwise_backward(gradient, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)
 
 
 def _launch(x: Tensor) -> tuple[tuple[int, int, int], dict[str, int]]:

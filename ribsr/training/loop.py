@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,27 +95,26 @@ def joined() -> Iterator[Process]:
         gc.collect()
 
 
-class Interruption:
-    """Within it Ctrl-C and SIGTERM only set `asked`; a second Ctrl-C interrupts. Ignored signals stay ignored."""
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """Yields the list to which Ctrl-C and SIGTERM only add themselves, until the block ends; a second Ctrl-C
+    interrupts. Ignored signals stay ignored."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __enter__(self) -> Interruption:
+    try:
         if threading.current_thread() is threading.main_thread():  # others may not handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        if signal.SIGINT in self._before:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+                    before[number] = signal.signal(number, note)
+        yield came
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -190,25 +189,23 @@ class Run:
     def go(self, stop_after: float | None) -> None:
         """The loop: updates, and now and then a record, a state, a validation."""
         recipe, start = self.recipe, time.monotonic()
-        columns = ("step", "loss", "lr", "steps_per_second"), ("step", "set", "psnr", "ssim")
-        with (
-            Log(self, "log.csv", columns[0]) as log,
-            Log(self, "validation.csv", columns[1]) as scores,
-            Interruption() as interruption,
-        ):
-            if self._due(recipe.validate_every) and scores.last != self.step:  # killed between state and validation
-                self.validate(scores)
+        self._resume_table("log.csv", "step", "loss", "lr", "steps_per_second")
+        scored = self._resume_table("validation.csv", "step", "set", "psnr", "ssim")
+        with interruptions() as came:
+            if self._due(recipe.validate_every) and scored != self.step:  # killed between state and validation
+                self.validate()
             stop, since, clock = False, self.step, time.monotonic()
             while not stop and self.step < recipe.steps:
                 self.update()
                 if record := self._due(recipe.log_every):
                     loss = self.mean_loss(self.step - since)
                     rate = (self.step - since) / (time.monotonic() - clock)
-                    log.write(self.step, f"{loss:.6g}", f"{recipe.learning_rate(self.step - 1):.4g}", f"{rate:.4g}")
+                    lr = recipe.learning_rate(self.step - 1)
+                    self._write_row("log.csv", self.step, f"{loss:.6g}", f"{lr:.4g}", f"{rate:.4g}")
                     self.report.progress(self.step, loss, rate)
                     since, clock = self.step, time.monotonic()
                 late = stop_after is not None and time.monotonic() - start > stop_after
-                late, interrupted = self._agree(late, interruption.asked, record)
+                late, interrupted = self._agree(late, bool(came), record)
                 stop = late or interrupted
                 if stop or self._due(recipe.save_every):
                     self.save()
@@ -216,7 +213,7 @@ class Run:
                     self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
                     raise KeyboardInterrupt
                 if stop or self._due(recipe.validate_every):
-                    self.validate(scores)
+                    self.validate()
                     clock = time.monotonic()  # the rate is that of training alone
 
     def _due(self, every: int) -> bool:
@@ -252,8 +249,7 @@ class Run:
             return False, False
         votes = torch.tensor([float(late), float(interrupted)], device=self.process.device)
         distributed.all_reduce(votes)
-        late, interrupted = (bool(vote) for vote in votes.tolist())
-        return late, interrupted
+        return bool(votes[0]), bool(votes[1])
 
     def mean_loss(self, steps: int) -> float:
         """Over the last `steps` steps and all processes. Raises TrainingError when it or a weight is not finite."""
@@ -291,14 +287,31 @@ class Run:
             checkpoint.save(self.average, weights_path(self.recipe))
         self.saved = self.step
 
-    def validate(self, log: Log) -> None:
-        """Scores the averaged weights on the benchmark sets."""
+    def _resume_table(self, name: str, *columns: str) -> int | None:
+        """Starts a CSV file, but for its rows up to the step that the run goes on from; returns the last one's step."""
+        path, kept = self.folder / name, []
         if not self.process.first:
-            return
+            return None
+        if self.step > 0 and path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
+            kept = [row for row in rows if int(row[0]) <= self.step]
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *kept])
+        return int(kept[-1][0]) if kept else None
+
+    def _write_row(self, name: str, *values: object) -> None:
+        """To the CSV file of that name; the first value is the step."""
+        if self.process.first:
+            with open(self.folder / name, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(values)
+
+    def validate(self) -> None:
+        """Scores the averaged weights on the benchmark sets, which only the first process has."""
         for name, paths in self.sets.items():
             scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
             psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
-            log.write(self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
+            self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
             self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
 
     def upscale(self, pixels: np.ndarray) -> np.ndarray:
@@ -315,44 +328,6 @@ def validation_sets(recipe: Recipe) -> dict[str, list[Path]]:
         for _ in pool.map(lambda path: benchmark.read_original(path, recipe.scale), chain(*sets.values())):
             pass
     return sets
-
-
-class Log:
-    """A CSV file that the first process writes; rows beyond the step that a run goes on from are dropped.
-
-    last: the step of the last row that was kept, if any.
-    """
-
-    def __init__(self, run: Run, name: str, columns: Sequence[str]):
-        self._path, self._columns, self._step = run.folder / name, columns, run.step
-        self._writes = run.process.first
-        self.last: int | None = None
-
-    def __enter__(self) -> Log:
-        if self._writes:
-            kept = [row for row in self._rows() if int(row[0]) <= self._step]
-            self.last = int(kept[-1][0]) if kept else None
-            self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-            self._writer = csv.writer(self._file)
-            self._writer.writerows([self._columns, *kept])
-            self._file.flush()
-        return self
-
-    def _rows(self) -> list[list[str]]:
-        if self._step == 0 or not self._path.exists():
-            return []
-        with open(self._path, newline="", encoding="utf-8") as file:
-            return [row for row in csv.reader(file) if len(row) == len(self._columns)][1:]
-
-    def __exit__(self, *error: object) -> None:
-        if self._writes:
-            self._file.close()
-
-    def write(self, *values: object) -> None:
-        """A row; the first value is the step."""
-        if self._writes:
-            self._writer.writerow(values)
-            self._file.flush()
 
 
 def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -84,15 +84,21 @@ class Recipe:
             raise RecipeError(f"milestones must not be negative, got {list(self.milestones)}")
         if self.clip is not None and self.clip <= 0:
             raise RecipeError(f"clip must be positive, or null for no limit, got {self.clip}")
-        for name, choices in (("schedule", ("multistep", "cosine")), ("precision", ("bf16", "fp32"))):
-            if getattr(self, name) not in choices:
-                raise RecipeError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
         if self.scale not in (2, 3, 4):
             raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
 
     def network(self) -> Config:
         """The configuration to train. Raises RecipeError when there is none, or its file cannot be read."""
-        return _network(self.model, self.scale)
+        try:
+            if Path(self.model).suffix in (".json", ".yml", ".yaml"):
+                return replace(configs.read(self.model), scale=self.scale)
+            return configs.config(self.model, self.scale)
+        except configs.ConfigError as error:
+            raise RecipeError(str(error)) from None
+        except OSError as error:
+            raise RecipeError(
+                f"model {self.model}: {error.strerror}; give a file, or one of {', '.join(configs.CONFIGS)}"
+            ) from None
 
     def learning_rate(self, step: int) -> float:
         """Of the update that follows `step` finished ones."""
@@ -117,19 +123,6 @@ def paper(model: str, scale: int) -> Recipe:
         return recipe
     halved = tuple(milestone // 2 for milestone in recipe.milestones)
     return replace(recipe, steps=recipe.steps // 2, lr=recipe.lr / 2, milestones=halved)
-
-
-def _network(model: str, scale: int) -> Config:
-    try:
-        if Path(model).suffix in (".json", ".yml", ".yaml"):
-            return replace(configs.read(model), scale=scale)
-        return configs.config(model, scale)
-    except configs.ConfigError as error:
-        raise RecipeError(str(error)) from None
-    except OSError as error:
-        raise RecipeError(
-            f"model {model}: {error.strerror}; give a file, or one of {', '.join(configs.CONFIGS)}"
-        ) from None
 
 
 def read(path: str | Path) -> Recipe:

@@ -7,33 +7,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Report:
-    """Says nothing."""
+    """Tells a person on stderr: a progress bar on a terminal, lines elsewhere.
 
-    def __enter__(self) -> Report:
-        return self
+    steps: of the whole run; None: it says nothing.
+    """
 
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        """Something worth a line."""
-
-    def progress(self, step: int, loss: float, rate: float) -> None:
-        """`step` updates are done; mean loss and updates per second since the last call."""
-
-
-class ProgressReport(Report):
-    """Tells a person on stderr: a progress bar on a terminal, lines elsewhere. steps: of the whole run."""
-
-    def __init__(self, steps: int):
-        self._steps = steps
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    def __init__(self, steps: int | None = None):
+        self._steps = steps or 0
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=steps is None)
         columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn())
-        text = TextColumn("{task.description}")
-        self._bar = Progress(*columns, text, console=self._console, disable=not self._console.is_terminal)
+        disable = steps is None or not self._console.is_terminal
+        self._bar = Progress(*columns, TextColumn("{task.description}"), console=self._console, disable=disable)
         self._task = self._bar.add_task("", total=steps)
 
-    def __enter__(self) -> ProgressReport:
+    def __enter__(self) -> Report:
         self._bar.start()
         return self
 
@@ -41,9 +28,11 @@ class ProgressReport(Report):
         self._bar.stop()
 
     def say(self, line: str) -> None:
+        """Something worth a line."""
         self._console.print(line)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
+        """`step` updates are done; mean loss and updates per second since the last call."""
         line = f"loss {loss:.5f}, {rate:.2f} steps/s"
         self._bar.update(self._task, completed=step, description=line)
         if not self._console.is_terminal:

@@ -175,9 +175,11 @@ def test_in_a_graph(channels: int) -> None:
 def test_attention_inputs_on_cpu(layout: torch.memory_format) -> None:
     """The layer's own modules compute the same, but for the gate's sigmoid; the fake agrees with the operator."""
     from ribsr.attention import WindowAttention
+    from ribsr.configs import SSTConfig
     from ribsr.layers import LayerNorm
 
-    norm, attention = LayerNorm(12).double(), WindowAttention(12, 4, 3, 4, 0, 8, 2).double()
+    config = SSTConfig("one", 12, (3,), (4,), (4,), 1, 1.5, "direct", rib_hidden_dim=8, rib_freqs=2)
+    norm, attention = LayerNorm(12).double(), WindowAttention(config).double()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 12, 5, 7, dtype=torch.float64).to(memory_format=layout)

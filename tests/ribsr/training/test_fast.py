@@ -17,7 +17,7 @@ from ribsr.training.fast import Depthwise, Pointwise
 
 SST = SSTConfig("tiny", 12, (2, 2), (4, 8), (4, 6), 2, 1.5, "direct")
 SHIFTED = SSTConfig("shifted", 12, (2, 2), (8, 8), (4, 3), 1, 1.5, "pixelshuffle", 8, scale=3)
-ESC = ESCRIBConfig("tiny-esc", 16, 4, 3, (2,), (8,), (4,), 1, 2, 1.25)
+ESC = ESCRIBConfig("tiny-esc", 16, (2,), (8,), (4,), 1, 1.25, pdim=4, kernel_size=3, conv_blocks=2)
 
 
 def assert_same(plain: torch.nn.Module, other: torch.nn.Module, x: torch.Tensor) -> None:

@@ -179,7 +179,7 @@ def test_a_run_killed_before_its_validation_makes_up_for_it(
 ) -> None:
     killed = replace(plan, steps=3, validation=(str(tmp_path / "pictures"),))
 
-    def dying(run: Run, log: object) -> None:
+    def dying(run: Run) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
