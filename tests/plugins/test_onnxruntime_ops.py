@@ -221,6 +221,20 @@ def test_other_types_and_missing_inputs_are_no_graph(built: Path, row: Operator)
         assert type(error).__name__ in ("InvalidGraph", "Fail"), (name, error)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["sst-light", "sst-l+", "esc-rib"])
+def test_whole_networks_are_graphs(built: Path, name: str, dtype: str) -> None:
+    """As the engine rewrites them: types go together from end to end."""
+    pytest.importorskip("torch")
+    from export import lower
+    from plugins.channels_last import to_channels_last
+    from tests.plugins.test_fuse import half_of, small
+
+    model = to_channels_last(lower.lower(half_of(small(name, 17), dtype), "plugin", operators.HOPPER))
+    error = opened(built, model)
+    assert type(error).__name__ == "NotImplemented", error
+
+
 def test_sessions_in_threads(built: Path) -> None:
     models = [model_of(row, kind) for row, kind in EVERY] * 2
     with ThreadPoolExecutor(2) as pool:
