@@ -95,7 +95,7 @@ class ORTEngine(Engine):
             return use(session)
         except MemoryError:
             raise base.out_of_memory(self._path, x) from None
-        except _runtime_errors() as error:
+        except (*_runtime_errors(), RuntimeError) as error:  # the latter where it makes values on the GPU
             if _is_out_of_memory(error):
                 raise base.out_of_memory(self._path, x) from None
             raise EngineError(f"{self._path}: ONNX Runtime failed on {list(x.shape)} ({first_line(error)})") from error
@@ -410,7 +410,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
     What comes before is left out, since names of nodes may be anything: `Name:'…' Status Message: …`.
     """
-    if type(error).__name__ not in ("Fail", "RuntimeException", "EPFail"):
+    if type(error).__name__ not in ("Fail", "RuntimeException", "EPFail", "RuntimeError"):
         return False
     return bool(_NO_MEMORY.search(str(error).rpartition("' Status Message: ")[2]))
 

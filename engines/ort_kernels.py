@@ -63,6 +63,8 @@ def _check_attentions(plugin: onnx.ModelProto) -> None:
     for node in plugin.graph.node:
         if node.op_type == CYCLIC_WINDOW_ATTENTION.name:
             before = producers[node.input[0]]
+            while before.op_type == "Cast":  # behind what stays in float32
+                before = producers[before.input[0]]
             weight = before.input[3 if before.op_type == ATTENTION_INPUTS.name else 1]
             heads, _, rank = shapes[node.input[1]]
             width = shapes[weight][0] // (3 * heads)

@@ -6,15 +6,19 @@
 namespace ribsr::onnxruntime {
 
 static_assert(ORT_API_VERSION >= kVersion, "this ONNX Runtime is older than the first that the operators run in");
-static_assert(ORT_FAIL == kFail && ORT_INVALID_ARGUMENT == kInvalidArgument && OrtMemTypeDefault == kDevice);
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == kFloat16 && ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == kBFloat16);
-static_assert(INPUT_OUTPUT_REQUIRED == kRequired && INPUT_OUTPUT_OPTIONAL == kOptional);
+static_assert(ORT_FAIL == kFail && ORT_INVALID_ARGUMENT == kInvalidArgument && OrtMemTypeDefault == kDevice,
+              "interface.h has other numbers of errors or memory");
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == kFloat16 && ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == kBFloat16,
+              "interface.h has other numbers of types");
+static_assert(INPUT_OUTPUT_REQUIRED == kRequired && INPUT_OUTPUT_OPTIONAL == kOptional,
+              "interface.h has other numbers of required and optional");
 
 #define RIBSR_SAME(ours, theirs, member) \
   static_assert(offsetof(ours, member) == offsetof(theirs, member), "interface.h has " #member " in another place")
 
 static_assert(sizeof(OrtErrorCode) == sizeof(Code) && sizeof(ONNXTensorElementDataType) == sizeof(Type) &&
-              sizeof(OrtCustomOpInputOutputCharacteristic) == sizeof(Presence) && sizeof(OrtMemType) == sizeof(Memory));
+              sizeof(OrtCustomOpInputOutputCharacteristic) == sizeof(Presence) && sizeof(OrtMemType) == sizeof(Memory),
+              "interface.h has enumerations of another size");
 
 RIBSR_SAME(Api, OrtApi, CreateStatus);
 RIBSR_SAME(Api, OrtApi, CreateCustomOpDomain);
