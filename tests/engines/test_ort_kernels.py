@@ -25,7 +25,6 @@ ort = pytest.importorskip("onnxruntime")
 import plugins  # noqa: E402
 import ribsr  # noqa: E402
 from engines import EngineError, OutOfMemory, open_engine  # noqa: E402
-from engines import ort as module  # noqa: E402
 from engines.metadata import read_stamp  # noqa: E402
 from engines.ort import CPU, CUDA, MOST_GRAPHS, NOT_RECORDED, ORTEngine  # noqa: E402
 from engines.ort_kernels import NoKernels, rewritten  # noqa: E402
@@ -303,7 +302,8 @@ def cuda(stands: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "OrtValue", Value)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(module, "_check_driver", lambda: "9.0")
+    monkeypatch.setattr("engines.driver.capability", lambda: "9.0")
+    monkeypatch.setattr("engines.driver.used_memory", lambda: 0)
     return stands
 
 
@@ -368,10 +368,10 @@ def test_plugin_form_needs_our_kernels(plugin: Path, cuda: Path, monkeypatch: py
     for device in ("auto", "cuda"):
         with pytest.raises(EngineError, match=f"{needs}--no-kernels was given"):
             open_engine(plugin, device=device, kernels=False)
-    monkeypatch.setattr(module, "_check_driver", lambda: "7.5")
+    monkeypatch.setattr("engines.driver.capability", lambda: "7.5")
     with pytest.raises(EngineError, match=f"{needs}ours need a GPU of compute capability 8.0"):
         open_engine(plugin)
-    monkeypatch.setattr(module, "_check_driver", lambda: "8.0")
+    monkeypatch.setattr("engines.driver.capability", lambda: "8.0")
     cuda.unlink()
     with pytest.raises(EngineError, match=f"{needs}ops.so is not built"):
         open_engine(plugin)
