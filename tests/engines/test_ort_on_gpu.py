@@ -94,7 +94,7 @@ def engine(request: pytest.FixtureRequest, files: Files) -> Iterator[Engine]:
 def pictures() -> list[tuple[str, np.ndarray]]:
     """One of each size, and two at once."""
     found = [(str(size), samples.sample("astronaut", size)) for size in SIZES]
-    return [*found, ("two", np.concatenate([samples.sample(name, Size(45, 77)) for name, _ in samples.load()[:2]]))]
+    return [*found, ("two", np.concatenate([x for _, x in samples.at(Size(45, 77))[:2]]))]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
