@@ -221,10 +221,15 @@ def test_other_types_and_missing_inputs_are_no_graph(built: Path, row: Operator)
         assert type(error).__name__ in ("InvalidGraph", "Fail"), (name, error)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["sst-light", "sst-l+", "esc-rib"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, dtype) for name in ("sst-light", "sst-l+") for dtype in ("fp16", "bf16")), ("esc-rib", "fp16")],
+)
 def test_whole_networks_are_graphs(built: Path, name: str, dtype: str) -> None:
-    """As the engine rewrites them: types go together from end to end."""
+    """As the engine rewrites them: types go together from end to end.
+
+    Not esc-rib's in bfloat16, of which convolutions of ONNX are left: those take it from opset 22 on.
+    """
     pytest.importorskip("torch")
     from export import lower
     from plugins.channels_last import to_channels_last
