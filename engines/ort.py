@@ -7,8 +7,8 @@ import ctypes
 import io
 import json
 import re
-import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,7 +75,6 @@ class ORTEngine(Engine):
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
-        self._memory_before = opened.memory_before
         self._threads = threads
         self._description = _describe(ort, self._path, opened)
 
@@ -93,6 +92,8 @@ class ORTEngine(Engine):
             raise base.closed(self._path)
         try:
             return use(session)
+        except CancelledError:
+            raise base.closed(self._path) from None
         except MemoryError:
             raise base.out_of_memory(self._path, x) from None
         except (*_runtime_errors(), RuntimeError) as error:  # the latter where it makes values on the GPU
@@ -109,12 +110,11 @@ class ORTEngine(Engine):
             bound = self._guarded(x, lambda session: _Bound(session, x, scale))
             once = base.host_clock(lambda: self._guarded(x, lambda _: bound.once()))
         else:
+            bound = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound))
             once = base.host_clock(
-                lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.once()))
+                lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda _: bound.once()))
             )
-        # Its arena never shrinks, so what is in use at the end is the most that there was.
-        memory = lambda: driver.used_memory() - self._memory_before  # noqa: E731
-        return Timer("host clock around a synchronous run, pictures on the GPU", once, memory)
+        return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
@@ -171,17 +171,19 @@ class _Bound:
 
 
 class _Graphs:
-    """The work of repeated sizes as CUDA graphs. One thread at a time uses it, since the buffers are the graphs'."""
+    """The work of repeated sizes as CUDA graphs, all of it in one thread: ONNX Runtime records for each thread anew.
+
+    A size is recorded at its first run, during which no other thread may use the GPU in ways that wait for it.
+    """
 
     def __init__(self, scale: int):
         self._scale = scale
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "ribsr-graphs")
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
     def use(self, session: onnxruntime.InferenceSession, x: np.ndarray, use: Callable[[_Bound], Any]) -> Any:
-        """use(the buffers for x), which must leave nothing of them."""
-        with self._lock:
-            return use(self._bound.get(x.shape) or self._bind(session, x))
+        """use(the buffers for x), in that thread. It must leave nothing of what the next run overwrites."""
+        return self._thread.submit(lambda: use(self._bound.get(x.shape) or self._bind(session, x))).result()
 
     def _bind(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> _Bound:
         if len(self._bound) >= MOST_GRAPHS:
@@ -192,8 +194,8 @@ class _Graphs:
         return bound
 
     def close(self) -> None:
-        with self._lock:
-            self._bound.clear()
+        self._thread.shutdown(cancel_futures=True)
+        self._bound.clear()
 
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
@@ -254,14 +256,12 @@ class _Wishes:
 class _Opened:
     """A session and what it computes: the file's stamp, but for what was asked for.
 
-    notes: for the user: the GPU and our kernels are used, or it is said why not. memory_before: bytes of the GPU's
-    memory that were in use before it.
+    notes: for the user: the GPU and our kernels are used, or it is said why not.
     """
 
     session: onnxruntime.InferenceSession
     stamp: Stamp
     notes: tuple[str, ...] = ()
-    memory_before: int = 0
 
 
 def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
@@ -272,6 +272,7 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
             "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
         )
+    reason = "--device cpu was given" if available else "this ONNX Runtime has no CUDA provider"
     notes = ()
     if wishes.device != "cpu" and available:
         try:
@@ -279,16 +280,15 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
         except _NotOnCUDA as error:
             if wishes.device == "cuda":
                 raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
-            notes = (f"{path}: runs on the CPU, since {error}",)
+            reason, notes = str(error), (f"{path}: runs on the CPU, since {error}",)
     if stamp.form == "plugin":
         raise EngineError(
-            f"{path}: is in plugin form, which runs on a GPU only, in TensorRT or in ONNX Runtime with our kernels; "
-            "export it again without --form"
+            f"{path}: is in plugin form, which runs on a GPU only, but {reason}; export it again without --form"
         )
     if wishes.tf32:
         base.check_tf32(path, stamp.precision, on_gpu=False)
     if wishes.cuda_graphs:
-        raise EngineError(f"{path}: CUDA graphs need a GPU, and this file runs on the CPU; leave out --cuda-graphs")
+        raise EngineError(f"{path}: CUDA graphs need a GPU, but {reason}; leave out --cuda-graphs")
     return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes)
 
 
@@ -296,35 +296,34 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
     """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
     try:
         capability = driver.capability()
-        before = driver.used_memory()
     except driver.NoGPU as error:  # ONNX Runtime would complain of its libraries first
         raise _NotOnCUDA(str(error)) from None
     complaint = _preload(ort)
-    # By default the CUDA provider multiplies float32 in TF32, and errs by 1e-3 where 1e-6 is possible.
-    options, own, reason = {"use_tf32": str(int(wishes.tf32))}, None, "--no-kernels was given"
     if wishes.tf32:
         base.check_tf32(path, stamp.precision, on_gpu=True)
         stamp = replace(stamp, precision="tf32")
+    # By default the CUDA provider multiplies float32 in TF32, and errs by 1e-3 where 1e-6 is possible.
+    options, reason = {"use_tf32": str(int(wishes.tf32))}, "--no-kernels was given"
     if wishes.kernels and stamp.precision in HALVES:
         try:
             own = ort_kernels.rewritten(path, stamp, capability)
-        except ort_kernels.NoKernels as error:
+            graphs = {"enable_cuda_graph": str(int(wishes.cuda_graphs))}
+            session = _create(ort, path, {CUDA: options | KERNEL_OPTIONS | graphs, CPU: {}}, wishes.threads, own=own)
+        except (ort_kernels.NoKernels, _NotOnCUDA) as error:
             reason = str(error)
         else:
-            options |= KERNEL_OPTIONS | {"enable_cuda_graph": str(int(wishes.cuda_graphs))}
-    if own is None and stamp.form == "plugin":
+            notes = _placed(path, session, complaint)
+            return _Opened(session, replace(stamp, form="kernel"), tuple(notes))
+    if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
-    if own is None and wishes.cuda_graphs:
-        raise EngineError(f"{path}: CUDA graphs need our kernels in half precision; leave out --cuda-graphs")
-    session = _create(ort, path, {CUDA: options, CPU: {}}, wishes.threads, own=own)
-    if CUDA not in session.get_providers():
-        raise _NotOnCUDA(_why_dropped(complaint))
-    notes = _check_placement(path, session)
-    if own is not None:
-        stamp = replace(stamp, form="kernel")
-    elif wishes.kernels and stamp.precision in HALVES:
+    if wishes.cuda_graphs:
+        reason = reason if stamp.precision in HALVES else f"it computes in {stamp.precision}"
+        raise EngineError(f"{path}: CUDA graphs need our kernels, but {reason}; leave out --cuda-graphs")
+    session = _create(ort, path, {CUDA: options, CPU: {}}, wishes.threads)
+    notes = _placed(path, session, complaint)
+    if wishes.kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp, tuple(notes), before)
+    return _Opened(session, stamp, tuple(notes))
 
 
 def _preload(ort: Any) -> str:
@@ -359,6 +358,7 @@ def _create(
     try:
         if own is not None:
             options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))
+            options.enable_mem_pattern = False  # from the second run of a size on, it would hold all of it twice
         return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:
@@ -367,6 +367,13 @@ def _create(
             f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)}); if the file is damaged, "
             "export it again"
         ) from error
+
+
+def _placed(path: str, session: onnxruntime.InferenceSession, complaint: str) -> list[str]:
+    """Raises _NotOnCUDA unless the session is on the GPU; notes of what is not. complaint: of the CUDA libraries."""
+    if CUDA not in session.get_providers():
+        raise _NotOnCUDA(_why_dropped(complaint))
+    return _check_placement(path, session)
 
 
 def _check_placement(path: str, session: onnxruntime.InferenceSession) -> list[str]:

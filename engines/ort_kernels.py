@@ -29,12 +29,12 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
     capability: the GPU's compute capability, "9.0". Raises NoKernels.
     """
     if stamp.form not in FORMS:
-        raise NoKernels(f"form {stamp.form} has ONNX Runtime's attention in it: export it again without --form")
+        raise NoKernels(f"the form {stamp.form} has the attention spelled out: export it again without --form")
     if tuple(map(int, capability.split("."))) < LEAST_CAPABILITY:
         raise NoKernels(f"ours need a GPU of compute capability 8.0 or later, and this one has {capability}")
     file = library.onnxruntime_path()
     if not file.exists():
-        raise NoKernels(f"{file.name} is not built: python -m plugins.build makes it (needs nvcc)")
+        raise NoKernels(f"there is no {file}: python -m plugins.build makes it (needs nvcc)")
     try:
         library.check_onnxruntime(file)
         import onnx
@@ -44,14 +44,18 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
         raise NoKernels(first_line(error)) from None
     except ModuleNotFoundError as error:
         raise NoKernels(f"{error.name} is not installed: pip install onnx onnx-graphsurgeon") from None
-    model = onnx.load(path)
+    from google.protobuf.message import DecodeError
+
     try:
+        model = onnx.load(path)
         if stamp.form == "canonical":
             model = fuse.to_plugins(fuse.strip(model), capability)
         else:
             model = fuse.for_capability(model, capability)
-    except ValueError as error:
-        raise NoKernels(first_line(error)) from None
+    except DecodeError:
+        raise NoKernels("the file is damaged: export or copy it again") from None
+    except ValueError:
+        raise NoKernels("an attention in it is kept in float32, since it would overflow") from None
     _check_attentions(model)
     return channels_last.to_channels_last(model).SerializeToString()
 
@@ -69,4 +73,7 @@ def _check_attentions(plugin: onnx.ModelProto) -> None:
             heads, _, rank = shapes[node.input[1]]
             width = shapes[weight][0] // (3 * heads)
             if not CYCLIC_WINDOW_ATTENTION.is_tuned(width, rank):
-                raise NoKernels(f"ours are not made for attention heads of {width} channels and rank {rank}")
+                widths, ranks = CYCLIC_WINDOW_ATTENTION.widths.tuned
+                raise NoKernels(
+                    f"it has heads of {width} channels and rank {rank}, ours are made for {widths} and {ranks}"
+                )

@@ -67,6 +67,7 @@ class PyTorchEngine(Engine):
     """
 
     _graphs: Graphs | None = None
+    _tf32 = False
 
     def __init__(
         self,

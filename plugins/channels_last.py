@@ -66,7 +66,8 @@ class _Layout:
         self.maps: set[str] = set()
         """Tensors of the old graph that the new one has channels-last."""
         self._turned: set[str] = set()
-        """Those that it has in the other layout besides, under `_other` name."""
+        """Those that it has in the other layout, too."""
+        self._padded: set[str] = set()
 
     def is_inside(self, node: onnx.NodeProto) -> bool:
         """Whether a node reads a channels-last map, and besides only other maps and single values."""
@@ -106,10 +107,11 @@ class _Layout:
 
     def write_operator(self, node: onnx.NodeProto, row: Operator) -> None:
         """One of our operators, its workspace as an output that nothing reads."""
-        tensors = list(zip(node.input, row.tensors.values(), strict=True))
-        inputs = [self.last(name) if is_map(shape) else name for name, shape in tensors]
+        inputs = list(node.input)
         if row is CONVOLUTION:
-            inputs[0], inputs[2] = self._kernel(node.input[0], inputs[0], node.input[2])
+            inputs[0], inputs[2] = self._kernel(inputs[0], inputs[2])
+        tensors = zip(inputs, row.tensors.values(), strict=True)
+        inputs = [self.last(name) if is_map(shape) else name for name, shape in tensors]
         self.write(node, inputs, [f"{node.output[0]}/workspace"] if row.has_workspace else [])
 
     def write_shuffle(self, node: onnx.NodeProto) -> None:
@@ -141,28 +143,36 @@ class _Layout:
         self.constants[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
         return name
 
-    def _kernel(self, x: str, last: str, weight: str) -> tuple[str, str]:
+    def _kernel(self, x: str, weight: str) -> tuple[str, str]:
         """A convolution's map and weights: [outputs, rows, columns, channels], the channels a multiple of 8.
 
-        x: the map in the old graph; last: the same, channels-last. Channels that lack are zeros.
+        Channels that lack are zeros.
         """
         kernel = np.transpose(_bits(self.constants[weight]), _TO_LAST)
         if lacking := -kernel.shape[-1] % CONVOLUTION.widths.multiple[0]:
             kernel = np.pad(kernel, [(0, 0)] * 3 + [(0, lacking)])
-            last = self._pad(x, last, lacking)
+            x = self._pad(x, lacking)
         name = f"{weight}/last"
         if name not in self.constants:
             data_type = self.constants[weight].data_type
             self.constants[name] = helper.make_tensor(name, data_type, kernel.shape, kernel.tobytes(), raw=True)
-        return last, name
+        return x, name
 
-    def _pad(self, x: str, last: str, lacking: int) -> str:
-        """The channels-last map with zeros behind its channels."""
+    def _pad(self, x: str, lacking: int) -> str:
+        """A map with zeros behind its channels. Where it is cast, that is done before: Pad has no bfloat16 on GPUs."""
         padded = f"{x}/padded"
-        if padded not in self._turned:
-            pads = self._constant(f"{padded}/pads", [0] * 7 + [lacking])
-            self.nodes.append(helper.make_node("Pad", [last, pads], [padded], name=padded))
-            self._turned.add(padded)
+        if padded not in self._padded:
+            cast = next((node for node in self.nodes if x in node.output and node.op_type == "Cast"), None)
+            source = x if cast is None else cast.input[0]
+            pads = [0] * 7 + [lacking] if source in self.maps else [0] * 5 + [lacking, 0, 0]
+            wide = padded if cast is None else f"{padded}/wide"
+            inputs = [source, self._constant(f"{padded}/pads", pads)]
+            self.nodes.append(helper.make_node("Pad", inputs, [wide], name=wide))
+            if cast is not None:
+                self.nodes.append(helper.make_node("Cast", [wide], [padded], name=padded, to=cast.attribute[0].i))
+            if source in self.maps:
+                self.maps.add(padded)
+            self._padded.add(padded)
         return padded
 
 

@@ -200,8 +200,7 @@ def test_an_engine_is_usable_after_it_ran_out_of_memory(
     files: Files, graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session of little memory: a large picture fails, others run before and after, and it does in tiles."""
-    limited = {**module.PROVIDER_OPTIONS[CUDA], "gpu_mem_limit": str(400 << 20)}
-    monkeypatch.setitem(module.PROVIDER_OPTIONS, CUDA, limited)
+    monkeypatch.setitem(module.KERNEL_OPTIONS, "gpu_mem_limit", str(400 << 20))
     x, large = fakes.picture(100, 130), fakes.picture(2100, 2000)
     with open_engine(files.onnx("sst-light"), device="cuda", cuda_graphs=graphs) as engine:
         expected = engine.run(x)

@@ -545,7 +545,7 @@ struct OrtCustomOp {{ uint32_t version; {op} }};
 
 def header(moved: str = "", version: int = VERSION, half: int = FLOAT16) -> str:
     """What header.cpp compares with, as it was for the played runtime. moved: the member that comes one place later."""
-    names = {place: name for name, (place, _) in PLACES.items()} | {89: "KernelContext_GetOutputCount"}
+    names = {place: name for name, (place, _) in PLACES.items()}
     members = [names.get(place, f"place{place}") for place in range(220)]
     ops = [field[0] for field in CustomOp._fields_[1:]]
     for among in (members, ops):

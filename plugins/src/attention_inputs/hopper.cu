@@ -529,7 +529,7 @@ int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, cons
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
   const auto kernel = bf16 ? hopper_attention_inputs<true> : hopper_attention_inputs<false>;
   int blocks = 0;
-  const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
+  const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, kBytes, 1, device);
   if (code != RIBSR_OK) return code;
   constexpr int kItems = kChunks * kChunk * kPieces;
   static_assert(kItems % kArrangers == 0);

@@ -589,7 +589,8 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
 
   const auto kernel = p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16;
   int blocks = 0;
-  code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen->height, chosen->bytes, kResident, device);
+  code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen->height, chosen->bytes, chosen->bytes,
+                       kResident, device);
   if (code != RIBSR_OK) return code;
   const int per_image = problem.tiles_x * problem.tiles_y;
   problem.step = {blocks / per_image, blocks % per_image / problem.tiles_x * chosen->height,

@@ -419,7 +419,8 @@ int32_t launch(Problem &problem, const RibsrConvolutionParams &p, const Device &
   const int bytes = problem.keeps ? kept : chosen.fixed_bytes + kStages * chosen.weight_bytes;
   const auto kernel = p.dtype == RIBSR_BFLOAT16 ? chosen.bf16 : chosen.fp16;
   int blocks = 0;
-  const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen.height, bytes, kResident, device);
+  const int32_t code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen.height, bytes,
+                                     chosen.kernel == 3 ? kThird : kLeast, kResident, device);
   if (code != RIBSR_OK) return code;
   problem.walkers = blocks;
   kernel<<<blocks * problem.slices, kThreads, bytes, stream>>>(problem);

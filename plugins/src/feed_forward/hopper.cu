@@ -625,7 +625,7 @@ int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device
   if (code != RIBSR_OK) return code;
   const auto kernel = bf16 ? hopper_feed_forward<true> : hopper_feed_forward<false>;
   int blocks = 0;
-  code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, 1, device);
+  code = prepare_tiles(&blocks, kernel, problem, p.batch, kHeight, kBytes, kBytes, 1, device);
   if (code != RIBSR_OK) return code;
   static_assert(kHidden % (kArrangers / 32) == 0 && kHidden * 32 >= kChannels * kHidden / 8);
   const auto first = bf16 ? arrange_feed_forward<true> : arrange_feed_forward<false>;

@@ -600,7 +600,8 @@ int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &
   if (chosen == nullptr) return too_little_memory(device, available);
   const auto kernel = p.dtype == RIBSR_BFLOAT16 ? chosen->bf16 : chosen->fp16;
   int blocks = 0;
-  code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen->height, chosen->bytes, kResident, device);
+  code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen->height, chosen->bytes, chosen->bytes,
+                       kResident, device);
   if (code != RIBSR_OK) return code;
   const auto magic = [](int by) { return by == 1 ? 0xffffffffu : static_cast<unsigned>((1ull << 32) / by); };
   problem.tiles_x_magic = magic(problem.tiles_x);

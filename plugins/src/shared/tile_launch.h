@@ -39,9 +39,12 @@ inline int divide_up(int size, int part) { return (size + part - 1) / part; }
 
 // Cuts a problem's maps into tiles of kColumns columns and `height` rows, and makes the kernel ready. There are as many
 // blocks as the device holds, at most `resident` on a multiprocessor, or as there are tiles.
+//
+// bytes: of shared memory for a block. most_bytes: for any block of this kernel; the kernel's limit is one for the whole
+// process, so that threads must not set different ones.
 template <class Problem>
 int32_t prepare_tiles(int *blocks, void (*kernel)(Problem), Problem &problem, int batch, int height, int bytes,
-                      int resident, const Device &device) {
+                      int most_bytes, int resident, const Device &device) {
   int of_multiprocessor = 0;
   const int32_t code = attribute(&of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (code != RIBSR_OK) return code;
@@ -55,7 +58,7 @@ int32_t prepare_tiles(int *blocks, void (*kernel)(Problem), Problem &problem, in
   const int room = of_multiprocessor / (bytes + kReserved);
   const int most = (room < 1 ? 1 : room < resident ? room : resident) * device.multiprocessors;
   *blocks = problem.tiles < most ? problem.tiles : most;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
   if (error == cudaSuccess) {  // or else there may be room for one block only
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }

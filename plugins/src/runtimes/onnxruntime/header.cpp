@@ -30,7 +30,6 @@ RIBSR_SAME(Api, OrtApi, GetDimensions);
 RIBSR_SAME(Api, OrtApi, GetTensorTypeAndShape);
 RIBSR_SAME(Api, OrtApi, KernelInfoGetAttribute_float);
 RIBSR_SAME(Api, OrtApi, KernelInfoGetAttribute_int64);
-RIBSR_SAME(Api, OrtApi, KernelContext_GetOutputCount);
 RIBSR_SAME(Api, OrtApi, KernelContext_GetInput);
 RIBSR_SAME(Api, OrtApi, KernelContext_GetOutput);
 RIBSR_SAME(Api, OrtApi, ReleaseStatus);

@@ -50,8 +50,7 @@ struct Api {
   Unused<19> before_attributes;
   OrtStatus *(*KernelInfoGetAttribute_float)(const OrtKernelInfo *info, const char *name, float *value);
   OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name, int64_t *value);
-  Unused<2> before_counts;
-  OrtStatus *(*KernelContext_GetOutputCount)(const OrtKernelContext *context, size_t *count);
+  Unused<3> before_input;
   OrtStatus *(*KernelContext_GetInput)(const OrtKernelContext *context, size_t index, const OrtValue **value);
   OrtStatus *(*KernelContext_GetOutput)(OrtKernelContext *context, size_t index, const int64_t *dims, size_t count,
                                         OrtValue **value);
