@@ -110,9 +110,8 @@ class ORTEngine(Engine):
             bound = self._guarded(x, lambda session: _Bound(session, x, scale))
             once = base.host_clock(lambda: self._guarded(x, lambda _: bound.once()))
         else:
-            bound = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound))
             once = base.host_clock(
-                lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda _: bound.once()))
+                lambda: self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.once()))
             )
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
