@@ -140,6 +140,20 @@ class Engine(ABC):
         check_out(out, x, told, part)
         out[...] = self.run(x)[(..., *part)]
 
+    def needs(self, size: Size, batch: int = 1) -> int | None:
+        """Bytes that a run on pictures of this size takes at most beyond what is held now; None: that is not known.
+
+        They are the GPU's where `device_memory` tells of one, else the host's. A prediction, from measurements.
+        """
+        return None
+
+    def device_memory(self) -> int | None:
+        """Bytes that are free on the GPU that it runs on; None: it runs on the CPU, or nobody says."""
+        return None
+
+    def release(self) -> None:  # noqa: B027 (most hold nothing)
+        """Gives back what is held for the next runs, after one that was too large; the model stays open."""
+
     @abstractmethod
     def close(self) -> None:
         """Frees the model. Closing twice is fine; `run` afterwards is an EngineError."""

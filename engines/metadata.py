@@ -16,6 +16,8 @@ from engines.base import EngineError, Stamp
 PREFIX = "ribsr."
 _METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
 _GRAPH = 7  # ModelProto.graph
+_INITIALIZER = 5  # GraphProto.initializer
+_DIMS = 1  # TensorProto.dims
 
 
 def stamp_of(values: Mapping[str, Any]) -> Stamp:
@@ -68,6 +70,45 @@ def read_properties(path: str | Path) -> dict[str, str]:
     if not graph:
         raise EngineError(f"{path}: not an ONNX file (it holds no graph)")
     return properties
+
+
+def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
+    """The shapes of an ONNX file's weights, without reading them. Raises EngineError for a file that cannot be read."""
+    shapes = []
+    try:
+        with open(path, "rb") as file:
+            for _, graph, after in _parts(file, 0, os.fstat(file.fileno()).st_size, _GRAPH):
+                for _, tensor, end in _parts(file, graph, after, _INITIALIZER):
+                    shapes.append(tuple(chain(*(_dims(file, *found) for found in _parts(file, tensor, end, _DIMS)))))
+    except (ValueError, EOFError):
+        raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
+    return shapes
+
+
+def _parts(file: BinaryIO, start: int, end: int, wanted: int) -> Iterator[tuple[int, int, int]]:
+    """The fields `wanted` of the protobuf message from `start` to `end`: wire type, and where its value is."""
+    file.seek(start)
+    while file.tell() < end:
+        tag = _varint(file)
+        number, wire = tag >> 3, tag & 7
+        if wire not in (0, 1, 2, 5) or number == 0:
+            raise ValueError("not a protobuf message")
+        at = file.tell()
+        value = _varint(file) if wire in (0, 2) else 0
+        at = file.tell() if wire == 2 else at
+        after = {0: file.tell(), 1: at + 8, 2: at + value, 5: at + 4}[wire]
+        if after > end:
+            raise EOFError
+        if number == wanted:
+            yield wire, at, after
+        file.seek(after)
+
+
+def _dims(file: BinaryIO, wire: int, start: int, end: int) -> Iterator[int]:
+    """The numbers of a field of dimensions, one or packed."""
+    file.seek(start)
+    while file.tell() < end:
+        yield _varint(file)
 
 
 def _fields(file: BinaryIO, end: int, keep: tuple[int, ...]) -> Iterator[tuple[int, bytes | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from engines.base import DEVICES
-from ribsr.base.command import F, SizeType
+from ribsr.base.command import F, FiniteRange, SizeType
 
 
 def engine_options(command: F) -> F:
@@ -45,3 +45,11 @@ tile_option = click.option(
     help="Cut larger pictures into tiles of at most this size, for less memory and for sizes a plan lacks.",
 )
 """Adds `tile`, as `engines.Tiled` takes it."""
+
+memory_option = click.option(
+    "--memory",
+    type=FiniteRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory that this may take: the process's, or the GPU's where that runs the model; default: what is free.",
+)
+"""Adds `memory`, in GiB. `engines.Tiled` takes bytes."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, driver, ort_kernels
+from engines import base, driver, memory, ort_kernels
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
-from engines.metadata import Stamp, read_stamp
+from engines.metadata import Stamp, read_shapes, read_stamp
 from plugins import library
 from plugins.operators import OPERATORS
 from ribsr.base.errors import first_line
@@ -77,13 +78,47 @@ class ORTEngine(Engine):
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
         self._threads = threads
         self._description = _describe(ort, self._path, opened)
+        self._network = memory.Network.of(read_shapes(path), stamp.windows)
+        self._held = 0
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         graphs = self._graphs
         if graphs is None:
-            return self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+            y = self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+            self._held = max(self._held, self._total(Size.of(x), len(x)))
+            return y
         return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+
+    def needs(self, size: Size, batch: int = 1) -> int | None:
+        """As `Engine.needs`; known on a CPU only."""
+        if self._description.device != CPU:
+            return None
+        return max(0, self._total(size, batch) - self._held)
+
+    def _total(self, size: Size, batch: int) -> int:
+        """Bytes of a run on the CPU whose arena is empty."""
+        told, threads = self._description, self._threads or os.cpu_count() or 1
+        return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
+
+    def device_memory(self) -> int | None:
+        if not self._description.device.startswith(CUDA):
+            return None
+        try:
+            return driver.free_memory()
+        except driver.NoGPU:
+            return None
+
+    def release(self) -> None:
+        """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
+        self._held = 0
+        limits, batch = self._description.limits, self._description.batch or 1
+        if limits.fixed or self._graphs is not None:  # as large as any other
+            return
+        x = np.zeros((batch, 3, *limits.nearest(Size(1, 1))), np.float32)
+        with contextlib.suppress(EngineError):
+            self._guarded(x, lambda session: _shrink(session, x))
+        memory.trim_heap()
 
     def _guarded(self, x: np.ndarray, use: Callable[[onnxruntime.InferenceSession], Any]) -> Any:
         """use(session), with the runtime's own exceptions as EngineErrors."""
@@ -136,6 +171,16 @@ class ORTEngine(Engine):
         self._session = None
         if self._graphs is not None:
             self._graphs.close()
+
+
+def _shrink(session: onnxruntime.InferenceSession, x: np.ndarray) -> None:
+    """Runs x, and has all arenas dropped that are empty then."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    arena = "cpu:0" if session.get_providers()[0] == CPU else "gpu:0"
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+    session.run(["output"], {"input": x}, options)
 
 
 class _Bound:
@@ -227,10 +272,12 @@ def _import_runtime() -> Any:
     return onnxruntime
 
 
-def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any:
+def _session_options(ort: Any, threads: int | None, profile: Path | None, on_cpu: bool) -> Any:
     """The one place where sessions are configured. profile: where a trace goes, if there is to be one."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Its plans for sizes seen before take new memory for all of a run at once, beside what is held: twice as much.
+    options.enable_mem_pattern = not on_cpu
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -353,7 +400,7 @@ def _create(
     own: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session. providers: each with its options. own: the file rewritten for our kernels."""
-    options = _session_options(ort, threads, profile)
+    options = _session_options(ort, threads, profile, CUDA not in providers)
     try:
         if own is not None:
             options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))

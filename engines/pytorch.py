@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from engines import base
+from engines import base, memory
 from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
@@ -32,6 +32,8 @@ import ribsr
 from plugins import library as kernel_library
 from plugins.operators import CYCLIC_WINDOW_ATTENTION
 from ribsr.attention import WindowAttention
+from ribsr.base.sizes import Size
+from ribsr.configs import Config, ESCRIBConfig
 
 if TYPE_CHECKING:
     from ribsr.layers import RIBModel
@@ -113,6 +115,7 @@ class PyTorchEngine(Engine):
         if attention == "kernel" and self._device.type == "cuda":
             self._model = _fused(self._model)
             self._graphs = Graphs(self._model, self._device)
+        self._network = _network(loaded.config)
         self._description = self._describe(loaded, "tf32" if tf32 else precision, attention, tuple(notes))
 
     def _describe(self, model: RIBModel, precision: str, attention: str, notes: tuple[str, ...]) -> Description:
@@ -149,6 +152,22 @@ class PyTorchEngine(Engine):
         base.check_input(x, self._description)
         base.check_out(out, x, self._description, part)
         return self._guarded(x, lambda _: graphs.run(x, lambda y: np.copyto(out, y[(..., *part)])))
+
+    def needs(self, size: Size, batch: int = 1) -> int | None:
+        """As `Engine.needs`; known on a CPU only."""
+        if self._device.type != "cpu":
+            return None
+        told = self._description
+        return batch * memory.pytorch_on_cpu(self._network, told.form, told.precision, size)
+
+    def device_memory(self) -> int | None:
+        return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
+
+    def release(self) -> None:
+        if (graphs := self._graphs) is not None:
+            graphs.forget()
+        _free_unused(self._device)
+        memory.trim_heap()
 
     def _place(self, x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, self._dtype)
@@ -197,6 +216,20 @@ class PyTorchEngine(Engine):
         if graphs is not None:
             graphs.forget()
         _free_unused(self._device)
+
+
+def _network(config: Config) -> memory.Network:
+    """What memory depends on, of a configuration."""
+    hidden = config.dim * (4 if isinstance(config, ESCRIBConfig) else config.expansion)
+    direct = config.upsampler == "direct"
+    return memory.Network(
+        channels=config.dim,
+        positions=max(heads * rank for heads, rank in zip(config.heads, config.ranks, strict=True)),
+        heads=max(config.heads),
+        hidden=int(hidden),
+        enlarged=config.scale**2 * (3 if direct else config.intermediate_dim),
+        windows=tuple((side, side) for side in sorted(set(config.windows))),
+    )
 
 
 class Graphs:

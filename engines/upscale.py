@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.base import PRECISIONS, EngineError, OutOfMemory, check_finite
-from engines.options import engine_options, tile_option
-from engines.tiles import Tiled
+from engines.base import PRECISIONS, EngineError, OutOfMemory
+from engines.memory import GIB
+from engines.options import engine_options, memory_option, tile_option
+from engines.tiles import BYTES, Tiled
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
@@ -37,10 +38,10 @@ Job = tuple[Path, Path]
 """A picture, and where what is made of it goes."""
 
 Read = tuple["np.ndarray", bytes | None]
-"""What a model takes, float32 [1, 3, H, W], and the colour profile."""
+"""A picture's pixels, uint8 RGB [H, W, 3], and its colour profile."""
 
 Made = tuple[Path, Size, "np.ndarray", bytes | None]
-"""Where it goes, the size that it was, what the model gave for it, float32 [1, 3, sH, sW], and the colour profile."""
+"""Where it goes, the size that it was, what was made of it, uint8 RGB [sH, sW, 3], and the colour profile."""
 
 
 @click.command(cls=Command)
@@ -49,6 +50,7 @@ Made = tuple[Path, Size, "np.ndarray", bytes | None]
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @engine_options
 @tile_option
+@memory_option
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of checkpoints; other files fix it at export.")
 @click.option("--skip-existing", is_flag=True, help="Leave out what is there already, to go on with a folder.")
 def main(
@@ -56,13 +58,15 @@ def main(
     source: Path,
     target: Path,
     tile: Size | None,
+    memory: float | None,
     skip_existing: bool,
     **options: Any,
 ) -> None:
     """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
 
     The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL. A picture that MODEL
-    does not take whole, for its size or for want of memory, is cut into tiles, and a note says so.
+    does not take whole, for its size or for want of memory, is cut into tiles, and a note says so: into the best for
+    which there is memory, unless --tile names others.
 
     If IN is a folder, so is OUT, which is made if need be: every picture of IN goes there under its name. Those that
     fail are reported, and the others go on.
@@ -87,7 +91,8 @@ def main(
             click.echo(f"Note: {note}", err=True)
         if whole_folder:
             target.mkdir(exist_ok=True)
-        enlarger = Enlarger(engine, tile, bar=not whole_folder and sys.stderr.isatty())
+        allowed = None if memory is None else round(memory * GIB)
+        enlarger = Enlarger(engine, tile, allowed, bar=not whole_folder and sys.stderr.isatty())
         for (picture, enlarged), outcome in _enlarge_all(jobs, enlarger):
             if (error := outcome.exception()) is None:
                 before, after = outcome.result()
@@ -130,44 +135,48 @@ def _jobs(source: Path, target: Path) -> list[Job]:
 class Enlarger:
     """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
 
-    tile: the largest tiles; smaller ones from the picture on for which memory does not suffice. bar: show a
-    picture's tiles as a progress bar. seconds: that all runs took.
+    tile: the largest tiles, None for those that suit memory; smaller ones from the picture on for which memory does not
+    suffice all the same. memory: bytes to do with, None for what is free. bar: show a picture's tiles as a progress
+    bar. seconds: that all runs took.
     """
 
-    def __init__(self, engine: Engine, tile: Size | None, *, bar: bool = False):
-        self._engine, self._tile, self._bar = engine, tile, bar
+    def __init__(self, engine: Engine, tile: Size | None, memory: int | None = None, *, bar: bool = False):
+        self._engine, self._tile, self._memory, self._bar = engine, tile, memory, bar
         self._said: set[str] = set()
         self.seconds = 0.0
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """As `Engine.run`, for any size. Raises EngineError where the smallest tiles need too much memory, too."""
+    def run(self, pixels: np.ndarray, target: Path | str = "") -> np.ndarray:
+        """uint8 RGB [H, W, 3] → [sH, sW, 3]. Raises EngineError where the smallest tiles need too much memory, too, and
+        for values that are not finite; target: where the picture would have gone, for that message."""
         start, tile = time.perf_counter(), self._tile
         try:
             while True:
-                tiled = Tiled(self._engine, tile)
+                tiled = Tiled(self._engine, tile, self._memory)
                 try:
-                    y = self._attempt(tiled, x)
+                    made = self._attempt(tiled, pixels, f"{target}: not written, since")
                     self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
-                    return y
+                    return made
                 except (OutOfMemory, MemoryError):
-                    tile = self._smaller(tiled, Size.of(x))
+                    tile = self._smaller(tiled, Size(*pixels.shape[:2]))
+                self._engine.release()  # here the error, and what it kept alive, is gone
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _attempt(self, tiled: Tiled, x: np.ndarray) -> np.ndarray:
-        rows, columns = tiled.spans(Size.of(x))
-        count, largest = len(rows) * len(columns), tiled.largest(Size.of(x))
+    def _attempt(self, tiled: Tiled, pixels: np.ndarray, prefix: str) -> np.ndarray:
+        size = Size(*pixels.shape[:2])
+        rows, columns = tiled.spans(size, BYTES)
+        count, largest = len(rows) * len(columns), tiled.largest(size, BYTES)
         if count > 1:
-            self._say(f"in {count} tiles of {largest} at most")
-        elif largest != Size.of(x):
+            self._say(f"{size} in {count} tiles of {largest}")
+        elif largest != size:
             self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
         if count == 1 or not self._bar:
-            return tiled.run(x)
+            return tiled.enlarge(pixels, prefix=prefix)
         with click.progressbar(length=count, file=sys.stderr) as bar:
-            return tiled.run(x, bar.update)
+            return tiled.enlarge(pixels, bar.update, prefix)
 
     def _smaller(self, tiled: Tiled, size: Size) -> Size:
-        largest, tile = tiled.largest(size), tiled.smaller(size)
+        largest, tile = tiled.largest(size, BYTES), tiled.smaller(size, BYTES)
         if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
@@ -186,27 +195,26 @@ def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Fut
     Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
     Whatever exception one picture causes is its own affair: Pillow and the runtimes raise many, memory may run out.
     """
-    from ribsr.base.pictures import Picture, read_rgb, to_input, to_pixels, write_picture
+    from ribsr.base.pictures import Picture, read_rgb, write_picture
 
     def read(source: Path) -> Read:
         picture = read_rgb(source)
-        return to_input(picture.pixels), picture.icc_profile
+        return picture.pixels, picture.icc_profile
 
     def enlarged(reads: Iterator[Future[Read]]) -> Iterator[Made | Exception]:
         for (_, target), outcome in zip(jobs, reads, strict=True):
             try:
-                x, icc_profile = outcome.result()
-                yield target, Size.of(x), enlarger.run(x), icc_profile
+                pixels, icc_profile = outcome.result()
+                yield target, Size(*pixels.shape[:2]), enlarger.run(pixels, target), icc_profile
             except Exception as error:  # noqa: BLE001
                 yield error
 
     def finish(made: Made | Exception) -> tuple[Size, Size]:
         if isinstance(made, Exception):
             raise made
-        target, size, y, icc_profile = made
-        check_finite(y, f"{target}: not written, since")
-        write_picture(target, Picture(to_pixels(y), icc_profile))
-        return size, Size.of(y)
+        target, size, pixels, icc_profile = made
+        write_picture(target, Picture(pixels, icc_profile))
+        return size, Size(*pixels.shape[:2])
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         reads = _ahead(readers, read, (source for source, _ in jobs), READERS)

@@ -66,6 +66,28 @@ class TensorRTEngine(Engine):
         with self._lane(x) as lane:
             out[...] = lane.run(x, self._cuda_graphs)[(..., *part)]
 
+    def needs(self, size: Size, batch: int = 1) -> int | None:
+        """As `Engine.needs`: what TensorRT says of activations, the same for all sizes, and buffers that grow."""
+        with self._lock:
+            plan, lane = self._plan, self._idle[-1] if self._idle else None
+        if plan is None:
+            return None
+        pixels, scale = 12 * batch * size.height * size.width, self._description.scale
+        buffers = {"input": pixels, "output": pixels * scale**2}
+        if lane is None:
+            return plan.device_memory + sum(buffers.values())
+        return sum(max(0, size - lane.held(name)) for name, size in buffers.items())
+
+    def device_memory(self) -> int | None:
+        return cuda.free_memory()
+
+    def release(self) -> None:
+        """Drops the contexts and buffers that no thread uses."""
+        with self._lock:
+            lanes, self._idle = self._idle, []
+        for lane in lanes:
+            lane.close()
+
     def timer(self, x: np.ndarray) -> Timer:
         """Times the network alone, between CUDA events. The memory is all that this engine took of the GPU from its
         opening to its first run, by the driver's account: weights, activations, inputs and outputs, and code loaded
@@ -179,6 +201,10 @@ class _Lane:
                 held.close()
             self._buffers[name] = cuda.Buffer(size)
         return self._buffers[name].device
+
+    def held(self, name: str) -> int:
+        """Bytes of a buffer."""
+        return self._buffers[name].size if name in self._buffers else 0
 
     def _launch(self, recorded: bool) -> None:
         if not recorded:

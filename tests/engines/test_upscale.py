@@ -23,7 +23,7 @@ from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
 from ribsr.base import pictures
-from ribsr.base.pictures import read_input, to_pixels
+from ribsr.base.pictures import read_input, read_rgb, to_pixels
 from ribsr.base.sizes import Size
 from tests.engines import fakes
 
@@ -298,16 +298,16 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
     with open_engine(onnx_file) as engine:
         enlarger = upscale.Enlarger(engine, Size(140, 100))
         with pytest.raises(EngineError, match="tiles cannot be smaller"):
-            enlarger.run(read_input(tmp_path / "in" / "a.png"))
+            enlarger.run(read_rgb(tmp_path / "in" / "a.png").pixels)
         hopeless = False
         asked_for: list[Size | None] = []
 
-        def noted(engine: Engine, tile: Size | None) -> Tiled:
+        def noted(engine: Engine, tile: Size | None, memory: int | None) -> Tiled:
             asked_for.append(tile)
-            return Tiled(engine, tile)
+            return Tiled(engine, tile, memory)
 
         monkeypatch.setattr(upscale, "Tiled", noted)
-        enlarger.run(read_input(tmp_path / "in" / "b.png"))
+        enlarger.run(read_rgb(tmp_path / "in" / "b.png").pixels)
     assert asked_for == [Size(140, 100)]
 
 
@@ -368,7 +368,7 @@ def test_notes_are_said_once_for_alike_pictures(onnx_file: Path, tmp_path: Path)
         noise(tmp_path / "in" / name, height, 210)
     result = run(onnx_file, tmp_path / "in", tmp_path / "out", "--tile", "100x140")
     assert result.exit_code == 0, result.output
-    assert result.stderr == "Note: in 10 tiles of 96x112 at most\nNote: in 10 tiles of 96x136 at most\n"
+    assert result.stderr == "Note: 210x150 in 10 tiles of 96x112\nNote: 210x200 in 10 tiles of 96x136\n"
 
 
 def test_few_pictures_of_a_folder_are_in_memory(
@@ -435,7 +435,7 @@ def test_tiles_on_request(onnx_file: Path, large_picture: Path, tmp_path: Path) 
     assert run(onnx_file, large_picture, whole).stderr == ""
     result = run(onnx_file, large_picture, cut, "--tile", "100x140")
     assert result.exit_code == 0, result.output
-    assert result.stderr == "Note: in 10 tiles of 96x112 at most\n"
+    assert result.stderr == "Note: 210x150 in 10 tiles of 96x112\n"
     np.testing.assert_array_equal(pixels(cut), pixels(whole))  # this network sees two pixels far
     result = run(onnx_file, large_picture, cut, "--tile", "71x200")
     assert result.exit_code == 1
@@ -445,7 +445,7 @@ def test_tiles_on_request(onnx_file: Path, large_picture: Path, tmp_path: Path) 
 def test_a_model_of_one_size_takes_pictures_of_any(large_picture: Path, picture: Path, tmp_path: Path) -> None:
     model, out = fakes.write_onnx(tmp_path / "static.onnx", shape=(1, 3, 96, 128)), tmp_path / "out.png"
     result = run(model, large_picture, out)
-    assert "Note: in 9 tiles of 128x96 at most\n" in result.stderr
+    assert "Note: 210x150 in 9 tiles of 128x96\n" in result.stderr
     with open_engine(fakes.write_onnx(tmp_path / "dynamic.onnx")) as engine:
         expected = to_pixels(engine.run(read_input(large_picture)))
     inside = slice(0, -6)  # at the end of the picture the tiles show its mirror image, the whole nothing
@@ -471,7 +471,7 @@ def test_out_of_memory_means_smaller_tiles(
     monkeypatch.setattr(ORTEngine, "run", limited)
     result = run(onnx_file, large_picture, tmp_path / "out.png")
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith("Note: out of memory on 210x150; trying smaller tiles\nNote: in ")
+    assert result.stderr.startswith("Note: out of memory on 210x150; trying smaller tiles\nNote: 210x150 in ")
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), pixels(expected))
     enough = 50 * 50
     result = run(onnx_file, large_picture, tmp_path / "none.png")

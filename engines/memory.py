@@ -1,0 +1,245 @@
+"""How much memory there is, and how much a network takes: so that nothing is begun that the system would kill.
+
+Linux promises memory that it does not have, and kills who touches it. So what a run takes has to be known before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ribsr.base.sizes import Size
+
+MARGIN = 0.2
+"""Share of the free memory that is left alone: for what predictions miss, and for other programs."""
+
+GIB = 2**30
+
+
+# What there is
+
+
+def available(root: Path = Path("/"), address_space: int | None = None) -> int | None:
+    """Bytes that this process may still take: what the system has free, its cgroup leaves, and `ulimit -v` allows.
+
+    root: where /proc and /sys are looked for. address_space: the limit of `ulimit -v`; None: that of this process.
+    None where nothing is known.
+    """
+    if address_space is None:
+        address_space = _address_space()
+    known = [free_of_system(root), free_of_cgroups(root), free_addresses(root, address_space)]
+    return max(0, min(known)) if (known := [free for free in known if free is not None]) else None
+
+
+def free_of_system(root: Path = Path("/")) -> int | None:
+    """Bytes that the machine has left, page cache included."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    return int(psutil.virtual_memory().available) if root == Path("/") else None
+
+
+def free_of_cgroups(root: Path = Path("/")) -> int | None:
+    """Bytes that the process's memory cgroup, and those above it, leave; None without a limit.
+
+    Page cache that is not in use counts as free, since the kernel drops it before it kills.
+    """
+    left = [free for folder in _cgroups(root) if (free := _left_of(folder)) is not None]
+    return min(left) if left else None
+
+
+def free_addresses(root: Path, limit: int | None) -> int | None:
+    """Bytes that can still be mapped below `limit`; None without one."""
+    if limit is None:
+        return None
+    with suppress(OSError, ValueError, IndexError):
+        pages = int((root / "proc/self/statm").read_text().split()[0])
+        return limit - pages * os.sysconf("SC_PAGE_SIZE") - _THREADS
+    return None
+
+
+_THREADS = 2**28
+"""Bytes of addresses that threads for reading and writing reserve (glibc's arenas, stacks), used or not."""
+
+
+def resident() -> int:
+    """Bytes that this process holds; 0 where that is not known."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with suppress(ModuleNotFoundError):
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    return 0
+
+
+def _address_space() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of the process's memory cgroup and all above it, of version 2 and 1.
+
+    In a container /proc may name a path that is not mounted there: then only the folders above it are found.
+    """
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            base = root / "sys/fs/cgroup"
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            bases = [base / "memory"] if controllers else [base, base / "unified"]
+            for top in bases:
+                inner = [part for part in path.split("/") if part not in ("", "..")]
+                yield from (top.joinpath(*inner[:count]) for count in range(len(inner), -1, -1))
+
+
+def _left_of(folder: Path) -> int | None:
+    """Limit minus use of one cgroup."""
+    for limits, usage, cache in (
+        (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+        (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        known = [limit for name in limits if (limit := _number(folder / name)) is not None]
+        used = _number(folder / usage)
+        if known and used is not None:
+            return min(known) - max(0, used - _stat(folder / "memory.stat", cache))
+    return None
+
+
+def _number(path: Path) -> int | None:
+    """None for `max`, and for a file that is not there."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _stat(path: Path, name: str) -> int:
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0
+
+
+def told(size: float | None) -> str:
+    """A number of bytes as people read it."""
+    if size is None:
+        return "an unknown amount"
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+
+
+def trim_heap() -> None:
+    """Gives freed memory that the C library keeps back to the system, where that can be said."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# What a network takes
+
+
+@dataclass(frozen=True)
+class Network:
+    """What memory depends on: of all layers the widest of each kind.
+
+    channels: of q, as of k and v, heads padded as they may be. positions: heads times the RIB's rank. heads, windows:
+    of the attention. hidden: channels between the two halves of a feed-forward part. enlarged: channels that become
+    pixels.
+    """
+
+    channels: int
+    positions: int
+    heads: int
+    hidden: int
+    enlarged: int
+    windows: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, shapes: Iterable[Sequence[int]], windows: tuple[tuple[int, int], ...]) -> Network:
+        """That of a file's weights. shapes: of convolutions [O, I, K, K], and of RIBs, in whatever order."""
+        shapes = [tuple(shape) for shape in shapes]
+        tokens = {rows * columns for rows, columns in windows}
+        ribs = [_without(shape, tokens) for shape in shapes if len(shape) == 3 and tokens & {*shape}]
+        ones = {shape[:2] for shape in shapes if len(shape) == 4 and shape[2:] == (1, 1)}
+        threes = [shape for shape in shapes if len(shape) == 4 and shape[2:] == (3, 3)]
+        inner = [out // 3 for out, into in ones if out % 3 == 0 and (into, out // 3) in ones]
+        return cls(
+            channels=max(inner, default=0),
+            positions=max((heads * rank for heads, rank in ribs), default=0),
+            heads=max((heads for heads, _ in ribs), default=0),
+            hidden=max((shape[0] for shape in threes if shape[1] == 1), default=0),
+            enlarged=max((shape[0] for shape in threes if shape[1] > 1), default=0),
+            windows=tuple(sorted(set(windows))),
+        )
+
+    def padded(self, size: Size) -> list[tuple[int, int]]:
+        """Tokens of each kind of window, and pixels of the map that is cut into them."""
+        return [
+            (rows * columns, -(-size.height // rows) * rows * (-(-size.width // columns) * columns))
+            for rows, columns in self.windows
+        ]
+
+
+def _without(shape: tuple[int, ...], tokens: set[int]) -> tuple[int, int]:
+    """[heads, N, R] or [N, heads, R] → heads, R."""
+    found = next(index for index, length in enumerate(shape[:2] or shape) if length in tokens or index == 1)
+    heads, rank = (length for index, length in enumerate(shape) if index != found)
+    return heads, rank
+
+
+def pytorch_on_cpu(network: Network, backend: str, precision: str, size: Size) -> int:
+    """Bytes of a run by PyTorch 2.13 on a CPU. Measured as those of ONNX Runtime."""
+    pixels = size.height * size.width
+    largest = max((padded for _, padded in network.padded(size)), default=pixels)
+    # Maps of a layer's width, and q, k, v and what comes out as wide as content and position; a third is lost in gaps.
+    attention = 1.35 * (5 * network.channels * pixels + (7 * network.channels + 4 * network.positions) * largest)
+    body = max(attention, 5 * network.hidden * pixels)
+    head = network.enlarged * pixels
+    floats = max(body + 2 * head - min(head, body / 3), 3 * head) + 60 * pixels
+    needed = (4 if precision == "fp32" else 2) * floats
+    if backend == "reference":
+        scores = max((tokens * padded for tokens, padded in network.padded(size)), default=0)
+        needed += 3 * 4 * min(network.heads * scores, 2**25)  # `ribsr.attention.MAX_SCORES`
+    return round(needed)
+
+
+def onnxruntime_on_cpu(network: Network, form: str, precision: str, size: Size, threads: int) -> int:
+    """Bytes of a run by ONNX Runtime 1.32 on a CPU, its arena empty, memory patterns off.
+
+    Measured with one-block variants of the published models and smaller ones at 72x72 to 512x512; half precision is
+    computed in float32 there, but for the scores. The arena does not join what it got at different times: the scores
+    of larger windows come on top of those of smaller ones.
+    """
+    pixels = size.height * size.width
+    largest = max((padded for _, padded in network.padded(size)), default=pixels)
+    attention = 4 * network.channels * pixels + (6.5 * network.channels + 5.1 * network.positions) * largest
+    body = max(attention, 5.1 * network.hidden * pixels)
+    head = network.enlarged * pixels
+    floats = max(body + 2 * head - min(head, body / 3), 3 * head) + 24 * pixels
+    scores = 0.0
+    if form in ("attention", "matmul"):
+        bytes_each = 2 if form == "attention" and precision != "fp32" else 4
+        scores = sum(bytes_each * network.heads * tokens * padded for tokens, padded in network.padded(size))
+        if form == "matmul":
+            scores *= 2
+        elif precision != "fp32":
+            scores += 4 * threads * max((tokens for tokens, _ in network.padded(size)), default=0) ** 2
+    return round(4 * floats + scores)
