@@ -22,6 +22,7 @@ from engines.metadata import Stamp, read_stamp
 from plugins import library
 from plugins.operators import OPERATORS
 from ribsr.base.errors import first_line
+from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ORTEngine(Engine):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
         stamp = read_stamp(path)
-        ort = _import_runtime()
+        ort = import_runtime()
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
@@ -209,20 +210,17 @@ OLDEST = (1, 16)
 """ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
 
 
-def _import_runtime() -> Any:
+def import_runtime() -> Any:
+    """ONNX Runtime's module. Raises EngineError where it is missing or too old."""
+    brings = f"{pip_install('ort')} (CPU) or {pip_install('ort-gpu')}"
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise NotInstalled(
-            "running an .onnx file needs ONNX Runtime, which is not installed: pip install 'ribsr[ort]' (CPU) "
-            "or 'ribsr[ort-gpu]'"
-        ) from None
+        raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
-        raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly; pip install 'onnxruntime>=1.16'"
-        )
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
     return onnxruntime
 
 
@@ -270,7 +268,7 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     if wishes.device == "cuda" and not available:
         raise EngineError(
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
-            "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
+            f"pip uninstall onnxruntime && {pip_install('ort-gpu')}, or use --device cpu"
         )
     notes = ()
     if wishes.device != "cpu" and available:
@@ -393,7 +391,10 @@ def _why_dropped(complaint: str) -> str:
     try:
         ctypes.CDLL("libcudnn.so.9")
     except OSError:
-        return "ONNX Runtime's CUDA provider lacks cuDNN 9 (libcudnn.so.9): pip install nvidia-cudnn-cu13 or -cu12"
+        return (
+            "ONNX Runtime's CUDA provider lacks cuDNN 9 (libcudnn.so.9): pip install nvidia-cudnn-cu13, or "
+            "pip install nvidia-cudnn-cu12 for CUDA 12"
+        )
     return "ONNX Runtime dropped its CUDA provider and gives no reason"
 
 
