@@ -36,8 +36,8 @@ class Finding:
 
 
 PACKAGES = {
-    "numpy": None,
-    "pillow": None,
+    "numpy": "ort",
+    "pillow": "ort",
     "torch": "export",
     "safetensors": "export",
     "PyYAML": "export",
@@ -50,7 +50,7 @@ PACKAGES = {
     "cuda-bindings": "trt",
     "flash-attn": "flash",
 }
-"""Distributions, and the extra that brings each."""
+"""Distributions, and an extra that brings each."""
 
 SAME_PACKAGE = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}
 """One of two is enough."""
@@ -65,7 +65,7 @@ def packages() -> Iterator[Finding]:
         if name in versions:
             yield Finding(name, True, versions[name])
         elif SAME_PACKAGE.get(name) not in versions:
-            yield Finding(name, False, "not installed", pip_install(extra) if extra else f"pip install {name}")
+            yield Finding(name, False, "not installed", pip_install(extra))
 
 
 def gpu() -> Finding:
