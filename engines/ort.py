@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import io
 import json
 import re
@@ -209,19 +210,38 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
 OLDEST = (1, 16)
 """ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
 
+FIRST_FOR_NUMPY_2 = (1, 19)
+
 
 def import_runtime() -> Any:
     """ONNX Runtime's module. Raises EngineError where it is missing or too old."""
     brings = f"{pip_install('ort')} (CPU) or {pip_install('ort-gpu')}"
+    _check_numpy()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
         raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
+    if _release(onnxruntime.__version__) < OLDEST:
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
     return onnxruntime
+
+
+def _check_numpy() -> None:
+    """Raises EngineError where ONNX Runtime would end its import with a page of text and no message."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            release = importlib.metadata.version(name)
+            if _release(release) < FIRST_FOR_NUMPY_2 and _release(np.__version__) >= (2,):
+                raise EngineError(
+                    f"ONNX Runtime {release} was made for NumPy 1, and this is {np.__version__}: pip install 'numpy<2'"
+                )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(1, 19) of 1.19.2."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _session_options(ort: Any, threads: int | None, profile: Path | None) -> Any:

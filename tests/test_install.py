@@ -48,11 +48,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     return made
 
 
-@pytest.fixture
-def empty(tmp_path: Path) -> Path:
-    return tmp_path
-
-
 def call(environment: Environment, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs `ribsr ARGUMENTS`, the program that pip made."""
     return environment.run(environment.python.with_name("ribsr"), *arguments, cwd=cwd)
@@ -72,10 +67,10 @@ def test_the_wheel_has_all_that_the_clone_has(wheel: Path) -> None:
     assert present == wanted
 
 
-def test_it_is_the_installed_one_that_runs(environment: Environment, empty: Path) -> None:
-    done = call(environment, "--version", cwd=empty)
+def test_it_is_the_installed_one_that_runs(environment: Environment, tmp_path: Path) -> None:
+    done = call(environment, "--version", cwd=tmp_path)
     assert done.stdout == f"ribsr {ribsr.__version__}\n", done.stderr
-    done = environment.run("-c", "import ribsr, tools; print(ribsr.__file__, tools.__file__)", cwd=empty)
+    done = environment.run("-c", "import ribsr, tools; print(ribsr.__file__, tools.__file__)", cwd=tmp_path)
     assert done.stdout.count(str(environment.python.parents[1])) == 2, done.stdout + done.stderr
 
 
@@ -84,18 +79,18 @@ def test_it_is_the_installed_one_that_runs(environment: Environment, empty: Path
     ["", "export", "export onnx", "export trt", "upscale", "parity", "latency", "evaluate", "train", "recipe", "doctor"]
     + ["build-kernels"],
 )
-def test_help(environment: Environment, empty: Path, command: str) -> None:
-    done = call(environment, *command.split(), "--help", cwd=empty)
+def test_help(environment: Environment, tmp_path: Path, command: str) -> None:
+    done = call(environment, *command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Usage: ribsr {command}".rstrip())
 
 
-def test_pictures_parity_and_times(environment: Environment, empty: Path) -> None:
-    fakes.write_onnx(empty / "x2.onnx")
-    fakes.write_onnx(empty / "again.onnx")
-    Image.new("RGB", (48, 44)).save(empty / "in.png")
-    (empty / "engines").mkdir()
-    (empty / "engines" / "__init__.py").write_text("raise SystemExit('foreign')")
+def test_pictures_parity_and_times(environment: Environment, tmp_path: Path) -> None:
+    fakes.write_onnx(tmp_path / "x2.onnx")
+    fakes.write_onnx(tmp_path / "again.onnx")
+    Image.new("RGB", (48, 44)).save(tmp_path / "in.png")
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "__init__.py").write_text("raise SystemExit('foreign')")
     for arguments in (
         "upscale x2.onnx in.png out.png",
         "parity x2.onnx again.onnx --size 32x32",
@@ -103,31 +98,31 @@ def test_pictures_parity_and_times(environment: Environment, empty: Path) -> Non
         "latency x2.onnx --rounds 1 --warmup 0 --size 32x32",  # whose processes start anew
         "evaluate --bicubic x2.onnx --data .",
     ):
-        done = call(environment, *arguments.split(), "--device", "cpu", cwd=empty)
+        done = call(environment, *arguments.split(), "--device", "cpu", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert Image.open(empty / "out.png").size == (96, 88)
+    assert Image.open(tmp_path / "out.png").size == (96, 88)
 
 
-def test_export_of_the_bundled_checkpoint(environment: Environment, empty: Path) -> None:
+def test_export_of_the_bundled_checkpoint(environment: Environment, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    done = call(environment, "export", "onnx", "--ckpt", "sst-light-x2", "--no-verify", cwd=empty)
+    done = call(environment, "export", "onnx", "--ckpt", "sst-light-x2", "--no-verify", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (empty / "sst-light-x2.onnx").exists()
+    assert (tmp_path / "sst-light-x2.onnx").exists()
 
 
-def test_commands_of_modules_are_there_too(environment: Environment, empty: Path) -> None:
+def test_commands_of_modules_are_there_too(environment: Environment, tmp_path: Path) -> None:
     for module in ("export.onnx", "export.trt", "engines.upscale", "plugins.build", "ribsr"):
-        done = environment.run("-m", module, "--help", cwd=empty)
+        done = environment.run("-m", module, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Usage: python -m " in done.stdout
 
 
-def test_hints_name_the_wheel(environment: Environment, wheel: Path, empty: Path) -> None:
+def test_hints_name_the_wheel(environment: Environment, wheel: Path, tmp_path: Path) -> None:
     hint = "from ribsr.base.installation import pip_install; print(pip_install('trt'))"
-    assert environment.run("-c", hint, cwd=empty).stdout == f"pip install '{wheel}[trt]'\n"
+    assert environment.run("-c", hint, cwd=tmp_path).stdout == f"pip install '{wheel}[trt]'\n"
     moved = wheel.rename(wheel.with_suffix(".moved"))
     try:
-        assert environment.run("-c", hint, cwd=empty).stdout.startswith("pip install 'tensorrt>=8.6' 'cuda-python>=")
+        assert environment.run("-c", hint, cwd=tmp_path).stdout.startswith("pip install 'tensorrt>=8.6' 'cuda-python>=")
     finally:
         moved.rename(wheel)
 
