@@ -17,6 +17,7 @@ from pathlib import Path
 from engines.base import Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
 from ribsr import bundled
+from ribsr.base.installation import check_folders
 
 __all__ = [
     "RUNTIMES",
@@ -32,6 +33,8 @@ __all__ = [
     "open_engine",
     "runtime_of",
 ]
+
+check_folders("plugins")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from engines.metadata import Stamp, read_shapes, read_stamp
 from plugins import library
 from plugins.operators import OPERATORS
 from ribsr.base.errors import first_line
+from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class ORTEngine(Engine):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
         stamp = read_stamp(path)
-        ort = _import_runtime()
+        ort = import_runtime()
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
@@ -254,22 +256,38 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
 OLDEST = (1, 16)
 """ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
 
+FIRST_FOR_NUMPY_2 = (1, 19)
 
-def _import_runtime() -> Any:
+
+def import_runtime() -> Any:
+    """ONNX Runtime's module. Raises EngineError where it is missing or too old."""
+    brings = f"{pip_install('ort')} (CPU) or {pip_install('ort-gpu')}"
+    _check_numpy()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise NotInstalled(
-            "running an .onnx file needs ONNX Runtime, which is not installed: pip install 'ribsr[ort]' (CPU) "
-            "or 'ribsr[ort-gpu]'"
-        ) from None
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
-        raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly; pip install 'onnxruntime>=1.16'"
-        )
+        raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
+    if _release(onnxruntime.__version__) < OLDEST:
+        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
     return onnxruntime
+
+
+def _check_numpy() -> None:
+    """Raises EngineError where ONNX Runtime would end its import with a page of text and no message."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            release = importlib.metadata.version(name)
+            if _release(release) < FIRST_FOR_NUMPY_2 and _release(np.__version__) >= (2,):
+                raise EngineError(
+                    f"ONNX Runtime {release} was made for NumPy 1, and this is {np.__version__}: pip install 'numpy<2'"
+                )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(1, 19) of 1.19.2."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _session_options(ort: Any, threads: int | None, profile: Path | None, on_cpu: bool) -> Any:
@@ -316,7 +334,7 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     if wishes.device == "cuda" and not available:
         raise EngineError(
             f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
-            "pip uninstall onnxruntime && pip install 'ribsr[ort-gpu]', or use --device cpu"
+            f"pip uninstall onnxruntime && {pip_install('ort-gpu')}, or use --device cpu"
         )
     reason = "--device cpu was given" if available else "this ONNX Runtime has no CUDA provider"
     notes = ()
@@ -446,7 +464,10 @@ def _why_dropped(complaint: str) -> str:
     try:
         ctypes.CDLL("libcudnn.so.9")
     except OSError:
-        return "ONNX Runtime's CUDA provider lacks cuDNN 9 (libcudnn.so.9): pip install nvidia-cudnn-cu13 or -cu12"
+        return (
+            "ONNX Runtime's CUDA provider lacks cuDNN 9 (libcudnn.so.9): pip install nvidia-cudnn-cu13, or "
+            "pip install nvidia-cudnn-cu12 for CUDA 12"
+        )
     return "ONNX Runtime dropped its CUDA provider and gives no reason"
 
 

@@ -8,6 +8,7 @@ from engines.metadata import Stamp
 from plugins import library
 from plugins.operators import ATTENTION_INPUTS, CYCLIC_WINDOW_ATTENTION
 from ribsr.base.errors import first_line
+from ribsr.base.installation import pip_install
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +44,7 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
     except library.LibraryError as error:
         raise NoKernels(first_line(error)) from None
     except ModuleNotFoundError as error:
-        raise NoKernels(f"{error.name} is not installed: pip install onnx onnx-graphsurgeon") from None
+        raise NoKernels(f"{error.name} is not installed: {pip_install('ort-gpu')}") from None
     from google.protobuf.message import DecodeError
 
     try:

@@ -17,13 +17,14 @@ from engines import base, memory
 from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
+from ribsr.base.installation import pip_install
 
 try:
     import torch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise NotInstalled("checkpoints need PyTorch, which is not installed: pip install 'ribsr[export]'") from None
+    raise NotInstalled(f"checkpoints need PyTorch, which is not installed: {pip_install('export')}") from None
 
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity

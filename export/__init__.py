@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from ribsr.base.errors import RibsrError
+from ribsr.base.installation import check_folders
+
+check_folders("engines", "plugins")
 
 Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
 """Of the attention in an ONNX file; `export.lower` says what each is."""

@@ -38,7 +38,8 @@ def import_authors(repository: Path) -> Any:
     try:
         return importlib.import_module("authors_archs.sst_arch").SST
     except ModuleNotFoundError as error:
-        raise EngineError(f"their code needs {error.name}, which is not installed: pip install {error.name}") from None
+        advice = ": pip install einops" if error.name == "einops" else ""
+        raise EngineError(f"their code needs {error.name}, which is not installed{advice}") from None
 
 
 def build_authors(repository: Path, config: Config) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engines.base import EngineError, NotInstalled
+from ribsr.base.installation import pip_install
 
 
 class CUDAError(EngineError):
@@ -38,7 +39,7 @@ def runtime() -> Any:
         if error.name not in ("cuda", "cuda.bindings"):
             raise
         raise NotInstalled(
-            "running TensorRT plans needs cuda-python 12.6 or later, which is not installed: pip install 'ribsr[trt]'"
+            f"running TensorRT plans needs cuda-python 12.6 or later, which is not installed: {pip_install('trt')}"
         ) from None
     return module
 

@@ -9,6 +9,7 @@ from typing import Any
 from engines.base import EngineError, NotInstalled
 from engines.trt.messages import Call, Log
 from ribsr.base.errors import first_line
+from ribsr.base.installation import pip_install
 
 OLDEST = (8, 6)
 """The first release whose interface is the one used here."""
@@ -42,8 +43,7 @@ class TensorRT:
             if error.name != "tensorrt":
                 raise
             raise NotInstalled(
-                "TensorRT for Python is not installed: pip install 'ribsr[trt]', or install NVIDIA's wheel for this "
-                "Python"
+                f"TensorRT for Python is not installed: {pip_install('trt')}, or install NVIDIA's wheel for this Python"
             ) from None
         except (ImportError, OSError) as error:
             raise EngineError(

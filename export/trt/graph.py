@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engines.trt.versions import TensorRT
 from export import ExportError, Form
 from export.trt.source import Options, Shapes, Source
+from ribsr.base.installation import pip_install
 
 if TYPE_CHECKING:
     import onnx
@@ -155,8 +156,8 @@ def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Calla
         return types.calibrated(bare, source.model, source.static, say)
     except ModuleNotFoundError as error:
         raise ExportError(
-            f"--fp16 needs {error.name} to find out what would overflow: pip install 'ribsr[trt]', or use a file that "
-            "was exported with --fp16"
+            f"--fp16 needs {error.name} to find out what would overflow: {pip_install('trt')}, or use a file that was "
+            "exported with --fp16"
         ) from None
 
 

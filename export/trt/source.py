@@ -12,6 +12,7 @@ from engines.metadata import Stamp, read_stamp
 from engines.trt.manifest import manifest_path
 from export import ExportError
 from ribsr.base.files import check_target
+from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -103,9 +104,7 @@ def read(path: Path) -> Source:
         import onnx
         import onnx_graphsurgeon  # noqa: F401 (needed by what follows; better said now than in the middle)
     except ModuleNotFoundError as error:
-        raise ExportError(
-            f"making a plan needs {error.name}, which is not installed: pip install 'ribsr[trt]'"
-        ) from None
+        raise ExportError(f"making a plan needs {error.name}, which is not installed: {pip_install('trt')}") from None
     from google.protobuf.message import DecodeError
 
     try:

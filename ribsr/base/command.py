@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ribsr.base.errors import RibsrError
+from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +66,7 @@ def message(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; free some, or give less (smaller pictures, --tile)"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return f"{error.name} is not installed: " + " or ".join(f"pip install '.[{of}]'" for of in EXTRAS[error.name])
+        return f"{error.name} is not installed: " + " or ".join(map(pip_install, EXTRAS[error.name]))
     if group := getattr(error, "exceptions", ()):  # an ExceptionGroup says only how many it holds
         return "; ".join(map(message, group))
     if isinstance(error, (RibsrError, OSError, RuntimeError, ValueError)) and text:

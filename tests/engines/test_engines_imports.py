@@ -20,11 +20,13 @@ def test_an_onnx_file_without_onnxruntime_names_the_extras(onnx_file: Path, monk
     from engines import EngineError, open_engine
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineError, match=r"ribsr\[ort\].*ribsr\[ort-gpu\]"):
+    with pytest.raises(EngineError, match=r"pip install .*\[ort\].*pip install .*\[ort-gpu\]"):
         open_engine(onnx_file)
 
 
-@pytest.mark.parametrize("program", ["engines/upscale.py", "tools/parity.py", "tools/latency.py", "tools/evaluate.py"])
+@pytest.mark.parametrize(
+    "program", ["engines/upscale.py", "tools/parity.py", "tools/latency.py", "tools/evaluate.py", "tools/doctor.py"]
+)
 def test_help_imports_nothing_heavy(program: str) -> None:
     result = python(
         "import runpy, sys\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -16,7 +17,16 @@ import pytest
 
 from engines import Description, EngineError, OutOfMemory, open_engine
 from engines.base import LayerTime, NotInstalled
-from engines.ort import CPU, CUDA, ORTEngine, _check_placement, _is_out_of_memory, _layer_times, _NotOnCUDA
+from engines.ort import (
+    CPU,
+    CUDA,
+    ORTEngine,
+    _check_placement,
+    _is_out_of_memory,
+    _layer_times,
+    _NotOnCUDA,
+    import_runtime,
+)
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 
@@ -397,7 +407,34 @@ def test_a_model_that_cannot_be_profiled(
 
 def test_what_is_not_installed_has_a_type(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(NotInstalled, match=r"ribsr\[ort\].*ribsr\[ort-gpu\]"):
+    with pytest.raises(NotInstalled, match=r"pip install .*\[ort\].*pip install .*\[ort-gpu\]"):
+        open_engine(onnx_file)
+
+
+@pytest.mark.parametrize(
+    ("release", "numpy", "refused"),
+    [
+        ("1.15.1", "1.26.4", r"ONNX Runtime 1\.15\.1 computes these files wrongly: pip install .*\[ort\]"),
+        ("1.18.1", "2.4.6", r"ONNX Runtime 1\.18\.1 was made for NumPy 1, and this is 2\.4\.6: pip install 'numpy<2'"),
+        ("1.16.3", "1.26.4", None),
+        ("1.19.0", "2.4.6", None),
+    ],
+)
+def test_releases_that_do_not_do(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch, release: str, numpy: str, refused: str | None
+) -> None:
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            return release
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(np, "__version__", numpy)
+    monkeypatch.setattr(ort, "__version__", release)
+    if refused is None:
+        assert import_runtime() is ort
+        return
+    with pytest.raises(EngineError, match=refused):
         open_engine(onnx_file)
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from engines import EngineError, OutOfMemory
 from ribsr.base.command import EXTRAS, Command, echo
 from ribsr.base.errors import RibsrError
+from ribsr.base.installation import pip_install
 from ribsr.base.pictures import PictureError
 
 
@@ -53,9 +54,9 @@ def run(error: BaseException, *arguments: str) -> Result:
         (Group("2 failed", [EngineError("a"), Group("1", [KeyError("b")])]),
          "a; KeyError: 'b' (run again with -v for a traceback)"),
         (ModuleNotFoundError("No module named 'yaml'", name="yaml"),
-         "yaml is not installed: pip install '.[train]' or pip install '.[export]'"),
+         f"yaml is not installed: {pip_install('train')} or {pip_install('export')}"),
         (ModuleNotFoundError("No module named 'tensorrt'", name="tensorrt"),
-         "tensorrt is not installed: pip install '.[trt]'"),
+         f"tensorrt is not installed: {pip_install('trt')}"),
         (ModuleNotFoundError("No module named 'x'", name="x"),
          "ModuleNotFoundError: No module named 'x' (run again with -v for a traceback)"),
         (ImportError("libcuda.so: not found"),

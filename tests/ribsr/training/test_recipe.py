@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from ribsr import CONFIGS
 from ribsr.__main__ import main
 from ribsr.base.errors import RibsrError
+from ribsr.base.installation import pip_install
 from ribsr.training import recipe
 from ribsr.training.recipe import Folder, Recipe, RecipeError
 
@@ -140,4 +141,5 @@ def test_what_is_not_installed_names_the_extra(
     path = write(tmp_path, "model: sst")
     result = CliRunner().invoke(main, [*arguments, *([str(path)] if arguments == ["train"] else [])])
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {package} is not installed: pip install '.[train]' or pip install '.[export]'\n"
+    brings = f"{pip_install('train')} or {pip_install('export')}"
+    assert result.stderr == f"Error: {package} is not installed: {brings}\n"

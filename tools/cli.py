@@ -1,0 +1,73 @@
+"""The command `ribsr`: all that a user calls, each the same command as its module or script.
+
+A command is imported when it is called; the help of `ribsr` itself imports none.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+import ribsr
+from ribsr.base.command import message
+
+Rows = Mapping[str, tuple[str, str]]
+"""Commands by their names: `module:attribute`, and what the list of commands says of it."""
+
+EXPORTS: Rows = {
+    "onnx": ("export.onnx:main", "Export a checkpoint to ONNX."),
+    "trt": ("export.trt.__main__:main", "Build a TensorRT engine (.plan) from an ONNX file."),
+}
+
+COMMANDS: Rows = {
+    "export": ("tools.cli:export", "Make ONNX files (onnx) and TensorRT plans (trt)."),
+    "upscale": ("engines.upscale:main", "Enlarge a picture, or a folder of them."),
+    "parity": ("tools.parity:main", "Compare models with their checkpoint."),
+    "latency": ("tools.latency:main", "Time models side by side."),
+    "evaluate": ("tools.evaluate:main", "PSNR and SSIM of models on benchmark sets."),
+    "recipe": ("ribsr.__main__:recipe", "Print the paper's recipe for a model, to train by."),
+    "train": ("ribsr.__main__:train", "Train as a recipe says."),
+    "build-kernels": ("plugins.build:main", "Build the CUDA kernels; needs nvcc."),
+    "doctor": ("tools.doctor:main", "What runs here, and what is missing."),
+}
+
+
+class Lazy(click.Group):
+    """Commands of a table, each imported when it is asked for."""
+
+    def __init__(self, *args: Any, rows: Rows, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._rows = rows
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._rows)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._rows:
+            return None
+        path = list(sys.path)
+        try:
+            return pkgutil.resolve_name(self._rows[cmd_name][0])
+        except ImportError as error:
+            raise click.ClickException(message(error)) from error
+        finally:
+            sys.path[:] = path  # scripts put their clone there, which may be Python's site-packages
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._rows.items()])
+
+
+@click.group(cls=Lazy, rows=COMMANDS)
+@click.version_option(ribsr.__version__, prog_name="ribsr", message="%(prog)s %(version)s")
+def main() -> None:
+    """RIB super-resolution transformers, from a PyTorch checkpoint to ONNX Runtime and TensorRT."""
+
+
+@click.group(cls=Lazy, rows=EXPORTS)
+def export() -> None:
+    """Files for a runtime, made from a checkpoint."""
