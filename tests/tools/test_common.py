@@ -68,7 +68,7 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     ("file", "passed_on"),
     [
         ("x2.pt", {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None}),
-        ("x2.onnx", {"device": "cpu", "threads": 2}),
+        ("x2.onnx", {"device": "cpu", "threads": 2, "cuda_graphs": True}),
         ("x2.plan", {"device": "cpu", "cuda_graphs": True}),
     ],
 )
