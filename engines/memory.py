@@ -59,14 +59,17 @@ def free_of_cgroups(root: Path = Path("/")) -> int | None:
 
 
 def free_addresses(root: Path, limit: int | None) -> int | None:
-    """Bytes that can still be mapped below `limit`; None without one."""
+    """Bytes that can be taken below `limit`, of what is mapped; None without one. Allocators map more than they use."""
     if limit is None:
         return None
     with suppress(OSError, ValueError, IndexError):
         pages = int((root / "proc/self/statm").read_text().split()[0])
-        return limit - pages * os.sysconf("SC_PAGE_SIZE") - _THREADS
+        return int(_USED_OF_MAPPED * (limit - pages * os.sysconf("SC_PAGE_SIZE") - _THREADS))
     return None
 
+
+_USED_OF_MAPPED = 0.6
+"""ONNX Runtime's arena grows by powers of two."""
 
 _THREADS = 2**28
 """Bytes of addresses that threads for reading and writing reserve (glibc's arenas, stacks), used or not."""

@@ -31,7 +31,7 @@ FLOATS = 12
 """Bytes of a pixel of `Tiled.run`'s result."""
 
 BYTES = 7
-"""Bytes of a pixel of `Tiled.enlarge`'s result until it is written: 3 there, and Pillow's copy."""
+"""Bytes of a pixel of `Tiled.enlarge`'s result until most formats are written (`pictures.bytes_to_write`)."""
 
 STRIP = 64
 """Rows that are rounded to bytes at a time."""
@@ -129,9 +129,9 @@ class Tiled(Engine):
     def spans(self, size: Size, result: int = FLOATS, batch: int = 1) -> Cuts:
         """How a picture is cut: rows of tiles, and columns; the same for the same size each time.
 
-        result: bytes of a pixel of the result, FLOATS or BYTES. Raises EngineError if tiles are to be smaller than the
-        engine takes, or too small to overlap on the grid, and if memory suffices neither for the result nor for the
-        smallest tiles.
+        result: bytes of a pixel of the result, such as FLOATS or BYTES. Raises EngineError if tiles are to be smaller
+        than the engine takes, or too small to overlap on the grid, and if memory does not suffice for the result or for
+        the smallest tiles.
         """
         if not self._by_memory:
             return self._cut(size, self._tiles)
@@ -247,26 +247,32 @@ class Tiled(Engine):
         return y
 
     def enlarge(
-        self, pixels: np.ndarray, advance: Callable[[int], object] = lambda tiles: None, prefix: str = ""
+        self,
+        pixels: np.ndarray,
+        advance: Callable[[int], object] = lambda tiles: None,
+        *,
+        result: int = BYTES,
+        prefix: str = "",
     ) -> np.ndarray:
         """A picture as it is read to one as it is written: uint8 RGB [H, W, 3] → [sH, sW, 3], the same as of `run`.
 
-        Only the tile at work is in floats: 3 bytes a pixel of the result otherwise. Raises EngineError as `run` does,
-        and at the first tile whose result is not finite; prefix: how that begins.
+        Only the tile at work is in floats: 3 bytes a pixel of the result otherwise. result: bytes of a pixel that it
+        takes until the caller is done with it. Raises EngineError as `run` does, and at the first tile whose result is
+        not finite; prefix: how that begins.
         """
         import numpy as np
 
         from ribsr.base.pictures import to_input, to_pixels
 
         size, scale = Size(*pixels.shape[:2]), self._inner.scale
-        rows, columns = cuts = self.spans(size, BYTES)
-        result = size.times(scale)
+        rows, columns = cuts = self.spans(size, result)
+        large = size.times(scale)
         try:
-            canvas = np.empty((*result, 3), np.uint8)
+            canvas = np.empty((*large, 3), np.uint8)
         except MemoryError:
             raise EngineError(
-                f"{self._inner.path}: out of memory: what {size} gives, {result}, takes "
-                f"{memory.told(3 * result.height * result.width)} by itself; free memory, or give less"
+                f"{self._inner.path}: out of memory: what {size} gives, {large}, takes "
+                f"{memory.told(3 * large.height * large.width)} by itself; free memory, or give less"
             ) from None
         whole = (rows[0].size, columns[0].size) == size
         for tile, row, column in _tiles_of(pixels, cuts, axes=(0, 1)):

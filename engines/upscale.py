@@ -16,7 +16,7 @@ import click
 from engines.base import PRECISIONS, EngineError, OutOfMemory
 from engines.memory import GIB
 from engines.options import engine_options, memory_option, tile_option
-from engines.tiles import BYTES, Tiled
+from engines.tiles import Tiled
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
@@ -148,35 +148,39 @@ class Enlarger:
     def run(self, pixels: np.ndarray, target: Path | str = "") -> np.ndarray:
         """uint8 RGB [H, W, 3] → [sH, sW, 3]. Raises EngineError where the smallest tiles need too much memory, too, and
         for values that are not finite; target: where the picture would have gone, for that message."""
+        from ribsr.base.pictures import bytes_to_write
+
         start, tile = time.perf_counter(), self._tile
         try:
             while True:
                 tiled = Tiled(self._engine, tile, self._memory)
                 try:
-                    made = self._attempt(tiled, pixels, f"{target}: not written, since")
+                    made = self._attempt(tiled, pixels, target)
                     self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
                     return made
                 except (OutOfMemory, MemoryError):
-                    tile = self._smaller(tiled, Size(*pixels.shape[:2]))
+                    tile = self._smaller(tiled, Size(*pixels.shape[:2]), bytes_to_write(target))
                 self._engine.release()  # here the error, and what it kept alive, is gone
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _attempt(self, tiled: Tiled, pixels: np.ndarray, prefix: str) -> np.ndarray:
-        size = Size(*pixels.shape[:2])
-        rows, columns = tiled.spans(size, BYTES)
-        count, largest = len(rows) * len(columns), tiled.largest(size, BYTES)
+    def _attempt(self, tiled: Tiled, pixels: np.ndarray, target: Path | str) -> np.ndarray:
+        from ribsr.base.pictures import bytes_to_write
+
+        size, result, prefix = Size(*pixels.shape[:2]), bytes_to_write(target), f"{target}: not written, since"
+        rows, columns = tiled.spans(size, result)
+        count, largest = len(rows) * len(columns), tiled.largest(size, result)
         if count > 1:
             self._say(f"{size} in {count} tiles of {largest}")
         elif largest != size:
             self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
         if count == 1 or not self._bar:
-            return tiled.enlarge(pixels, prefix=prefix)
+            return tiled.enlarge(pixels, result=result, prefix=prefix)
         with click.progressbar(length=count, file=sys.stderr) as bar:
-            return tiled.enlarge(pixels, bar.update, prefix)
+            return tiled.enlarge(pixels, bar.update, result=result, prefix=prefix)
 
-    def _smaller(self, tiled: Tiled, size: Size) -> Size:
-        largest, tile = tiled.largest(size, BYTES), tiled.smaller(size, BYTES)
+    def _smaller(self, tiled: Tiled, size: Size, result: int) -> Size:
+        largest, tile = tiled.largest(size, result), tiled.smaller(size, result)
         if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import EngineError, OutOfMemory, open_engine
+from engines import EngineError, OutOfMemory, Tiled, open_engine
 from engines.base import LayerTime
 from engines.trt import gpu as cuda
 from engines.trt.engine import TensorRTEngine
@@ -226,6 +226,7 @@ class TensorRT:
     meet: a barrier that all runs wait at."""
 
     __version__ = "8.6.0"
+    device_memory_size = 5000
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3)
@@ -368,6 +369,34 @@ def test_buffers_are_reused_and_grow(trt: TensorRT, gpu: CUDA, plan: Path) -> No
         engine.run(fakes.picture(20, 20))
         assert len(gpu.mallocs) == 2 * first
         assert len(gpu.held) == first, "the smaller ones are freed"
+
+
+def test_what_a_run_needs_is_known(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
+    size, larger = Size(8, 8), Size(16, 16)
+    with open_engine(plan) as engine:
+        assert engine.needs(size) == 5000 + 5 * 4 * 3 * 8 * 8
+        assert engine.needs(size, 2) == 5000 + 2 * 5 * 4 * 3 * 8 * 8
+        engine.run(fakes.picture(8, 8))
+        assert engine.needs(size) == 0
+        assert engine.needs(larger) == 5 * 4 * 3 * (16 * 16 - 8 * 8)
+        held = sum(len(block) for block in gpu.held.values())
+        assert held > 0
+        assert engine.device_memory() == gpu.limit - held
+        engine.release()
+        assert not gpu.held
+        assert engine.needs(size) == 5000 + 5 * 4 * 3 * 8 * 8
+    assert engine.needs(size) is None
+
+
+def test_tiles_suit_the_memory_of_the_gpu(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
+    picture = fakes.picture(30, 40)
+    with open_engine(plan) as engine:
+        assert Tiled(engine).largest(Size(30, 40)) == (30, 40)
+        gpu.limit = 5000
+        with pytest.raises(EngineError, match="even in tiles of 40x30"):  # windows leave no smaller ones
+            Tiled(engine).run(picture)
+        gpu.limit = 1 << 30
+        np.testing.assert_array_equal(Tiled(engine).run(picture), network(picture))
 
 
 def test_threads_have_contexts_of_their_own_which_are_reused(trt: TensorRT, plan: Path) -> None:
