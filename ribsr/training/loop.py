@@ -29,8 +29,8 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.base.errors import RibsrError
-from ribsr.base.files import atomic
+from ribsr.base.errors import RibsrError, shown
+from ribsr.base.files import atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
@@ -128,7 +128,25 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     with joined() as process:
         if recipe.batch % process.world:
             raise TrainingError(f"batch {recipe.batch} cannot be shared by {process.world} processes; change it")
-        Run(recipe, process, report if process.first else Report()).go(stop_after)
+        with alone(recipe, process):
+            Run(recipe, process, report if process.first else Report()).go(stop_after)
+
+
+@contextmanager
+def alone(recipe: Recipe, process: Process) -> Iterator[None]:
+    """Makes the output folder and holds it; nobody else may write there. Raises TrainingError if somebody does."""
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not process.first:
+        yield
+        return
+    check_folder(folder)
+    with locked(folder / ".lock") as free:
+        if not free:
+            raise TrainingError(
+                f"{folder}: another run is training into this folder; wait for it, stop it, or give another output"
+            )
+        yield
 
 
 class Run:
@@ -138,7 +156,6 @@ class Run:
         self.recipe, self.process, self.report = recipe, process, report
         self.sets = validation_sets(recipe) if process.first else {}
         self.folder = Path(recipe.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.state_path = self.folder / "state.pt"
         state = read_state(self.state_path, recipe)
         model = initial_model(recipe) if state is None else build(recipe.network())
@@ -282,9 +299,10 @@ class Run:
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
+            # The weights first: where a run is killed in between, going on from the state makes them again.
+            checkpoint.save(self.average, weights_path(self.recipe))
             with atomic(self.state_path) as temporary:
                 torch.save(state, temporary)
-            checkpoint.save(self.average, weights_path(self.recipe))
         self.saved = self.step
 
     def _resume_table(self, name: str, *columns: str) -> int | None:
@@ -296,7 +314,7 @@ class Run:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
             kept = [row for row in rows if int(row[0]) <= self.step]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *kept])
         return int(kept[-1][0]) if kept else None
 
@@ -335,16 +353,21 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except checkpoint.DAMAGED as error:
-        raise TrainingError(f"{path}: damaged ({type(error).__name__}); remove it to start anew") from None
-    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT or not state.keys() >= STATE_PARTS:
+        state = checkpoint.read_torch(path)
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(f"{error}; remove it to start anew") from None
+    if not (
+        state.get("ribsr_state") == STATE_FORMAT
+        and state.keys() >= STATE_PARTS
+        and isinstance(state["step"], int)
+        and all(isinstance(state[name], dict) for name in STATE_PARTS - {"step"})
+    ):
         raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
     ours = to_dict(recipe)
     for name, value in state["recipe"].items():
         if name not in FREE_FIELDS and ours.get(name) != value:
             raise TrainingError(
-                f"{path}: belongs to a run with {name} {value!r}, not {ours.get(name)!r}; "
+                f"{path}: belongs to a run with {shown(name)} {shown(value)}, not {ours.get(name)!r}; "
                 "restore that, or give another output folder"
             )
     return state

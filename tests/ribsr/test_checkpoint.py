@@ -143,7 +143,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_bytes(b"not a checkpoint")
     fails(path, "not a PyTorch checkpoint")
     path.write_bytes(b"")
-    fails(path, "not a PyTorch checkpoint")
+    fails(path, "is empty")
     torch.save([1, 2], path)
     fails(path, "holds a list")
     torch.save({"epoch": 3}, path)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from ribsr.base.errors import shown
 from ribsr.base.settings import check_complete, checked, read_settings
 
 
@@ -53,7 +54,7 @@ def test_values_become_what_fields_declare(field: str, value: Any, wanted: Any) 
 def test_values_of_other_types_are_refused(field: str, value: Any, what: str) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be {what}, got ") as error:
         checked(Settings, {field: value})
-    assert str(error.value).endswith(repr(value))
+    assert str(error.value).endswith(shown(value))
 
 
 def test_fields_are_called_as_the_file_calls_them() -> None:
