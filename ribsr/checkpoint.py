@@ -171,9 +171,7 @@ def _check_archive(path: Path) -> None:
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise CheckpointError(f"{path}: is a TorchScript program, not a checkpoint; save its state_dict() instead")
     if "data.pkl" not in names:
-        raise CheckpointError(
-            f"{path}: is a zip file, but holds no PyTorch checkpoint; unpack it first, if that is in it"
-        )
+        raise CheckpointError(f"{path}: is a zip file, but holds no PyTorch checkpoint; unpack it first")
     size = path.stat().st_size
     if sum(entry.file_size for entry in entries) > size or any(entry.compress_type for entry in entries):
         raise CheckpointError(
@@ -209,9 +207,7 @@ def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: holds {name} twice, once as module.{name}; save one state dict")
         if value.layout != torch.strided or value.is_meta or value.is_quantized:
             kind = "is on the device meta" if value.is_meta else f"is {str(value.layout).removeprefix('torch.')}"
-            raise CheckpointError(
-                f"{path}: {name} {kind}: it holds no plain values; save a state dict of dense tensors"
-            )
+            raise CheckpointError(f"{path}: {name} {kind}: it holds no plain values; save dense tensors")
         named[name] = value
     size = path.stat().st_size
     if sum(value.numel() * value.element_size() for value in named.values()) > size:

@@ -14,9 +14,6 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
-LONGEST_NAME = 255
-"""Bytes that file systems allow a name."""
-
 
 def check_target(path: str | Path) -> None:
     """Raises OSError unless a file can be written here: its folder is there and takes files, and what has this name, if
@@ -44,8 +41,6 @@ def _target(path: Path) -> Path:
         raise OSError(f"{path}: is a symbolic link that leads back to itself")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {target.parent}")
-    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
-        raise OSError(f"{path}: a name of {length} bytes is too long; {LONGEST_NAME} are possible")
     if target.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file")
     if target.exists() and not target.is_file():  # the new file would take a device's place

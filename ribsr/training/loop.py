@@ -29,7 +29,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.base.errors import RibsrError, shown
+from ribsr.base.errors import RibsrError, first_line, shown
 from ribsr.base.files import atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
@@ -161,8 +161,8 @@ class Run:
         model = initial_model(recipe) if state is None else build(recipe.network())
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         if state is not None:
-            model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
+            self._restore(model, state["model"])
+            self._restore(self.average, state["average"])
         fast.place(self.average, process.device)  # tensors laid out like the trained ones are averaged in one go
         torch.backends.cudnn.benchmark = True  # the crops' size never changes
         half = recipe.precision == "bf16"
@@ -178,7 +178,7 @@ class Run:
         )
         self.step = 0
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore(self.optimizer, state["optimizer"])
             for group in self.optimizer.param_groups:  # not those of the device that the state comes from
                 group.update(lr=self.rate, capturable=on_gpu)
             self.step = state["step"]
@@ -192,6 +192,14 @@ class Run:
         self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
+
+    def _restore(self, part: nn.Module | torch.optim.Optimizer, values: dict[str, Any]) -> None:
+        try:
+            part.load_state_dict(values)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{self.state_path}: does not fit this run ({first_line(error)}); remove it to start anew"
+            ) from None
 
     def _batches(self) -> Batches:
         recipe, process = self.recipe, self.process
@@ -313,7 +321,7 @@ class Run:
         if self.step > 0 and path.exists():
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
-            kept = [row for row in rows if int(row[0]) <= self.step]
+            kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.step]
         with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *kept])
         return int(kept[-1][0]) if kept else None

@@ -13,7 +13,6 @@ from ribsr.base.errors import RibsrError, shown
 from ribsr.base.settings import checked, read_settings
 from ribsr.configs import Config
 
-
 LARGEST_BATCH = 2**24
 """Low-resolution pixels of a step, over all GPUs; the paper's have 2**18."""
 
