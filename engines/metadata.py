@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from engines.base import PRECISIONS, EngineError, Stamp
 from ribsr.base.errors import shown
+from ribsr.base.files import foreign
 from ribsr.base.settings import checked, parse_json
 
 PREFIX = "ribsr."
@@ -33,6 +34,8 @@ LARGEST_SCALE, LARGEST_WINDOW, MOST_WINDOWS = 64, 1024, 1000
 
 def stamp_of(values: Mapping[str, Any]) -> Stamp:
     """Raises KeyError for a field that is missing, ValueError for one that is impossible; it says which."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"must be a section, got {shown(values)}")
     known = dict(values)
     if "attention" in values:
         known.setdefault("form", values["attention"])  # its name until 0.1
@@ -58,7 +61,7 @@ def read_stamp(path: str | Path) -> Stamp:
     if not values:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
     try:
-        stamp = stamp_of({**values, **{name: parse_json(values[name]) for name in ("scale", "windows")}})
+        stamp = stamp_of({**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}})
     except KeyError as error:
         raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
     except ValueError as error:
@@ -69,6 +72,13 @@ def read_stamp(path: str | Path) -> Stamp:
     if said.windows != list(stamp.windows) * (len(said.windows) // len(stamp.windows)):
         raise EngineError(f"{path}: its metadata names other windows than its graph has; export it again")
     return stamp
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
 
 
 @dataclass
@@ -88,6 +98,8 @@ def _read(path: str | Path) -> tuple[dict[str, str], _Said]:
     """Metadata, and what the graph says. Skips over weights, so it takes no time on a large file."""
     if not Path(path).is_file():
         raise EngineError(f"{path}: no such file")
+    if what := foreign(path):
+        raise EngineError(f"{path}: {what}")
     properties, said, graphs = {}, _Said(), 0
     with open(path, "rb") as file:
         try:

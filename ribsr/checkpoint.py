@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ribsr import bundled, configs
 from ribsr.base.errors import RibsrError, clipped, first_line, shown
-from ribsr.base.files import atomic
+from ribsr.base.files import atomic, foreign
 from ribsr.base.settings import parse_json
 from ribsr.configs import CONFIGS, Config
 from ribsr.layers import RIBModel
@@ -90,10 +91,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     if not path.is_file():
         names = f"; bundled are {', '.join(bundled.names())}" if bundled.names() and not path.suffix else ""
         raise CheckpointError(f"{path}: no such file{names}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if what := _foreign(head):
+    if what := foreign(path):
         raise CheckpointError(f"{path}: {what}")
+    with path.open("rb") as file:
+        head = file.read(9)
     is_safetensors = path.suffix == ".safetensors" or head[8:9] == b"{"  # JSON behind 8 bytes, whatever its name
     content = _read_safetensors(path) if is_safetensors else read_torch(path)
     stored = _stored_config(path, content) if "ribsr" in content else None
@@ -105,20 +106,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
             f"got the keys {', '.join(key if isinstance(key, str) else shown(key) for key in keys) or '(none)'}"
         )
     return _by_name(path, params), stored
-
-
-def _foreign(head: bytes) -> str | None:
-    """What a file is that begins so, where that is no checkpoint but often gets a checkpoint's name."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not head:
-        return "is empty; copy or download it again"
-    if not head.strip(b"\0"):
-        return "begins with zeros only, as files do whose download or copy broke off; copy or download it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the checkpoint itself; git lfs pull fetches that"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page, not a checkpoint: log in where it comes from, or take its download link"
-    return None
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -139,7 +126,9 @@ def read_torch(path: Path) -> dict[Any, Any]:
     more than it holds."""
     _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses then
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or path.open("rb").read(1) == b"\x80":  # the latter is how every pickle starts
             raise CheckpointError(
@@ -183,8 +172,8 @@ def _check_archive(path: Path) -> None:
 
 def _stored_config(path: Path, content: Mapping[str, Any]) -> Config:
     """The configuration in an own file, of a version that is known."""
-    if content["ribsr"] not in (FORMAT, str(FORMAT)):
-        version = content["ribsr"] if isinstance(content["ribsr"], str) else shown(content["ribsr"])
+    version = content["ribsr"] if isinstance(content["ribsr"], str) else shown(content["ribsr"])
+    if version != str(FORMAT):
         raise CheckpointError(f"{path}: own format {clipped(version, 40)}, this version reads {FORMAT}; update ribsr")
     config = content.get("config")
     try:
@@ -287,7 +276,9 @@ def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expe
     if missing := [key for key in expected if key not in params]:
         raise CheckpointError(f"{path}: {len(missing)} keys of {title} are missing, the first is {missing[0]}")
     if surplus := [key for key in params if key not in expected]:
-        raise CheckpointError(f"{path}: {len(surplus)} keys do not belong to {title}, the first is {surplus[0]}")
+        raise CheckpointError(
+            f"{path}: {len(surplus)} keys do not belong to {title}, the first is {clipped(surplus[0])}"
+        )
     wrong = [key for key in expected if params[key].shape != expected[key].shape]
     if wrong:
         shapes = [tuple(of[wrong[0]].shape) for of in (params, expected)]

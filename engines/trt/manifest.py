@@ -109,9 +109,12 @@ def _from_json(values: dict[str, Any]) -> Manifest:
         values["form"] = values["lowering"]
     known = {field.name: values[field.name] for field in fields(Manifest)}
     try:
-        manifest = Manifest(**checked(Manifest, {**known, "stamp": stamp_of(known["stamp"])}))
+        stamp = stamp_of(known["stamp"])
     except KeyError as error:
-        raise ValueError(f"stamp.{error.args[0]} is missing") from None
+        raise ValueError(f"stamp: {error.args[0]} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"stamp: {error}") from None
+    manifest = Manifest(**checked(Manifest, {**known, "stamp": stamp}))
     shapes = [manifest.profile[name] for name in ("min", "opt", "max")]
     if not all(len(shape) == 4 and min(shape) >= 1 for shape in shapes):
         raise ValueError("profile: shapes are [B, 3, H, W]")

@@ -82,6 +82,22 @@ def locked(path: str | Path) -> Iterator[bool]:
         yield alone
 
 
+def foreign(path: str | Path) -> str | None:
+    """What a file is by its beginning, where that is no model at all, but often gets a model's name by accident."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "is empty; copy or download it again"
+    if not head.strip(b"\0"):
+        return "begins with zeros only, as files do whose download or copy broke off; copy or download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself, which git lfs pull fetches"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a model: log in where it comes from, or take its download link"
+    return None
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

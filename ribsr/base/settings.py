@@ -19,8 +19,8 @@ _MANY = {int: "whole numbers", float: "numbers", str: "texts"}
 LARGEST = 2**17
 """Bytes of a file of settings: more than any needs, and parsed within seconds."""
 
-MOST_ALIASES = 20
-"""Aliases in a YAML file. Each may double what the ones before it stand for."""
+MOST_ALIASES, MOST_LEVELS = 20, 50
+"""Aliases in a YAML file, each of which may double what the ones before it stand for, and lists in lists."""
 
 
 def read_settings(path: str | Path) -> Any:
@@ -55,8 +55,12 @@ def _parse_yaml(text: str) -> Any:
     import yaml
 
     try:
-        if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > MOST_ALIASES:
-            raise ValueError(f"more than {MOST_ALIASES} aliases")
+        aliases = level = 0
+        for token in map(type, yaml.scan(text)):
+            aliases += token is yaml.AliasToken
+            level += token.__name__.endswith("StartToken") - token.__name__.endswith("EndToken")
+            if aliases > MOST_ALIASES or level > MOST_LEVELS:
+                raise ValueError(f"more than {MOST_ALIASES} aliases or {MOST_LEVELS} levels")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day that no month has
         raise ValueError(f"not YAML ({first_line(error)})") from None
@@ -104,7 +108,7 @@ def _convert(hint: Any, value: Any) -> Any:
         return [_convert(arguments[0], item) for item in value]
     if origin is dict and isinstance(value, Mapping):
         return {_convert(arguments[0], key): _convert(arguments[1], item) for key, item in value.items()}
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _convert_section(hint, value)
     if origin in (Union, UnionType):
         return None if value is None else _convert(next(of for of in arguments if of is not NoneType), value)

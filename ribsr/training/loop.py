@@ -29,7 +29,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.base.errors import RibsrError, first_line, shown
+from ribsr.base.errors import RibsrError, first_line, printable, shown
 from ribsr.base.files import atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
@@ -128,8 +128,9 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     with joined() as process:
         if recipe.batch % process.world:
             raise TrainingError(f"batch {recipe.batch} cannot be shared by {process.world} processes; change it")
+        sets = validation_sets(recipe) if process.first else {}
         with alone(recipe, process):
-            Run(recipe, process, report if process.first else Report()).go(stop_after)
+            Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
 
 
 @contextmanager
@@ -150,11 +151,10 @@ def alone(recipe: Recipe, process: Process) -> Iterator[None]:
 
 
 class Run:
-    """A run in progress."""
+    """A run in progress. sets: what `validation_sets` finds, in the first process."""
 
-    def __init__(self, recipe: Recipe, process: Process, report: Report):
-        self.recipe, self.process, self.report = recipe, process, report
-        self.sets = validation_sets(recipe) if process.first else {}
+    def __init__(self, recipe: Recipe, process: Process, report: Report, sets: dict[str, list[Path]]):
+        self.recipe, self.process, self.report, self.sets = recipe, process, report, sets
         self.folder = Path(recipe.output)
         self.state_path = self.folder / "state.pt"
         state = read_state(self.state_path, recipe)
@@ -375,7 +375,7 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     for name, value in state["recipe"].items():
         if name not in FREE_FIELDS and ours.get(name) != value:
             raise TrainingError(
-                f"{path}: belongs to a run with {shown(name)} {shown(value)}, not {ours.get(name)!r}; "
+                f"{path}: belongs to a run with {printable(str(name))} {shown(value)}, not {ours.get(name)!r}; "
                 "restore that, or give another output folder"
             )
     return state

@@ -63,6 +63,7 @@ def plan(tmp_path: Path) -> Recipe:
 
 class Said(Report):
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
