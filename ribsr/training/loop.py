@@ -29,7 +29,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.base.errors import RibsrError, first_line, printable, shown
+from ribsr.base.errors import RibsrError, first_line, shown
 from ribsr.base.files import atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
@@ -365,20 +365,29 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     except checkpoint.CheckpointError as error:
         raise TrainingError(f"{error}; remove it to start anew") from None
     if not (
-        state.get("ribsr_state") == STATE_FORMAT
-        and state.keys() >= STATE_PARTS
+        state.keys() >= {"ribsr_state", *STATE_PARTS}
+        and _same(state["ribsr_state"], STATE_FORMAT)
         and isinstance(state["step"], int)
         and all(isinstance(state[name], dict) for name in STATE_PARTS - {"step"})
     ):
         raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
     ours = to_dict(recipe)
     for name, value in state["recipe"].items():
-        if name not in FREE_FIELDS and ours.get(name) != value:
+        if name not in FREE_FIELDS and not _same(ours.get(name), value):
+            called = name if isinstance(name, str) else shown(name)
             raise TrainingError(
-                f"{path}: belongs to a run with {printable(str(name))} {shown(value)}, not {ours.get(name)!r}; "
+                f"{path}: belongs to a run with {called} {shown(value)}, not {ours.get(name)!r}; "
                 "restore that, or give another output folder"
             )
     return state
+
+
+def _same(ours: Any, value: Any) -> bool:
+    """Whether they are equal; a file may hold what cannot be compared, such as tensors."""
+    try:
+        return bool(ours == value)
+    except (RuntimeError, ValueError, TypeError):
+        return False
 
 
 def initial_model(recipe: Recipe) -> RIBModel:
