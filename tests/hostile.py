@@ -402,7 +402,7 @@ def main() -> None:
     from engines.upscale import main as upscale
     from ribsr.__main__ import train
 
-    torch.zeros(64, 64) @ torch.zeros(64, 64)  # starts its threads
+    torch.mm(torch.zeros(64, 64), torch.zeros(64, 64))  # starts its threads
     commands = {"upscale": upscale, "train": train, "manifest": read}
     most = memory("VmSize") + GIB
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
