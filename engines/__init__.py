@@ -14,7 +14,7 @@ import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.base import Description, Engine, EngineError, OutOfMemory, Timer
+from engines.base import MOST_THREADS, Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
 from ribsr import bundled
 from ribsr.base.installation import check_folders
@@ -111,8 +111,8 @@ def open_engine(
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise EngineError(f"{path}: {what}")
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads must be at least 1, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise EngineError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
     options = {
         "threads": threads,
         "precision": precision,

@@ -22,6 +22,9 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
 HALVES = ("fp16", "bf16")
 
+MOST_THREADS = 1024
+"""Each takes memory before it does anything."""
+
 
 class EngineError(RibsrError, RuntimeError):
     """A model that cannot be opened or run."""
@@ -201,7 +204,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_input(x: Any, told: Description, advice: str = "or export it without --static") -> None:
+def check_input(x: Any, told: Description, advice: str = "or export it without --size") -> None:
     """Raises EngineError unless x is a float32 array [B, 3, H, W] of sizes ≥ 1 that the engine takes.
 
     advice: what else helps where its size is not taken.

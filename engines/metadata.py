@@ -3,73 +3,123 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engines.base import EngineError, Stamp
+from engines.base import PRECISIONS, EngineError, Stamp
+from ribsr.base.errors import shown
+from ribsr.base.files import foreign
+from ribsr.base.settings import checked, parse_json
 
 PREFIX = "ribsr."
-_METADATA_PROPS = 14  # ModelProto.metadata_props in onnx.proto; a StringStringEntryProto is key = 1, value = 2
-_GRAPH = 7  # ModelProto.graph
-_INITIALIZER = 5  # GraphProto.initializer
-_DIMS = 1  # TensorProto.dims
+OPERATOR = b"CyclicWindowAttention"
+
+_GRAPH, _METADATA_PROPS = 7, 14  # of ModelProto in onnx.proto; a StringStringEntryProto is key 1, value 2
+_NODE, _INITIALIZER = (
+    1,
+    5,
+)  # of GraphProto; a NodeProto is op_type 4, attribute 5; an AttributeProto name 1, i 3, ints 8
+_DIMS = 1  # of TensorProto
+
+MOST_FIELDS = 100_000
+"""Of a message. The graph of the largest published model has some 2,000 nodes and weights."""
+
+LONGEST = 2**20
+"""Bytes of an entry of metadata."""
+
+LARGEST_NODE = 2**12
+"""Bytes of a node that is read: those that say something of the model hold no weights."""
+
+LARGEST_SCALE, LARGEST_WINDOW, MOST_WINDOWS = 64, 1024, 1000
 
 
 def stamp_of(values: Mapping[str, Any]) -> Stamp:
-    """Raises KeyError for a field that is missing, TypeError or ValueError for an impossible scale or windows."""
-    windows = tuple((int(rows), int(columns)) for rows, columns in values["windows"])
-    if not windows or not are_sizes([values["scale"], *chain(*windows)]):
-        raise ValueError("scale and windows are whole numbers from 1 on")
-    known = {**values, "windows": windows}
+    """Raises KeyError for a field that is missing, ValueError for one that is impossible; it says which."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"must be a section, got {shown(values)}")
+    known = dict(values)
     if "attention" in values:
         known.setdefault("form", values["attention"])  # its name until 0.1
-    return Stamp(**{field.name: known[field.name] for field in fields(Stamp)})
-
-
-def are_sizes(values: Iterable[Any]) -> bool:
-    """Whether all are whole numbers from 1 on."""
-    return all(isinstance(value, int) and value >= 1 for value in values)
+    stamp = Stamp(**checked(Stamp, {of.name: known[of.name] for of in fields(Stamp)}))
+    if not 1 <= stamp.scale <= LARGEST_SCALE:
+        raise ValueError(f"scale must be 1 to {LARGEST_SCALE}, got {shown(stamp.scale)}")
+    sides = [side for window in stamp.windows for side in window]
+    if not 1 <= len(stamp.windows) <= MOST_WINDOWS or not all(1 <= side <= LARGEST_WINDOW for side in sides):
+        raise ValueError(f"windows must have sides of 1 to {LARGEST_WINDOW}, got {shown(values['windows'])}")
+    if stamp.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {shown(stamp.precision)}")
+    return stamp
 
 
 def read_stamp(path: str | Path) -> Stamp:
-    """The stamp of an ONNX file.
+    """The stamp of an ONNX file, compared with what the graph's nodes say of scale and windows.
 
-    Raises EngineError: the file is missing, no ONNX file, cut short, made by another tool, or its stamp is damaged.
+    Raises EngineError: the file is missing, no ONNX file, cut short, made by another tool, or its stamp is damaged or
+    another graph's.
     """
-    values = {key[len(PREFIX) :]: value for key, value in read_properties(path).items() if key.startswith(PREFIX)}
+    properties, said = _read(path)
+    values: dict[str, Any] = {key[len(PREFIX) :]: text for key, text in properties.items() if key.startswith(PREFIX)}
     if not values:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
     try:
-        return stamp_of({**values, "scale": int(values["scale"]), "windows": json.loads(values["windows"])})
+        stamp = stamp_of({**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}})
     except KeyError as error:
         raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
-    except (ValueError, TypeError):
-        raise EngineError(f"{path}: its metadata is damaged (scale or windows); export it again") from None
+    except ValueError as error:
+        raise EngineError(f"{path}: its metadata is damaged ({PREFIX}{error}); export it again") from None
+    if other := said.scales - {stamp.scale}:
+        graph = ", ".join(f"x{scale}" for scale in sorted(other))
+        raise EngineError(f"{path}: its metadata says x{stamp.scale}, its graph {graph}; export it again")
+    if said.windows != list(stamp.windows) * (len(said.windows) // len(stamp.windows)):
+        raise EngineError(f"{path}: its metadata names other windows than its graph has; export it again")
+    return stamp
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
+
+
+@dataclass
+class _Said:
+    """What a graph's nodes say: the scales of its pixel shuffles, the windows of its attention nodes in their order."""
+
+    scales: set[int] = field(default_factory=set)
+    windows: list[tuple[int, ...]] = field(default_factory=list)
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
-    """All of an ONNX file's metadata_props. Skips over the graph, so it takes no time on a large file."""
+    """All of an ONNX file's metadata_props. Raises EngineError as `read_stamp` does for what is no ONNX file."""
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], _Said]:
+    """Metadata, and what the graph says. Skips over weights, so it takes no time on a large file."""
     if not Path(path).is_file():
         raise EngineError(f"{path}: no such file")
-    properties, graph = {}, False
+    if what := foreign(path):
+        raise EngineError(f"{path}: {what}")
+    properties, said, graphs = {}, _Said(), 0
     with open(path, "rb") as file:
         try:
-            for number, data in _fields(file, os.fstat(file.fileno()).st_size, keep=(_METADATA_PROPS,)):
-                graph = graph or number == _GRAPH
-                if data is not None:
-                    parts = dict(_fields(io.BytesIO(data), len(data), (1, 2)))
-                    key, value = ((parts.get(part) or b"").decode() for part in (1, 2))
-                    properties[key] = value
-        except (ValueError, EOFError):
+            for number, wire, size in _fields(file, os.fstat(file.fileno()).st_size):
+                if number == _GRAPH and wire == 2:
+                    _read_graph(file, size, said)
+                    graphs += 1
+                elif number == _METADATA_PROPS and size <= LONGEST:
+                    parts = _message(file.read(size))
+                    key, value = (b"".join(of for of in parts.get(part, [])[-1:] if of) for part in (1, 2))
+                    properties[key.decode()] = value.decode()
+        except (ValueError, TypeError, EOFError):
             raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
-    if not graph:
+    if not graphs:
         raise EngineError(f"{path}: not an ONNX file (it holds no graph)")
-    return properties
+    return properties, said
 
 
 def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
@@ -77,56 +127,77 @@ def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
     shapes = []
     try:
         with open(path, "rb") as file:
-            for _, graph, after in _parts(file, 0, os.fstat(file.fileno()).st_size, _GRAPH):
-                for _, tensor, end in _parts(file, graph, after, _INITIALIZER):
-                    shapes.append(tuple(chain(*(_dims(file, *found) for found in _parts(file, tensor, end, _DIMS)))))
+            for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH):
+                for _, tensor in _contents(file, graph, _INITIALIZER):
+                    dims = [size for found in _contents(file, tensor, _DIMS) for size in _numbers(file, *found)]
+                    shapes.append(tuple(dims))
     except (ValueError, EOFError):
         raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
     return shapes
 
 
-def _parts(file: BinaryIO, start: int, end: int, wanted: int) -> Iterator[tuple[int, int, int]]:
-    """The fields `wanted` of the protobuf message from `start` to `end`: wire type, and where its value is."""
-    file.seek(start)
-    while file.tell() < end:
-        tag = _varint(file)
-        number, wire = tag >> 3, tag & 7
-        if wire not in (0, 1, 2, 5) or number == 0:
-            raise ValueError("not a protobuf message")
-        at = file.tell()
-        value = _varint(file) if wire in (0, 2) else 0
-        at = file.tell() if wire == 2 else at
-        after = {0: file.tell(), 1: at + 8, 2: at + value, 5: at + 4}[wire]
-        if after > end:
-            raise EOFError
+def _contents(file: BinaryIO, end: int, wanted: int) -> Iterator[tuple[int | None, int]]:
+    """The fields `wanted` of the protobuf message up to `end`: a whole number or None, and where its content ends."""
+    for number, wire, value in _fields(file, end):
         if number == wanted:
-            yield wire, at, after
-        file.seek(after)
+            yield (value, 0) if wire == 0 else (None, file.tell() + value)
 
 
-def _dims(file: BinaryIO, wire: int, start: int, end: int) -> Iterator[int]:
-    """The numbers of a field of dimensions, one or packed."""
-    file.seek(start)
-    while file.tell() < end:
+def _numbers(file: BinaryIO, value: int | None, end: int) -> Iterator[int]:
+    """The numbers of a field, one or packed."""
+    if value is not None:
+        yield value
+    while value is None and file.tell() < end:
         yield _varint(file)
 
 
-def _fields(file: BinaryIO, end: int, keep: tuple[int, ...]) -> Iterator[tuple[int, bytes | None]]:
-    """Fields of the protobuf message up to `end`: number, and the bytes of those whose number is in `keep`."""
-    while file.tell() < end:
+def _read_graph(file: BinaryIO, size: int, said: _Said) -> None:
+    """Adds to `said`."""
+    for number, wire, length in _fields(file, file.tell() + size):
+        if (number, wire) != (_NODE, 2) or length > LARGEST_NODE:
+            continue
+        content = file.read(length)
+        if b"DepthToSpace" not in content and OPERATOR not in content:
+            continue
+        node = _message(content)
+        kind, attributes = node.get(4, [])[-1:], {}
+        for attribute in map(_message, node.get(5, [])):
+            attributes[b"".join(attribute.get(1, []))] = attribute
+        if kind == [b"DepthToSpace"]:
+            said.scales.update(of for of in attributes.get(b"blocksize", {}).get(3, []) if isinstance(of, int))
+        elif kind == [OPERATOR]:
+            said.windows.append(tuple(attributes.get(b"window", {}).get(8, [])))
+
+
+def _message(content: bytes) -> dict[int, list[Any]]:
+    """A small message: its fields by their numbers, each a whole number or bytes; floats are left out."""
+    file, found = io.BytesIO(content), dict[int, list[Any]]()
+    for number, wire, value in _fields(file, len(content)):
+        if wire in (0, 2):
+            found.setdefault(number, []).append(file.read(value) if wire == 2 else value)
+    return found
+
+
+def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+    """Fields of the protobuf message up to `end`: number, wire type, and the value of a whole number or else the size
+    of the content, at which the file stands then.
+
+    Raises EOFError or ValueError for what is no such message, or has more fields than any ONNX file.
+    """
+    for _ in range(MOST_FIELDS):
+        if file.tell() == end:
+            return
         tag = _varint(file)
         number, wire = tag >> 3, tag & 7
         if wire not in (0, 1, 2, 5) or number == 0:
             raise ValueError("not a protobuf message")
-        value = _varint(file) if wire in (0, 2) else 0
-        size = {0: 0, 1: 8, 2: value, 5: 4}[wire]
-        if file.tell() + size > end:
+        value = _varint(file) if wire in (0, 2) else {1: 8, 5: 4}[wire]
+        following = file.tell() + (0 if wire == 0 else value)
+        if following > end:
             raise EOFError
-        if wire == 2 and number in keep:
-            yield number, file.read(size)
-        else:
-            file.seek(size, os.SEEK_CUR)
-            yield number, None
+        yield number, wire, value
+        file.seek(following)
+    raise ValueError("too many fields")
 
 
 def _varint(file: BinaryIO) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engines.base import DEVICES
+from engines.base import DEVICES, MOST_THREADS
 from ribsr.base.command import F, FiniteRange, SizeType
 
 
@@ -18,7 +18,9 @@ def engine_options(command: F) -> F:
             show_default=True,
             help="Where to run; cuda fails rather than fall back to the CPU.",
         ),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the runtime decides if not given."),
+        click.option(
+            "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; the runtime decides without."
+        ),
         click.option("--attention", help="PyTorch attention backend of checkpoints: auto, reference, sdpa, flash, …"),
         click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+."),
         click.option(

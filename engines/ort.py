@@ -23,7 +23,7 @@ from engines.base import HALVES, Description, Engine, EngineError, LayerTime, No
 from engines.metadata import Stamp, read_shapes, read_stamp
 from plugins import library
 from plugins.operators import OPERATORS
-from ribsr.base.errors import first_line
+from ribsr.base.errors import first_line, printable
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
@@ -250,7 +250,7 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)  # from µs
-    return [LayerTime(name, sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
+    return [LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
 
 
 OLDEST = (1, 16)

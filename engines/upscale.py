@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.base import PRECISIONS, EngineError, OutOfMemory
+from engines.jobs import Job, find_jobs, left_out, unfinished
 from engines.memory import GIB
 from engines.options import engine_options, memory_option, tile_option
 from engines.tiles import Tiled
@@ -34,9 +35,6 @@ READERS = 2
 WRITERS = min(8, os.cpu_count() or 1)
 """Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
 
-Job = tuple[Path, Path]
-"""A picture, and where what is made of it goes."""
-
 Read = tuple["np.ndarray", bytes | None]
 """A picture's pixels, uint8 RGB [H, W, 3], and its colour profile."""
 
@@ -52,7 +50,7 @@ Made = tuple[Path, Size, "np.ndarray", bytes | None]
 @tile_option
 @memory_option
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of checkpoints; other files fix it at export.")
-@click.option("--skip-existing", is_flag=True, help="Leave out what is there already, to go on with a folder.")
+@click.option("--skip-existing", is_flag=True, help="Go on with a folder: leave out what is there, and whole.")
 def main(
     model_file: str,
     source: Path,
@@ -64,23 +62,21 @@ def main(
 ) -> None:
     """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
 
-    The suffix of OUT chooses its format. An existing OUT is replaced, unless it is IN or MODEL. A picture that MODEL
-    does not take whole, for its size or for want of memory, is cut into tiles, and a note says so: into the best for
-    which there is memory, unless --tile names others.
+    The suffix of OUT chooses its format; if OUT is a folder, the picture goes there under its name. An existing OUT is
+    replaced, unless it is IN or MODEL. A picture that MODEL does not take whole, for its size or for want of memory, is
+    cut into tiles, and a note says so: into the best for which there is memory, unless --tile names others.
 
     If IN is a folder, so is OUT, which is made if need be: every picture of IN goes there under its name. Those that
-    fail are reported, and the others go on.
+    fail are reported, and the others go on. Hidden files are no pictures; what else is left out is named.
     """
     from engines import open_engine
 
     whole_folder = source.is_dir()
-    jobs = _jobs(source, target)
-    for picture, enlarged in jobs:
-        for name, path in (("IN", picture), ("MODEL", Path(model_file))):
-            if enlarged.exists() and path.exists() and enlarged.samefile(path):
-                raise EngineError(f"{enlarged}: OUT is the same file as {name}; give another name")
+    jobs = find_jobs(source, target, Path(model_file))
+    if whole_folder and (others := left_out(source)):
+        echo(f"Note: {source}: {others}", err=True)
     if skip_existing:
-        count, jobs = len(jobs), [job for job in jobs if not job[1].exists()]
+        count, jobs = len(jobs), unfinished(jobs)
         click.echo(f"Note: {count - len(jobs)} of {count} are there already", err=True)
         if not jobs:
             return
@@ -88,9 +84,11 @@ def main(
     with open_engine(model_file, **options) as engine:
         description = engine.describe()
         for note in description.notes:
-            click.echo(f"Note: {note}", err=True)
+            echo(f"Note: {note}", err=True)
         if whole_folder:
             target.mkdir(exist_ok=True)
+            if tile is not None:  # one that cuts nothing would fail for every picture
+                Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
         allowed = None if memory is None else round(memory * GIB)
         enlarger = Enlarger(engine, tile, allowed, bar=not whole_folder and sys.stderr.isatty())
         for (picture, enlarged), outcome in _enlarge_all(jobs, enlarger):
@@ -113,36 +111,18 @@ def main(
         raise EngineError(f"{source}: {failed} of {len(jobs)} pictures failed, as said above")
 
 
-def _jobs(source: Path, target: Path) -> list[Job]:
-    """Of a picture, or of those of a folder, by name. Raises EngineError or PictureError if there is none, or OUT does
-    not suit: before a model is opened, which takes long."""
-    from ribsr.base.pictures import SUFFIXES, check_output, check_source, pictures_in
-
-    if not source.is_dir():
-        check_output(target)
-        check_source(source)
-        return [(source, target)]
-    if target.exists() and not target.is_dir():
-        raise EngineError(f"{target}: IN is a folder, so OUT has to be one, too; give another name")
-    if not target.parent.is_dir():
-        raise EngineError(f"{target}: there is no folder {target.parent}")
-    jobs = [(path, target / path.name) for path in pictures_in(source)]
-    if not jobs:
-        raise EngineError(f"{source}: has no pictures ({', '.join(SUFFIXES)}); subfolders are not searched")
-    return jobs
-
-
 class Enlarger:
     """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
 
     tile: the largest tiles, None for those that suit memory; smaller ones from the picture on for which memory does not
     suffice all the same. memory: bytes to do with, None for what is free. bar: show a picture's tiles as a progress
-    bar. seconds: that all runs took.
+    bar. seconds: that all runs took. scale: the engine's.
     """
 
     def __init__(self, engine: Engine, tile: Size | None, memory: int | None = None, *, bar: bool = False):
         self._engine, self._tile, self._memory, self._bar = engine, tile, memory, bar
         self._said: set[str] = set()
+        self.scale = engine.describe().scale
         self.seconds = 0.0
 
     def run(self, pixels: np.ndarray, target: Path | str = "") -> np.ndarray:
@@ -199,10 +179,11 @@ def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Fut
     Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
     Whatever exception one picture causes is its own affair: Pillow and the runtimes raise many, memory may run out.
     """
-    from ribsr.base.pictures import Picture, read_rgb, write_picture
+    from ribsr.base.pictures import Picture, check_output, read_rgb, write_picture
 
-    def read(source: Path) -> Read:
-        picture = read_rgb(source)
+    def read(job: Job) -> Read:
+        picture = read_rgb(job[0])
+        check_output(job[1], picture.size.times(enlarger.scale), picture.icc_profile)
         return picture.pixels, picture.icc_profile
 
     def enlarged(reads: Iterator[Future[Read]]) -> Iterator[Made | Exception]:
@@ -221,7 +202,7 @@ def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Fut
         return size, Size(*pixels.shape[:2])
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
-        reads = _ahead(readers, read, (source for source, _ in jobs), READERS)
+        reads = _ahead(readers, read, jobs, READERS)
         yield from zip(jobs, _ahead(writers, finish, enlarged(reads), WRITERS), strict=True)
 
 

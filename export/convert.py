@@ -29,7 +29,7 @@ DYNAMIC_SIZE = Size(192, 192)
 """At which the scores of a `matmul` file of dynamic size are counted: the small pictures that it is for."""
 
 SCORE_ADVICE = (
-    "use --form mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --static or --score-limit"
+    "use --form mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --size or --score-limit"
 )
 """What to do where a `matmul` file would need too much memory."""
 
@@ -48,6 +48,19 @@ class Options:
     rib_tolerance: float = 0.0
     score_limit: float = 4.0
     verify: bool | None = None
+
+
+def default_name(checkpoint: Path, options: Options) -> Path:
+    """`x2.pt` → `x2.onnx`, with what was chosen in between, so that files of other choices stay:
+    `x2.mha.640x360.opset20.rib0.01.fp16.onnx`."""
+    chosen = {
+        options.form: options.form != "canonical",
+        str(options.static): options.static is not None,
+        f"opset{options.opset}": options.opset not in (None, default_opset(options)),
+        f"rib{options.rib_tolerance:g}": options.rib_tolerance > 0,
+        "fp16": options.half,
+    }
+    return Path(".".join([checkpoint.stem, *(name for name, told in chosen.items() if told), "onnx"]))
 
 
 def export_onnx(
@@ -104,9 +117,14 @@ def make_graph(network: RIBModel, opset: int, options: Options, say: Callable[[s
     return bare
 
 
+def default_opset(options: Options) -> int:
+    """The lowest that the form can have."""
+    return 23 if options.form == "attention" else OPSETS.start
+
+
 def check_opset(options: Options) -> int:
     """The opset to write, one of OPSETS. Raises ExportError if the form cannot have the one that is asked for."""
-    possible = range(23 if options.form == "attention" else OPSETS.start, OPSETS.stop)
+    possible = range(default_opset(options), OPSETS.stop)
     opset = possible.start if options.opset is None else options.opset
     if opset not in possible:
         advice = " to ".join(str(number) for number in sorted({possible[0], possible[-1]}))

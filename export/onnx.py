@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from export import FORMS
-from ribsr.base.command import Command, FiniteRange, SizeType
+from ribsr.base.command import Command, FiniteRange, SizeType, echo
 from ribsr.base.sizes import Size
+
+LONGEST_SIDE = 16384
+"""Pixels of a side of --size. Larger pictures are cut into tiles anyhow."""
 
 
 class HeightFirst(SizeType):
-    """A `Size` that is written HEIGHTxWIDTH."""
+    """A `Size` that is written HEIGHTxWIDTH, as --static has it."""
 
     name = "HxW"
 
@@ -32,7 +35,12 @@ class HeightFirst(SizeType):
     type=click.Path(path_type=Path),
     help="Checkpoint: .pt, .pth, .safetensors, or the name of a bundled one.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default: CKPT's name here.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write; default: CKPT's name and what was chosen, here.",
+)
 @click.option("--model", metavar="NAME", help="Which network an authors' checkpoint holds, e.g. sst-l+.")
 @click.option("--config", type=click.Path(), help="Instead of --model: own JSON, or the authors' option YAML.")
 @click.option(
@@ -44,7 +52,10 @@ class HeightFirst(SizeType):
 @click.option("--attention", "old_form", type=click.Choice(FORMS), help="Old name of --form.")
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --form attention.")
-@click.option("--static", type=HeightFirst(), help="Fix batch 1 and this input size: HEIGHTxWIDTH, unlike other sizes.")
+@click.option("--size", type=SizeType(), help="Fix batch 1 and this size of the input, WIDTHxHEIGHT.")
+@click.option(
+    "--static", type=HeightFirst(), help="Old name of --size, read as HEIGHTxWIDTH; goes with the next release."
+)
 @click.option(
     "--rib-tolerance",
     type=FiniteRange(min=0),
@@ -70,20 +81,29 @@ def main(
     config: str | None,
     form: str | None,
     old_form: str | None,
+    size: Size | None,
+    static: Size | None,
     **options: Any,
 ) -> None:
     """Export a checkpoint to ONNX."""
-    from export.convert import Options, export_onnx
+    from export.convert import Options, default_name, export_onnx
 
     if form and old_form and form != old_form:
         raise click.UsageError(
             f"--form {form} and --attention {old_form} differ; --attention is the old name of --form"
         )
-    chosen = Options(form or old_form or "canonical", **options)  # pyright: ignore[reportArgumentType] (one of FORM)
-    if output is None:
-        suffixes = ["" if chosen.form == "canonical" else f".{chosen.form}", ".fp16" if chosen.half else ""]
-        output = Path(ckpt.stem + "".join(suffixes) + ".onnx")
-    export_onnx(ckpt, output, chosen, model, config, say=click.echo)
+    if size and static:
+        raise click.UsageError("--size and --static exclude each other; --static is the old name of --size")
+    if static:
+        echo(
+            f"Note: --static is HEIGHTxWIDTH, read as {static} (WIDTHxHEIGHT); write --size {static} from now on",
+            err=True,
+        )
+    size = size or static
+    if size and max(size) > LONGEST_SIDE:
+        raise click.UsageError(f"--size {size} is too large; {LONGEST_SIDE} pixels a side are possible")
+    chosen = Options(form or old_form or "canonical", static=size, **options)  # pyright: ignore[reportArgumentType] (one of FORM)
+    export_onnx(ckpt, output or default_name(ckpt, chosen), chosen, model, config, say=echo)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ribsr import bundled, configs
-from ribsr.base.errors import RibsrError, first_line
-from ribsr.base.files import atomic
+from ribsr.base.errors import RibsrError, clipped, first_line, shown
+from ribsr.base.files import atomic, foreign
 from ribsr.base.settings import parse_json
 from ribsr.configs import CONFIGS, Config
 from ribsr.layers import RIBModel
@@ -38,6 +39,10 @@ DAMAGED = (
     AttributeError, struct.error,
 )  # fmt: skip
 """What torch.load raises for files that are no checkpoints, or cut short."""
+
+
+LARGEST_PICKLE = 2**24
+"""Bytes that say which tensors a file holds: some 200 a tensor."""
 
 
 class CheckpointError(RibsrError, ValueError):
@@ -73,6 +78,7 @@ def load(path: str | Path, model: str | None = None, config: Config | str | Path
         chosen = _choose_config(path, params, stored, model, config)
     except configs.ConfigError as error:
         raise CheckpointError(str(error)) from None
+    _check_count(path, chosen, params)
     with torch.device("meta"):
         loaded = build(chosen)
     _check_params(path, chosen, params, loaded.state_dict())
@@ -85,16 +91,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     if not path.is_file():
         names = f"; bundled are {', '.join(bundled.names())}" if bundled.names() and not path.suffix else ""
         raise CheckpointError(f"{path}: no such file{names}")
+    if what := foreign(path):
+        raise CheckpointError(f"{path}: {what}")
     with path.open("rb") as file:
         head = file.read(9)
-    is_safetensors = path.suffix == ".safetensors" or head[8:] == b"{"  # JSON behind 8 bytes, whatever its name
-    content = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    is_safetensors = path.suffix == ".safetensors" or head[8:9] == b"{"  # JSON behind 8 bytes, whatever its name
+    content = _read_safetensors(path) if is_safetensors else read_torch(path)
     stored = _stored_config(path, content) if "ribsr" in content else None
     params = next((content[key] for key in ("params_ema", "params") if content.get(key) is not None), content)
+    keys = [clipped(key, 40) if isinstance(key, str) else key for key in list(content)[:4]]
     if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
         raise CheckpointError(
             f"{path}: no weights found; expected 'params_ema', 'params' or a state dict, "
-            f"got the keys {', '.join(map(str, list(content)[:4])) or '(none)'}"
+            f"got the keys {', '.join(key if isinstance(key, str) else shown(key) for key in keys) or '(none)'}"
         )
     return _by_name(path, params), stored
 
@@ -105,33 +114,67 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             params = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
+    except (SafetensorError, *DAMAGED) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, cut short or damaged; copy or download it again ({first_line(error)})"
+        ) from None
     return {**{key: metadata[key] for key in ("ribsr", "config") if key in metadata}, "params": params}
 
 
-def _read_torch(path: Path) -> dict[Any, Any]:
+def read_torch(path: Path) -> dict[Any, Any]:
+    """The dictionary in a file of `torch.save`. Raises CheckpointError for anything else, and for a file that declares
+    more than it holds."""
+    _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses then
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or path.read_bytes()[:1] == b"\x80":  # the latter is how every pickle starts
+        if "GLOBAL" in str(error) or path.open("rb").read(1) == b"\x80":  # the latter is how every pickle starts
             raise CheckpointError(
                 f"{path}: holds more than tensors, so loading it would execute code; refused. "
                 "Save its state dict alone, or as safetensors, where you trust it"
             ) from None
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
-    except DAMAGED as error:
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first_line(error)})") from None
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged; copy or download it again") from None
+    except (*DAMAGED, OSError, MemoryError, AssertionError) as error:
+        raise CheckpointError(
+            f"{path}: not a PyTorch checkpoint, cut short or damaged; copy or download it again ({first_line(error)})"
+        ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
 
 
+def _check_archive(path: Path) -> None:
+    """Raises CheckpointError for a zip file, as torch's are, that is cut short, TorchScript, or no torch file; and for
+    one that claims to hold more than its own size, which would fill the memory: torch compresses nothing."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return  # an older format
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (*DAMAGED, OSError, NotImplementedError):
+        raise CheckpointError(f"{path}: is cut short or damaged; copy or download it again") from None
+    names = {entry.filename.partition("/")[2] for entry in entries}
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise CheckpointError(f"{path}: is a TorchScript program, not a checkpoint; save its state_dict() instead")
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path}: is a zip file, but holds no PyTorch checkpoint; unpack it first")
+    size = path.stat().st_size
+    if sum(entry.file_size for entry in entries) > size or any(entry.compress_type for entry in entries):
+        raise CheckpointError(
+            f"{path}: refused: its {size} bytes claim to hold more, as a zip bomb does; no checkpoint is compressed"
+        )
+    if (longest := max(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))) > LARGEST_PICKLE:
+        raise CheckpointError(f"{path}: refused: {longest} bytes describe its tensors; {LARGEST_PICKLE} are possible")
+
+
 def _stored_config(path: Path, content: Mapping[str, Any]) -> Config:
     """The configuration in an own file, of a version that is known."""
-    if str(content["ribsr"]) != str(FORMAT):
-        version = " ".join(str(content["ribsr"]).split())
-        raise CheckpointError(f"{path}: own format {version:.40}, this version reads {FORMAT}; update ribsr")
+    version = content["ribsr"] if isinstance(content["ribsr"], str) else shown(content["ribsr"])
+    if version != str(FORMAT):
+        raise CheckpointError(f"{path}: own format {clipped(version, 40)}, this version reads {FORMAT}; update ribsr")
     config = content.get("config")
     try:
         config = parse_json(config) if isinstance(config, str) else config
@@ -147,11 +190,17 @@ def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for key, value in params.items():
         if not isinstance(key, str):
-            raise CheckpointError(f"{path}: the key {key!r} is no name of weights; save a state dict")
+            raise CheckpointError(f"{path}: the key {shown(key)} is no name of weights; save a state dict")
         name = key.removeprefix("module.")
         if name in named:
             raise CheckpointError(f"{path}: holds {name} twice, once as module.{name}; save one state dict")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            kind = "is on the device meta" if value.is_meta else f"is {str(value.layout).removeprefix('torch.')}"
+            raise CheckpointError(f"{path}: {name} {kind}: it holds no plain values; save dense tensors")
         named[name] = value
+    size = path.stat().st_size
+    if sum(value.numel() * value.element_size() for value in named.values()) > size:
+        raise CheckpointError(f"{path}: refused: its weights claim to be larger than the whole file, {size} bytes")
     return named
 
 
@@ -188,7 +237,7 @@ def _title(config: Config) -> str:
 def _choices(params: Mapping[str, Tensor]) -> str:
     """What to say to a user whose file does not name its model: the published ones that its shapes fit."""
     shapes = {key: value.shape for key, value in params.items()}
-    width = shapes.get("proj.weight", (0,))[0]
+    width = next(iter(shapes.get("proj.weight", ())), 0)
     candidates = [configs.config(name, s) for name in CONFIGS for s in SCALES if CONFIGS[name].dim == width]
     with torch.device("meta"):
         made = [(config.name, build(config).state_dict()) for config in candidates]
@@ -204,14 +253,22 @@ def _scale_of(path: Path, config: Config, params: Mapping[str, Tensor]) -> int:
     weight = params.get("upsampler.up_conv.weight")
     if weight is None:
         raise CheckpointError(f"{path}: missing key upsampler.up_conv.weight; not weights of {config.name}")
-    width = 3 if config.upsampler == "direct" else config.intermediate_dim
-    scale = next((s for s in SCALES if width * s * s == weight.shape[0]), None)
+    width, channels = (3 if config.upsampler == "direct" else config.intermediate_dim), next(iter(weight.shape), 0)
+    scale = next((s for s in SCALES if width * s * s == channels), None)
     if scale is None:
         raise CheckpointError(
-            f"{path}: upsampler.up_conv.weight has {weight.shape[0]} channels, which fits {config.name} at no scale "
+            f"{path}: upsampler.up_conv.weight has {channels} channels, which fits {config.name} at no scale "
             f"({', '.join(f'x{s}: {width * s * s}' for s in SCALES)})"
         )
     return scale
+
+
+def _check_count(path: Path, config: Config, params: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for a configuration of far more layers than there are weights, before it is built."""
+    if (layers := config.blocks * len(config.windows)) > len(params):
+        raise CheckpointError(
+            f"{path}: {layers} layers of {_title(config)} cannot be made of {len(params)} weights: keys are missing"
+        )
 
 
 def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -219,7 +276,9 @@ def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expe
     if missing := [key for key in expected if key not in params]:
         raise CheckpointError(f"{path}: {len(missing)} keys of {title} are missing, the first is {missing[0]}")
     if surplus := [key for key in params if key not in expected]:
-        raise CheckpointError(f"{path}: {len(surplus)} keys do not belong to {title}, the first is {surplus[0]}")
+        raise CheckpointError(
+            f"{path}: {len(surplus)} keys do not belong to {title}, the first is {clipped(surplus[0])}"
+        )
     wrong = [key for key in expected if params[key].shape != expected[key].shape]
     if wrong:
         shapes = [tuple(of[wrong[0]].shape) for of in (params, expected)]
@@ -230,7 +289,5 @@ def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expe
     for key, value in params.items():
         if value.dtype not in DTYPES:
             raise CheckpointError(f"{path}: {key} is {value.dtype}, weights must be floating point of 16 to 64 bits")
-        if value.layout != torch.strided or value.is_meta:
-            raise CheckpointError(f"{path}: {key} holds no plain values; save a state dict of dense tensors")
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinite values; the training run it is from diverged")

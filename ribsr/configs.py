@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ribsr.base.errors import RibsrError
+from ribsr.base.errors import RibsrError, clipped, printable, shown
 from ribsr.base.settings import check_complete, checked, read_settings
 
 Upsampler = Literal["direct", "pixelshuffle"]
@@ -17,8 +18,12 @@ class ConfigError(RibsrError, ValueError):
     """A configuration that cannot be built; the message says which field and what it may be."""
 
 
-_LARGEST = {"blocks": 1000, "windows": 1024, "scale": 64, "rib_freqs": 64}
+_LARGEST = {"blocks": 1000, "windows": 1024, "scale": 64, "rib_freqs": 64, "pdim": 1024, "kernel_size": 255}
 """Far more than any model has; other sizes may be 65,536. Building what a file asks for must not fill the memory."""
+
+_MOST_LAYERS, _MOST_POSITIONS, _MOST_WEIGHTS = 1000, 2**25, 2**28
+"""Of all layers together: their number, the numbers that positions in windows become (which files do not hold), and
+roughly the weights. The largest published model has 60, 7 and 30 million."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class Config:
     scale: int = 2
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/\\]{1,100}", self.name) or printable(self.name) != self.name or self.name[0] == ".":
+            raise ConfigError(f"{shown(self.name)}: name must be one that a file can have, of 100 characters at most")
         for name, value in vars(self).items():
             sizes = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
             least, most = int(name != "rib_freqs"), _LARGEST.get(name, 2**16)
             if not all(least <= size <= most for size in sizes):
-                raise ConfigError(f"{self.name}: {name} must be {least} to {most}, got {value}")
+                raise ConfigError(f"{self.name}: {name} must be {least} to {most}, got {shown(value)}")
         if not len(self.windows) == len(self.heads) == len(self.ranks) > 0:
             raise ConfigError(
                 f"{self.name}: windows, heads and ranks must have one entry per layer and the same length, "
@@ -64,6 +71,20 @@ class Config:
             raise ConfigError(f"{self.name}: upsampler must be direct or pixelshuffle, got {self.upsampler!r}")
         if not 1 <= self.dim * self.expansion <= 2**20:
             raise ConfigError(f"{self.name}: expansion {self.expansion} makes no hidden channels, or too many")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Raises ConfigError for a network so large that making it would fill the memory."""
+        layers = self.blocks * len(self.windows)
+        positions = self.blocks * sum(side**2 for side in self.windows) * (2 + 4 * self.rib_freqs)
+        weights = self.blocks * self.dim**2 * (9 + len(self.windows) * (5 + 2 * self.expansion))
+        for many, most, what in (
+            (layers, _MOST_LAYERS, f"{self.blocks} blocks of {len(self.windows)} layers"),
+            (positions, _MOST_POSITIONS, f"{self.blocks} blocks with windows {clipped(str(self.windows))}"),
+            (weights, _MOST_WEIGHTS, f"{layers} layers of {self.dim} channels, expansion {self.expansion}"),
+        ):
+            if many > most:
+                raise ConfigError(f"{self.name}: {what} are {many / most:.1f} times too large for this toolkit")
 
     @property
     def shifts(self) -> tuple[int, ...]:
@@ -94,6 +115,9 @@ class ESCRIBConfig(Config):
             raise ConfigError(f"{self.name}: ESC-RIB has one attention layer a block: one window, heads and rank")
         if not 1 < self.pdim <= self.dim or self.kernel_size % 2 == 0:
             raise ConfigError(f"{self.name}: pdim must be 2 to dim ({self.dim}) and kernel_size odd")
+        bank = (self.pdim * self.kernel_size) ** 2
+        if self.blocks * self.conv_blocks > _MOST_LAYERS or bank > _MOST_WEIGHTS:
+            raise ConfigError(f"{self.name}: conv_blocks, pdim or kernel_size is too large for this toolkit")
 
 
 def _sst(
@@ -163,7 +187,7 @@ def from_dict(values: Mapping[str, Any], source: str, spelled: Mapping[str, str]
     values = dict(values)
     architecture = values.pop("architecture", None)
     if architecture not in list(_KINDS):
-        raise ConfigError(f"{source}: 'architecture' must be sst or esc-rib, got {architecture!r}")
+        raise ConfigError(f"{source}: 'architecture' must be sst or esc-rib, got {shown(architecture)}")
     kind = _KINDS[architecture]
     try:
         given = checked(kind, values, spelled)
@@ -203,12 +227,12 @@ def from_authors(options: Mapping[str, Any], source: str) -> Config:
     options = dict(options)
     kind = options.pop("type", None)
     if kind not in ("SST", "ESCRIB"):
-        raise ConfigError(f"{source}: network_g type is {kind!r}; SST and ESCRIB are supported")
+        raise ConfigError(f"{source}: network_g type is {shown(kind)}; SST and ESCRIB are supported")
     for name, value in _AUTHORS_FIXED.items():
         if options.pop(name, value) != value:
             raise ConfigError(f"{source}: {name} must be {value!r}: no other kind is supported")
     if unknown := [name for name in options if name not in _AUTHORS]:
-        raise ConfigError(f"{source}: unknown option {unknown[0]!r} in network_g")
+        raise ConfigError(f"{source}: unknown option {shown(unknown[0])} in network_g")
     spelled = {_AUTHORS[name]: name for name in options}
     if twice := [name for name in options if spelled[_AUTHORS[name]] != name]:
         raise ConfigError(f"{source}: {twice[0]} and {spelled[_AUTHORS[twice[0]]]} say the same; leave one out")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import PRECISIONS, EngineError, Stamp
-from engines.metadata import are_sizes, stamp_of
+from engines.metadata import stamp_of
+from ribsr.base.errors import shown
 from ribsr.base.files import atomic, sha256
-from ribsr.base.settings import parse_json
+from ribsr.base.settings import checked, read_settings
 from ribsr.base.sizes import Size
 
 FORMAT = 2
@@ -77,11 +78,11 @@ def read_manifest(plan: str | Path) -> Manifest:
     """
     plan, path = Path(plan), manifest_path(plan)
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = read_settings(path)
         if values["format"] not in (1, FORMAT):
             raise EngineError(
-                f"{path}: has format {values['format']}, this toolkit reads 1 and {FORMAT}; build the plan again: "
-                "python -m export.trt"
+                f"{path}: has format {shown(values['format'])}, this toolkit reads 1 and {FORMAT}; build the plan "
+                "again: python -m export.trt"
             )
         manifest = _from_json(values)
     except FileNotFoundError:
@@ -91,7 +92,8 @@ def read_manifest(plan: str | Path) -> Manifest:
         ) from None
     except (KeyError, TypeError, ValueError) as error:  # ValueError: also text that is no JSON, or no text
         raise EngineError(
-            f"{path}: is damaged ({error}); copy it again, or build the plan again: python -m export.trt"
+            f"{path}: is damaged ({str(error).removeprefix(f'{path}: ')}); copy it again, or build the plan again: "
+            "python -m export.trt"
         ) from None
     if sha256(plan) != manifest.plan_sha256:
         raise EngineError(
@@ -102,15 +104,25 @@ def read_manifest(plan: str | Path) -> Manifest:
 
 
 def _from_json(values: dict[str, Any]) -> Manifest:
+    """Raises KeyError for a field that is missing, ValueError for one that is impossible; it says which."""
     if values["format"] == 1:
         values["form"] = values["lowering"]
-    stamp, profile, plugin = stamp_of(values["stamp"]), values["profile"], values["plugin"]
-    shapes = [profile[name] for name in ("min", "opt", "max")]
-    if not all(len(shape) == 4 and are_sizes(shape) for shape in shapes):
+    known = {field.name: values[field.name] for field in fields(Manifest)}
+    try:
+        stamp = stamp_of(known["stamp"])
+    except KeyError as error:
+        raise ValueError(f"stamp: {error.args[0]} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"stamp: {error}") from None
+    manifest = Manifest(**checked(Manifest, {**known, "stamp": stamp}))
+    shapes = [manifest.profile[name] for name in ("min", "opt", "max")]
+    if not all(len(shape) == 4 and min(shape) >= 1 for shape in shapes):
         raise ValueError("profile: shapes are [B, 3, H, W]")
-    texts = [values[name] for name in ("onnx", "precision", "form")]
-    if not all(isinstance(text, str) for text in texts) or values["precision"] not in PRECISIONS:
-        raise ValueError("onnx, form and precision are texts, the last one of fp32, fp16 and bf16")
-    if plugin is not None and (Path(plugin["file"]).name != plugin["file"] or not isinstance(plugin["sha256"], str)):
+    if manifest.precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {shown(manifest.precision)}")
+    if manifest.plugin is not None and (
+        not {"file", "sha256"} <= manifest.plugin.keys()
+        or Path(manifest.plugin["file"]).name != manifest.plugin["file"]
+    ):
         raise ValueError("plugin: a library has a name, without a folder, and a hash")
-    return Manifest(**{**{field.name: values[field.name] for field in fields(Manifest)}, "stamp": stamp})
+    return manifest

@@ -122,7 +122,7 @@ def choose_shapes(source: Source, options: Options) -> Shapes:
         if options.shapes is not None and set(options.shapes) != {source.static}:
             raise ExportError(
                 f"{source.path}: takes pictures of {source.static} only; leave --shapes and --size out, or export it "
-                "again without --static"
+                "again without --size"
             )
         return source.static, source.static, source.static
     shapes = options.shapes or SHAPES

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ribsr.base.errors import RibsrError
+from ribsr.base.errors import RibsrError, clipped, printable
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 
@@ -76,13 +76,15 @@ def message(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    """Fit for a terminal; libraries quote whole files."""
+    return clipped(printable(" ".join(line.strip() for line in text.splitlines() if line.strip())), 2000)
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Prints a line. What the terminal cannot show (`→`, the bytes of a name from another system) becomes a `?`."""
+    """Prints a line. What would act on the terminal is escaped; what it cannot show (`→`, the bytes of a name from
+    another system) becomes a `?`."""
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
-    click.echo(text.encode(encoding, "replace").decode(encoding), err=err)
+    click.echo(printable(text).encode(encoding, "replace").decode(encoding), err=err)
 
 
 def report(error: Exception, line: str) -> None:

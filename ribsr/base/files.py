@@ -1,4 +1,4 @@
-"""Writing files that are either complete or not there, and fingerprinting them."""
+"""Writing files that are either complete or not there, fingerprinting them, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
 
 def check_target(path: str | Path) -> None:
-    """Raises OSError unless a file can get this name: its folder is there, and it is no folder itself."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if path.is_dir():
+    """Raises OSError unless a file can be written here: its folder is there and takes files, and what has this name, if
+    anything, is a file or a symbolic link to where a file can be written."""
+    check_folder(_target(Path(path)).parent)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises OSError unless files can be made in a folder; only making one tells."""
+    temporary = Path(folder) / f".{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise OSError(f"{folder}: no file can be written to this folder ({error.strerror})") from None
+    temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    """Where writing to `path` ends up, through symbolic links. Raises OSError where that can be no file."""
+    try:
+        target = path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # the latter until Python 3.12
+        target = path
+    if target.is_symlink():
+        raise OSError(f"{path}: is a symbolic link that leads back to itself")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {target.parent}")
+    if target.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file")
+    if target.exists() and not target.is_file():  # the new file would take a device's place
+        raise OSError(f"{path}: is a device or a pipe; name a file")
+    return target
 
 
 @contextmanager
@@ -27,9 +56,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     permissions, a new one gets the user's usual ones. The temporary name is short, whatever `path`'s is: names of files
     may not be longer than 255 bytes. Raises OSError when it cannot be written to, as `check_target` does or the system.
     """
-    path = Path(path)
-    target = path.resolve() if path.is_symlink() else path
-    check_target(target)
+    target = _target(Path(path))
     temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
     temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
     try:
@@ -39,6 +66,36 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[bool]:
+    """Holds a file as a lock, and yields whether no other process does. It ends with the process at the latest, however
+    that ends; the file stays, and says nothing. Where the file system knows no locks, everybody gets this one."""
+    with open(path, "ab") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError as error:
+            alone = not isinstance(error, BlockingIOError)
+        yield alone
+
+
+def foreign(path: str | Path) -> str | None:
+    """What a file is by its beginning, where that is no model at all, but often gets a model's name by accident."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "is empty; copy or download it again"
+    if not head.strip(b"\0"):
+        return "begins with zeros only, as files do whose download or copy broke off; copy or download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself, which git lfs pull fetches"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a model: log in where it comes from, or take its download link"
+    return None
 
 
 def sha256(path: str | Path) -> str:

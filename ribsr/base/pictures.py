@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import atomic, check_target
-from ribsr.base.sizes import Size
+from ribsr.base.sizes import UNLIMITED, Size
 
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's formats whose bit depth is known before Pillow converts to 8 bits. MPO is what many phones call JPEG."""
@@ -40,6 +40,9 @@ SUFFIXES = tuple(WRITABLE)
 """Files in a folder that are taken for pictures, in lower case."""
 
 _WITHOUT_PROFILE = ("BMP", "PPM")
+
+_LONGEST_SIDE = {"WEBP": 16383, "JPEG": 65500}
+"""Pixels that a format or its library allows."""
 
 _MODES = {
     "1": "is black and white",
@@ -89,14 +92,15 @@ class Picture:
 
 
 def pictures_in(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, sorted by name; those in its subfolders are not among them.
+    """The picture files of a folder, sorted by name; hidden ones, and those in its subfolders, are not among them.
 
     Raises PictureError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PictureError(f"{folder}: there is no such folder")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in named if path.is_file())
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -220,11 +224,17 @@ def _ppm_maximum(path: Path) -> int:
     return int(words[3])
 
 
-def check_output(path: str | Path) -> None:
-    """Raises PictureError unless a picture can be written at `path`: a known suffix, in a folder that exists."""
+def check_output(path: str | Path, size: Size | None = None, icc_profile: bytes | None = None) -> None:
+    """Raises PictureError unless a picture can be written at `path`: a known suffix, in a folder that takes files, and
+    of a format that can hold a picture of that size with that colour profile."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE:
         raise PictureError(f"{path}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
+    kind = WRITABLE[path.suffix.lower()][0]
+    if size is not None and max(size) > (longest := _LONGEST_SIDE.get(kind, UNLIMITED)):
+        raise PictureError(f"{path}: {size} is too large for {kind}, whose sides have {longest} pixels at most")
+    if icc_profile is not None and kind in _WITHOUT_PROFILE:
+        raise PictureError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
     try:
         check_target(path)
     except OSError as error:
@@ -245,11 +255,9 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     profile), a full disk.
     """
     path = Path(path)
-    check_output(path)
+    check_output(path, picture.size, picture.icc_profile)
     kind, options = WRITABLE[path.suffix.lower()]
     if picture.icc_profile is not None:
-        if kind in _WITHOUT_PROFILE:
-            raise PictureError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
         options = {**options, "icc_profile": picture.icc_profile}
     image = Image.fromarray(picture.pixels)
     try:

@@ -29,8 +29,8 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
-from ribsr.base.errors import RibsrError
-from ribsr.base.files import atomic
+from ribsr.base.errors import RibsrError, first_line, shown
+from ribsr.base.files import atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
@@ -128,24 +128,41 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     with joined() as process:
         if recipe.batch % process.world:
             raise TrainingError(f"batch {recipe.batch} cannot be shared by {process.world} processes; change it")
-        Run(recipe, process, report if process.first else Report()).go(stop_after)
+        sets = validation_sets(recipe) if process.first else {}
+        with alone(recipe, process):
+            Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
+
+
+@contextmanager
+def alone(recipe: Recipe, process: Process) -> Iterator[None]:
+    """Makes the output folder and holds it; nobody else may write there. Raises TrainingError if somebody does."""
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not process.first:
+        yield
+        return
+    check_folder(folder)
+    with locked(folder / ".lock") as free:
+        if not free:
+            raise TrainingError(
+                f"{folder}: another run is training into this folder; wait for it, stop it, or give another output"
+            )
+        yield
 
 
 class Run:
-    """A run in progress."""
+    """A run in progress. sets: what `validation_sets` finds, in the first process."""
 
-    def __init__(self, recipe: Recipe, process: Process, report: Report):
-        self.recipe, self.process, self.report = recipe, process, report
-        self.sets = validation_sets(recipe) if process.first else {}
+    def __init__(self, recipe: Recipe, process: Process, report: Report, sets: dict[str, list[Path]]):
+        self.recipe, self.process, self.report, self.sets = recipe, process, report, sets
         self.folder = Path(recipe.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.state_path = self.folder / "state.pt"
         state = read_state(self.state_path, recipe)
         model = initial_model(recipe) if state is None else build(recipe.network())
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         if state is not None:
-            model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
+            self._restore(model, state["model"])
+            self._restore(self.average, state["average"])
         fast.place(self.average, process.device)  # tensors laid out like the trained ones are averaged in one go
         torch.backends.cudnn.benchmark = True  # the crops' size never changes
         half = recipe.precision == "bf16"
@@ -161,7 +178,7 @@ class Run:
         )
         self.step = 0
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore(self.optimizer, state["optimizer"])
             for group in self.optimizer.param_groups:  # not those of the device that the state comes from
                 group.update(lr=self.rate, capturable=on_gpu)
             self.step = state["step"]
@@ -175,6 +192,14 @@ class Run:
         self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
+
+    def _restore(self, part: nn.Module | torch.optim.Optimizer, values: dict[str, Any]) -> None:
+        try:
+            part.load_state_dict(values)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{self.state_path}: does not fit this run ({first_line(error)}); remove it to start anew"
+            ) from None
 
     def _batches(self) -> Batches:
         recipe, process = self.recipe, self.process
@@ -282,9 +307,10 @@ class Run:
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
+            # The weights first: where a run is killed in between, going on from the state makes them again.
+            checkpoint.save(self.average, weights_path(self.recipe))
             with atomic(self.state_path) as temporary:
                 torch.save(state, temporary)
-            checkpoint.save(self.average, weights_path(self.recipe))
         self.saved = self.step
 
     def _resume_table(self, name: str, *columns: str) -> int | None:
@@ -295,8 +321,8 @@ class Run:
         if self.step > 0 and path.exists():
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
-            kept = [row for row in rows if int(row[0]) <= self.step]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+            kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.step]
+        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *kept])
         return int(kept[-1][0]) if kept else None
 
@@ -335,19 +361,33 @@ def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except checkpoint.DAMAGED as error:
-        raise TrainingError(f"{path}: damaged ({type(error).__name__}); remove it to start anew") from None
-    if not isinstance(state, dict) or state.get("ribsr_state") != STATE_FORMAT or not state.keys() >= STATE_PARTS:
+        state = checkpoint.read_torch(path)
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(f"{error}; remove it to start anew") from None
+    if not (
+        state.keys() >= {"ribsr_state", *STATE_PARTS}
+        and _same(state["ribsr_state"], STATE_FORMAT)
+        and isinstance(state["step"], int)
+        and all(isinstance(state[name], dict) for name in STATE_PARTS - {"step"})
+    ):
         raise TrainingError(f"{path}: not a training state of this version; remove it to start anew")
     ours = to_dict(recipe)
     for name, value in state["recipe"].items():
-        if name not in FREE_FIELDS and ours.get(name) != value:
+        if name not in FREE_FIELDS and not _same(ours.get(name), value):
+            called = name if isinstance(name, str) else shown(name)
             raise TrainingError(
-                f"{path}: belongs to a run with {name} {value!r}, not {ours.get(name)!r}; "
+                f"{path}: belongs to a run with {called} {shown(value)}, not {ours.get(name)!r}; "
                 "restore that, or give another output folder"
             )
     return state
+
+
+def _same(ours: Any, value: Any) -> bool:
+    """Whether they are equal; a file may hold what cannot be compared, such as tensors."""
+    try:
+        return bool(ours == value)
+    except (RuntimeError, ValueError, TypeError):
+        return False
 
 
 def initial_model(recipe: Recipe) -> RIBModel:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ribsr import configs
-from ribsr.base.errors import RibsrError
+from ribsr.base.errors import RibsrError, shown
 from ribsr.base.settings import checked, read_settings
 from ribsr.configs import Config
+
+LARGEST_BATCH = 2**24
+"""Low-resolution pixels of a step, over all GPUs; the paper's have 2**18."""
 
 
 class RecipeError(RibsrError, ValueError):
@@ -74,6 +77,8 @@ class Recipe:
         for name in ("seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.batch * self.crop**2 > LARGEST_BATCH:
+            raise RecipeError(f"batch {self.batch} of crop {self.crop} is more than {LARGEST_BATCH} pixels")
         if not 0 <= self.warmup <= self.steps:
             raise RecipeError(f"warmup must be 0 to steps ({self.steps}), got {self.warmup}")
         if not 0 < self.lr < math.inf or not 0 <= self.ema < 1:
@@ -163,5 +168,5 @@ def _folder(entry: Any) -> Folder:
         return Folder(**checked(Folder, values))
     except (TypeError, ValueError):
         raise RecipeError(
-            f"train must list folders, or pairs of them as {{high: DIR, low: DIR}}, got {entry!r}"
+            f"train must list folders, or pairs of them as {{high: DIR, low: DIR}}, got {shown(entry)}"
         ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ribsr.base.errors import printable
+
 
 class Report:
     """Tells a person on stderr: a progress bar on a terminal, lines elsewhere.
@@ -29,7 +31,7 @@ class Report:
 
     def say(self, line: str) -> None:
         """Something worth a line."""
-        self._console.print(line)
+        self._console.print(printable(line))
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """`step` updates are done; mean loss and updates per second since the last call."""

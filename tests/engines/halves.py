@@ -13,6 +13,8 @@ from onnx import helper
 from export import lower, precision
 from tests.engines import fakes
 
+OPERATOR = "CyclicWindowAttention"
+
 
 def to_half(bare: onnx.ModelProto, overflowing: Iterable[str] = ()) -> onnx.ModelProto:
     """A canonical graph without body in float16, but for the nodes that make the tensors named."""
@@ -30,8 +32,15 @@ def write(
 ) -> Path:
     """The file of a graph without body that is in this precision. stamp: what is not as it is in all such files."""
     lowered = lower.lower(bare, form)
+    nodes = [helper.get_node_attr_value(node, "window") for node in bare.graph.node if node.op_type == OPERATOR]
     values = {
-        **{"model": "tiny", "scale": str(scale), "windows": json.dumps([[8, 8]]), "precision": dtype, "form": form},
+        **{
+            "model": "tiny",
+            "scale": str(scale),
+            "windows": json.dumps(nodes or [[8, 8]]),
+            "precision": dtype,
+            "form": form,
+        },
         **{"version": "0.1.0", "checkpoint_sha256": fakes.SHA},
         **stamp,
     }

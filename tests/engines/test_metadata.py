@@ -46,7 +46,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, onnx_file: Path) -> None
     whole, path = onnx_file.read_bytes(), tmp_path / "cut.onnx"
     for length in (*range(0, 40), *range(40, len(whole), 97), len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(EngineError, match=r"not an ONNX file|made by another tool|metadata lacks"):
+        with pytest.raises(EngineError, match=r"is empty|not an ONNX file|made by another tool|metadata lacks"):
             read_stamp(path)
 
 
@@ -78,3 +78,32 @@ def test_the_form_is_found_under_its_old_name_too(tmp_path: Path, entries: dict[
             read_stamp(path)
     else:
         assert read_stamp(path).form == form
+
+
+@pytest.mark.parametrize(
+    ("stamp", "message"),
+    [
+        ({"ribsr.scale": "3"}, r"its metadata says x3, its graph x2; export it again"),
+        ({"ribsr.scale": "65"}, r"ribsr\.scale must be 1 to 64, got 65"),
+        ({"ribsr.windows": "[[20000, 16]]"}, r"ribsr\.windows must have sides of 1 to 1024"),
+        ({"ribsr.windows": "[[8, 8]]"}, "its metadata names other windows than its graph has"),
+        ({"ribsr.windows": "[[16, 16], [8, 8]]"}, "its metadata names other windows than its graph has"),
+        ({"ribsr.windows": "[[8, 8], [16, 16]]"}, None),
+        ({"ribsr.windows": "[[8, 8], [16, 16], [8, 8], [16, 16]]"}, None),
+    ],
+)
+def test_a_stamp_is_compared_with_the_graphs_nodes(tmp_path: Path, stamp: dict[str, str], message: str | None) -> None:
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(fakes.write_onnx(tmp_path / "a.onnx", stamp=stamp)))
+    for side in (8, 16, 8, 16):
+        model.graph.node.append(
+            helper.make_node("CyclicWindowAttention", ["x"], [f"y{side}"], domain="ribsr", window=[side, side])
+        )
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    if message is None:
+        assert read_stamp(tmp_path / "a.onnx").scale == 2
+    else:
+        with pytest.raises(EngineError, match=message):
+            read_stamp(tmp_path / "a.onnx")

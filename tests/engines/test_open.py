@@ -55,7 +55,7 @@ def test_unknown_devices_and_threads_are_refused(file: str, request: pytest.Fixt
     path = request.getfixturevalue(file)
     with pytest.raises(EngineError, match="device 'tpu' is unknown; choose one of auto, cpu, cuda"):
         open_engine(path, device="tpu")
-    with pytest.raises(EngineError, match="threads must be at least 1, got 0"):
+    with pytest.raises(EngineError, match="threads must be 1 to 1024, got 0"):
         open_engine(path, threads=0)
 
 

@@ -155,20 +155,25 @@ def test_values_that_would_become_black_pixels_are_counted(value: float) -> None
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures of two sizes, and what is none."""
+    """Five pictures of two sizes."""
     made = tmp_path / "in"
-    (made / "inner").mkdir(parents=True)
+    made.mkdir()
     for number, name in enumerate(("b.png", "a.webp", "d.PNG", "c.bmp", "e.png")):
         noise(made / name, 9 + number % 2, 13)
-    noise(made / "inner" / "f.png", 9, 13)
-    (made / "notes.txt").write_text("not a picture")
     return made
 
 
 def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    for name in (".hidden.png", ".hidden", "inner/f.png", "a.gif", "b.HEIC", "c.avif", "d.txt", "e.mp4", "f.x", "scan"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not a picture")
     result = run(onnx_file, folder, out)
     assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        f"Note: {folder}: left out: 6 of other kinds (a.gif, b.HEIC, c.avif, d.txt, e.mp4, …), "
+        "1 without a suffix (scan), 1 subfolder (inner/)\n"
+    )
     assert [line.split()[0] for line in result.stdout.splitlines()[:-1]] == [
         str(folder / name) for name in ("a.webp", "b.png", "c.bmp", "d.PNG", "e.png")
     ]
@@ -334,12 +339,18 @@ def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -
 def test_a_folder_goes_on_with_what_is_missing(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "c.bmp").write_bytes(b"made before")
+    noise(out / "c.bmp", 3, 4)
+    noise(out / "e.png", 30, 40)
+    noise(out / "a.webp", 30, 40)
+    before = (out / "c.bmp").read_bytes()
+    for name in ("a.webp", "e.png"):
+        (out / name).write_bytes((out / name).read_bytes()[:-20])  # as a copy that broke off
     result = run(onnx_file, folder, out, "--skip-existing")
     assert result.exit_code == 0, result.output
     assert result.stderr == "Note: 1 of 5 are there already\n"
     assert len(result.stdout.splitlines()) == 4 + 1
-    assert (out / "c.bmp").read_bytes() == b"made before"
+    assert (out / "c.bmp").read_bytes() == before
+    assert pixels(out / "e.png").shape == (18, 26, 3)
     result = run("missing.onnx", folder, out, "--skip-existing")
     assert (result.exit_code, result.output) == (0, "Note: 5 of 5 are there already\n")
 
@@ -351,7 +362,8 @@ def test_folders_that_cannot_be_used(onnx_file: Path, folder: Path, picture: Pat
         (folder, picture, "IN is a folder, so OUT has to be one, too"),
         (folder, tmp_path / "no" / "out", f"there is no folder {tmp_path / 'no'}"),
         (folder / "none", tmp_path / "out", "has no pictures (.png, "),
-        (picture, folder, "cannot write pictures of this kind"),
+        (tmp_path / "missing", tmp_path / "out", f"{tmp_path / 'missing'}: no such file"),
+        (folder, Path("/proc/out"), "no file can be written to this folder"),
     ):
         (folder / "none").mkdir(exist_ok=True)
         result = run(onnx_file, source, target)
@@ -360,6 +372,61 @@ def test_folders_that_cannot_be_used(onnx_file: Path, folder: Path, picture: Pat
         assert result.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_a_picture_goes_into_a_folder_under_its_name(onnx_file: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run(onnx_file, picture, tmp_path / "out").exit_code == 0
+    assert pixels(tmp_path / "out" / "in.png").shape == (18, 26, 3)
+    result = run(onnx_file, picture, tmp_path)
+    assert "OUT is the same file as IN" in result.stderr
+
+
+def test_links_are_written_through_and_keep_their_mode(onnx_file: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "x.png", tmp_path / "link.png"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert run(onnx_file, picture, link).exit_code == 0
+    assert link.is_symlink()
+    assert pixels(target).shape == (18, 26, 3)
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_tiles_that_cut_nothing_are_told_once(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    result = run(onnx_file, folder, tmp_path / "out", "--tile", "10x10")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "must be 72x72 at least" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ((8, 8200), "o.webp", "16400x16 is too large for WEBP, whose sides have 16383 pixels at most"),
+        ((8, 32800), "o.jpg", "65600x16 is too large for JPEG"),
+        ((9, 13), "o.bmp", "BMP cannot hold the picture's colour profile"),
+        ((9, 13), "n" * 252 + ".png", "File name too long"),
+        ((9, 13), "/proc/o.png", "no file can be written to this folder"),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_the_network_runs(
+    onnx_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: tuple[int, int],
+    target: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(ORTEngine, "run", lambda engine, x: pytest.fail("the network ran"))
+    picture = noise(tmp_path / "a.png", *source)
+    if target == "o.bmp":
+        Image.open(picture).save(picture, icc_profile=b"a profile")
+    result = run(onnx_file, picture, tmp_path / target)
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_notes_are_said_once_for_alike_pictures(onnx_file: Path, tmp_path: Path) -> None:

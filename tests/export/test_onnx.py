@@ -24,6 +24,7 @@ from engines.metadata import read_stamp
 from export import convert, lower
 from export import onnx as command
 from export.canonical import trace
+from export.convert import Options, default_name
 from export.fold import fold
 from ribsr.base.sizes import Size
 
@@ -107,11 +108,37 @@ def test_forms_are_written_under_their_own_names(checkpoint, arguments, name, fo
 
 
 def test_static_size_is_the_only_one(checkpoint):
-    assert invoke("--ckpt", "x2.pt", "--static", "9x14").exit_code == 0
-    with open_engine("x2.onnx", device="cpu") as engine:
+    assert invoke("--ckpt", "x2.pt", "--size", "14x9").exit_code == 0
+    assert written() == ["x2.14x9.onnx", "x2.pt"]
+    with open_engine("x2.14x9.onnx", device="cpu") as engine:
         assert engine.describe().batch == 1
         assert engine.describe().limits.fixed == Size(height=9, width=14)
         assert engine.run(np.zeros((1, 3, 9, 14), np.float32)).shape == (1, 3, 18, 28)
+
+
+def test_the_old_form_of_the_size_is_height_first_and_says_how_it_was_read(checkpoint):
+    result = invoke("--ckpt", "x2.pt", "--static", "9x14", "--no-verify")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "Note: --static, HEIGHTxWIDTH, was read as --size 14x9; write that from now on\n"
+    assert written() == ["x2.14x9.onnx", "x2.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (Options(), "a.b.onnx"),
+        (Options(opset=17), "a.b.onnx"),
+        (Options("attention", opset=23), "a.b.attention.onnx"),
+        (Options(opset=18), "a.b.opset18.onnx"),
+        (Options(rib_tolerance=1e-6), "a.b.rib1e-06.onnx"),
+        (
+            Options("mha", half=True, opset=20, static=Size(360, 640), rib_tolerance=0.01),
+            "a.b.mha.640x360.opset20.rib0.01.fp16.onnx",
+        ),
+    ],
+)
+def test_every_choice_has_a_name_of_its_own(options, name):
+    assert default_name(Path("folder/a.b.pt"), options) == Path(name)
 
 
 def test_rib_tolerance_is_reported_and_bounded(checkpoint):
@@ -120,7 +147,7 @@ def test_rib_tolerance_is_reported_and_bounded(checkpoint):
     changes = [float(c) for c in re.findall(r"rank 18 → (?:8|16), no logit changes by more than (\S+)", result.output)]
     assert changes
     assert all(0 < change <= 0.02 for change in changes)
-    metadata = {entry.key: entry.value for entry in onnx.load("x2.onnx").metadata_props}
+    metadata = {entry.key: entry.value for entry in onnx.load("x2.rib0.02.onnx").metadata_props}
     assert json.loads(metadata["ribsr.rib_tolerance"]) == 0.02
 
 
@@ -141,6 +168,9 @@ def test_matmul_beyond_the_limit_is_refused_and_names_the_alternatives(checkpoin
         (["--ckpt", "x2.pt", "--model", "edsr"], 1, "choose one of"),
         (["--ckpt", "x2.pt", "--opset", "16"], 1, "choose 17 to 23"),
         (["--ckpt", "x2.pt", "--opset", "17", "--form", "attention"], 1, "--form attention; choose 23"),
+        (["--ckpt", "x2.pt", "--size", "10"], 2, "give WxH"),
+        (["--ckpt", "x2.pt", "--size", "9x99999"], 2, "16384 pixels a side are possible"),
+        (["--ckpt", "x2.pt", "--size", "9x9", "--static", "9x9"], 2, "--static is the old name of --size"),
         (["--ckpt", "x2.pt", "--static", "10"], 2, "give HxW"),
         (["--ckpt", "x2.pt", "--form", "plugin"], 1, "--form plugin needs --fp16"),
         (["--ckpt", "x2.pt", "-o", "nowhere/x2.onnx"], 1, "there is no folder nowhere"),

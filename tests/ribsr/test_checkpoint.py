@@ -143,7 +143,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_bytes(b"not a checkpoint")
     fails(path, "not a PyTorch checkpoint")
     path.write_bytes(b"")
-    fails(path, "not a PyTorch checkpoint")
+    fails(path, "is empty")
     torch.save([1, 2], path)
     fails(path, "holds a list")
     torch.save({"epoch": 3}, path)
@@ -339,3 +339,24 @@ def test_importing_ribsr_imports_no_torch():
 def test_checkpoint_errors_are_ours_and_value_errors():
     assert issubclass(CheckpointError, RibsrError)
     assert issubclass(CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": 900}, "900 layers of small x2 .* cannot be made of"),
+        ({"blocks": 10**9}, "blocks must be 1 to 1000, got 1000000000"),
+        ({"windows": [20000, 16], "heads": [3, 3], "ranks": [16, 16]}, "windows must be 1 to 1024"),
+        ({"windows": [1024]}, "1 blocks with windows .* too large"),
+        ({"blocks": 400, "windows": [64]}, "too large"),
+        ({"dim": 60_000}, "1 layers of 60000 channels.* too large"),
+        ({"name": "../a"}, "name must be one that a file can have"),
+        ({"name": "a\x1b[2J"}, "name must be text"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_before_it_is_built(tmp_path, model, monkeypatch, change, message):
+    config, params = own(model)
+    write(tmp_path / "a.pt", params, {**config, **change}, 1)
+    monkeypatch.setattr("ribsr.checkpoint.build", lambda config: pytest.fail("was built"))
+    with pytest.raises(CheckpointError, match=message):
+        ribsr.load(tmp_path / "a.pt")

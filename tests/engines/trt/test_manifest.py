@@ -120,7 +120,7 @@ def test_a_manifest_whose_values_make_no_sense(plan: Path, keys: list[str], valu
 def test_a_manifest_of_another_toolkit(plan: Path, version: object) -> None:
     values = json.loads(manifest_path(plan).read_text())
     manifest_path(plan).write_text(json.dumps({**values, "format": version}))
-    assert f"has format {version}, this toolkit reads 1 and {FORMAT}; build the plan again" in refusal(plan)
+    assert f"has format {version!r}, this toolkit reads 1 and {FORMAT}; build the plan again" in refusal(plan)
 
 
 def test_a_manifest_of_format_1_is_read(plan: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ribsr.base.files import atomic, sha256
+from ribsr.base.files import atomic, check_target, foreign, locked, sha256
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -89,6 +91,63 @@ def test_the_missing_folder_of_a_links_target_is_named(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"), atomic(tmp_path / "nowhere" / "a"):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/proc/a.png", "no file can be written to this folder"),
+        ("loop", "is a symbolic link that leads back to itself"),
+        ("pipe", "is a device or a pipe; name a file"),
+        ("n" * 256, "File name too long"),
+        ("link", "there is no folder"),
+        (".", "is a folder"),
+    ],
+)
+def test_targets_that_cannot_be_written_are_known_beforehand(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "a")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match=message):
+        check_target(tmp_path / name)
+    check_target(tmp_path / "a.png")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    code = (
+        "import sys, time\nfrom ribsr.base.files import locked\n"
+        "with locked(sys.argv[1]) as free:\n print(free, flush=True)\n time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    with locked(lock) as free:
+        assert not free
+    process.kill()
+    process.communicate()
+    with locked(lock) as free:
+        assert free
+    assert lock.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"", "is empty"),
+        (bytes(2000), "begins with zeros only"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html>", "is a web page"),
+        (b"PK\3\4", None),
+    ],
+)
+def test_what_is_no_model_is_told_by_its_beginning(tmp_path: Path, head: bytes, what: str | None) -> None:
+    (tmp_path / "a").write_bytes(head)
+    found = foreign(tmp_path / "a")
+    assert found == what if what is None else found is not None and found.startswith(what)
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from ribsr.base import pictures
 from ribsr.base.errors import RibsrError
 from ribsr.base.pictures import (
     SUFFIXES,
@@ -367,11 +368,14 @@ def test_targets_that_cannot_be_written(tmp_path: Path, name: str, message: str)
         write_picture(tmp_path / name, Picture(RGB))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.webp"
     path.write_bytes(b"old")
+    with pytest.raises(PictureError, match=r"a\.webp: 16384x1 is too large for WEBP"):
+        write_picture(path, Picture(np.zeros((1, 16384, 3), np.uint8)))
+    monkeypatch.setitem(pictures.WRITABLE, ".webp", ("WEBP", {"quality": "odd"}))
     with pytest.raises(PictureError, match=r"a\.webp: cannot be written"):
-        write_picture(path, Picture(np.zeros((1, 16384, 3), np.uint8)))  # WebP ends at 16383
+        write_picture(path, Picture(RGB))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.webp"]
 

@@ -21,6 +21,7 @@ from PIL import Image
 import ribsr
 from ribsr import configs
 from ribsr.base.errors import RibsrError
+from ribsr.base.files import locked
 from ribsr.benchmark import DataError
 from ribsr.configs import SSTConfig
 from ribsr.training import recipe
@@ -63,6 +64,7 @@ def plan(tmp_path: Path) -> Recipe:
 
 class Said(Report):
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
@@ -204,13 +206,39 @@ def test_divergence_keeps_the_last_good_state(plan: Recipe) -> None:
     assert path.read_bytes() == before
 
 
+def test_two_runs_do_not_share_a_folder(plan: Recipe) -> None:
+    Path(plan.output).mkdir()
+    with (
+        locked(Path(plan.output) / ".lock"),
+        pytest.raises(TrainingError, match=r"run: another run is training into this folder"),
+    ):
+        train(plan, 0.0, Report())
+    train(plan, 0.0, Report())  # the file stays, the lock does not
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ribsr_state": torch.zeros(3)}, {"recipe": [1]}, {"recipe": {"lr": torch.zeros(3)}},
+        {"recipe": {(1, 2): "\x1b"}}, {"optimizer": {"state": 1}},
+        {"step": "9"}, {"model": {}}, {"model": {"a": 1}}, {"average": 3}, {"optimizer": {}},
+    ],
+)  # fmt: skip
+def test_odd_states_are_refused(plan: Recipe, change: dict[str, Any]) -> None:
+    train(plan, 0.0, Report())
+    path = Path(plan.output) / "state.pt"
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(TrainingError, match=r"state\.pt: "):
+        train(plan, 0.0, Report())
+
+
 def test_another_recipe_or_a_damaged_state_is_refused(plan: Recipe) -> None:
     train(replace(plan, steps=6), 0, Report())
     with pytest.raises(TrainingError, match=r"state\.pt: belongs to a run with batch 4, not 8; restore that"):
         train(replace(plan, batch=8), None, Report())
     path = Path(plan.output) / "state.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"state\.pt: damaged .*remove it to start anew"):
+    with pytest.raises(TrainingError, match=r"state\.pt: .*damaged.*remove it to start anew"):
         train(plan, None, Report())
     for content in ({"params": {}}, {"ribsr_state": 1}, {"ribsr_state": 1, "recipe": 3, "step": 1}):
         torch.save(content, path)
