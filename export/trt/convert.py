@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from engines.trt import gpu as cuda
 from engines.trt.gpu import GPU
@@ -19,14 +18,14 @@ from export.trt.manifest import describe
 from export.trt.progress import Progress
 from export.trt.source import Options, check_targets, choose_shapes, read
 from export.trt.verify import verify
-from ribsr.base.files import atomic
+from ribsr.base.files import atomic, temporary_folder
 
 
 def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[str], None] = lambda line: None) -> None:
     """Builds the engine of an ONNX file of this toolkit and writes plan and manifest, or nothing at all.
 
     say: is told of each step. Raises ExportError, EngineError, ValueError, OSError, plugins.library.LibraryError; and
-    KeyboardInterrupt, StillBuilding if the build goes on nevertheless.
+    KeyboardInterrupt, after which the build may still go on.
     """
     check_targets(output, options)
     source = read(onnx_file)
@@ -34,8 +33,8 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     trt, gpu = find_machine()
     say(f"{onnx_file}: {source.stamp.model} x{source.stamp.scale}; TensorRT {trt.version} on {gpu.name}")
     graph = prepare(trt, source, shapes, options, gpu.compute_capability, say)
-    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=output.parent) as folder:
-        trial = Path(folder) / output.name
+    with temporary_folder(beside=output.parent) as folder:
+        trial = folder / output.name
 
         def inspected() -> tuple[Inspection, int]:
             plan = Plan(trt, built.plan, output.name)
