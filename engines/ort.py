@@ -96,7 +96,8 @@ class ORTEngine(Engine):
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        return self._runner.run(options, lambda: session.run(["output"], {"input": x}, options)[0])
+        outputs: Any = self._runner.run(options, lambda: session.run(["output"], {"input": x}, options))
+        return outputs[0]
 
     def _guarded(self, x: np.ndarray, use: Callable[[onnxruntime.InferenceSession], Any]) -> Any:
         """use(session), with the runtime's own exceptions as EngineErrors."""

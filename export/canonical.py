@@ -10,14 +10,11 @@ import torch
 from onnxscript import opset18
 from torch import Tensor
 
-from export import cyclic_window
+from export import OPSETS, cyclic_window
 from export.lower import set_shape
 from plugins import operators
 from ribsr.attention import Geometry, register_attention, set_attention
 from ribsr.layers import RIBModel
-
-OPSETS = range(17, 24)
-"""ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""
 
 
 def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:

@@ -16,8 +16,8 @@ from engines.base import EngineError
 from engines.trt.builder import Builder
 from engines.trt.versions import TensorRT
 from export import ExportError
+from export.progress import Progress
 from export.trt.graph import Graph
-from export.trt.progress import Progress
 from export.trt.source import Options, Shapes
 from ribsr.base.files import atomic
 
@@ -44,7 +44,7 @@ class Built:
 def build(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options, gpu: str, progress: Progress) -> Built:
     """The plan of a graph, for the GPU of that name.
 
-    Raises EngineError with TensorRT's reason, ExportError, and KeyboardInterrupt, after which the build may still go on.
+    Raises EngineError with TensorRT's reason, ExportError, and KeyboardInterrupt, after which the build may go on.
     """
     progress.phase("reading the graph")
     builder = in_background(lambda: set_up(trt, graph, shapes, options), progress)
@@ -102,7 +102,7 @@ def in_background(work: Callable[[], T], progress: Progress, cancellable: bool =
     """work(), in a thread, so that Ctrl-C is noticed: TensorRT returns to Python only when it is done, or to call the
     logger, and a KeyboardInterrupt that is raised there is lost.
 
-    cancellable: whether the work ends soon after `progress.cancel()`. If it does not, it goes on until the process ends.
+    cancellable: whether the work ends soon after `progress.cancel()`. If it does not, it goes on until the end.
     """
     future: Future[T] = Future()
 

@@ -11,14 +11,14 @@ from engines.trt.gpu import GPU
 from engines.trt.manifest import manifest_path
 from engines.trt.plan import Plan
 from engines.trt.versions import TensorRT
+from export.progress import Progress
 from export.trt.build import build, in_background
 from export.trt.graph import prepare
 from export.trt.inspection import Inspection, inspect_plan
 from export.trt.manifest import describe
-from export.trt.progress import Progress
 from export.trt.source import Options, check_targets, choose_shapes, read
 from export.trt.verify import verify
-from ribsr.base.files import atomic, temporary_folder
+from ribsr.base.files import amount, atomic, temporary_folder
 
 
 def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[str], None] = lambda line: None) -> None:
@@ -56,9 +56,9 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
             with atomic(target) as temporary:
                 shutil.move(made, temporary)
     sizes = " ".join(map(str, dict.fromkeys(shapes)))
-    say(f"{inspection}; {memory / 2**20:.0f} MiB of GPU memory for activations at the largest size")
+    say(f"{inspection}; {amount(memory)} of GPU memory for activations at the largest size")
     say(
-        f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {len(built.plan) / 2**20:.1f} MiB, "
+        f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {amount(len(built.plan))}, "
         f"built in {built.seconds:.0f} s"
     )
 

@@ -50,7 +50,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
-    """Yields a new folder, in the system's place for such or with a hidden name in `beside`, that goes with the block."""
+    """Yields a new folder, with a hidden name in `beside` or in the system's place for such; it goes with the block."""
     folder = Path(mkdtemp(prefix=".", suffix=".tmp", dir=beside) if beside is not None else mkdtemp())
     TEMPORARY.add(folder)
     try:
@@ -67,6 +67,11 @@ def remove(path: Path) -> None:
         return
     with suppress(OSError):
         path.unlink()
+
+
+def amount(count: int) -> str:
+    """So many bytes, as people read them: `12.3 MiB`."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def sha256(path: str | Path) -> str:

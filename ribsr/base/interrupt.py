@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM end a command within two seconds, whatever it is doing.
 
-Python raises KeyboardInterrupt in the main thread, between two instructions. An operator of PyTorch, a compiler or a pool
-of threads that is waited for may take minutes. So a thread of its own is told of the signal by the system
+Python raises KeyboardInterrupt in the main thread, between two instructions. An operator of PyTorch, a compiler or a
+pool of threads that is waited for may take minutes. So a thread of its own is told of the signal by the system
 (`signal.set_wakeup_fd`), gives the main thread GRACE seconds to end by itself, and ends the process then: processes
 that it started are killed, temporary files removed.
 """

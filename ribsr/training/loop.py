@@ -29,8 +29,9 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
+from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError
-from ribsr.base.files import atomic
+from ribsr.base.files import amount, atomic
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
@@ -96,10 +97,13 @@ def joined() -> Iterator[Process]:
 
 
 class Interruption:
-    """Within it Ctrl-C and SIGTERM only set `asked`; a second Ctrl-C interrupts. Ignored signals stay ignored."""
+    """Within it Ctrl-C and SIGTERM only set `asked`; a second Ctrl-C interrupts. Ignored signals stay ignored.
+
+    asked: what is to be raised for it.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: type[KeyboardInterrupt] | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -109,8 +113,8 @@ class Interruption:
                     self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: object) -> None:
+        self.asked = interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -150,7 +154,10 @@ class Run:
         fast.place(self.average, process.device)  # tensors laid out like the trained ones are averaged in one go
         torch.backends.cudnn.benchmark = True  # the crops' size never changes
         half = recipe.precision == "bf16"
-        self.model = fast.prepare(model, process.device, half, recipe.compile).train()
+        compiled = process.device.type == "cuda" if recipe.compile is None else recipe.compile
+        if compiled:
+            self.report.say("the first step compiles the model, which takes minutes; compile: false starts at once")
+        self.model = fast.prepare(model, process.device, half, compiled).train()
         self.autocast = torch.autocast(process.device.type, torch.bfloat16, enabled=half)
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.averaged: list[Tensor] = list(self.average.parameters())
@@ -173,7 +180,9 @@ class Run:
             devices = [process.device] if on_gpu else None
             self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
         # Not with DistributedDataParallel, whose exchange a graph would have to hold.
-        self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
+        self.replayed = fast.Replayed(self._advance) if on_gpu and process.world == 1 else None
+        self.updating = threading.RLock()  # held while weights, averaged weights, optimizer and step change together
+        self.saving = False
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
 
@@ -181,9 +190,9 @@ class Run:
         recipe, process = self.recipe, self.process
         pairs = read_pairs(recipe.train, recipe.scale, recipe.crop, self.report.say)
         device = storage_device(pairs, process.device)
-        size = sum(pair.low.nbytes + pair.high.nbytes for pair in pairs) / 2**20
+        size = amount(sum(pair.low.nbytes + pair.high.nbytes for pair in pairs))
         where = "on the GPU" if device.type == "cuda" else "in memory"
-        self.report.say(f"{len(pairs)} pictures, {size:.0f} MiB {where}")
+        self.report.say(f"{len(pairs)} pictures, {size} {where}")
         crops = Crops(pairs, recipe.scale, recipe.crop, device)
         return Batches(crops, recipe.seed, recipe.batch, process.device, process.rank, process.world)
 
@@ -195,6 +204,7 @@ class Run:
             Log(self, "log.csv", columns[0]) as log,
             Log(self, "validation.csv", columns[1]) as scores,
             Interruption() as interruption,
+            interrupt.at_last(self.keep),
         ):
             if self._due(recipe.validate_every) and scores.last != self.step:  # killed between state and validation
                 self.validate(scores)
@@ -208,13 +218,13 @@ class Run:
                     self.report.progress(self.step, loss, rate)
                     since, clock = self.step, time.monotonic()
                 late = stop_after is not None and time.monotonic() - start > stop_after
-                late, interrupted = self._agree(late, interruption.asked, record)
+                late, interrupted = self._agree(late, interruption.asked is not None, record)
                 stop = late or interrupted
                 if stop or self._due(recipe.save_every):
                     self.save()
                 if interrupted:
                     self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
-                    raise KeyboardInterrupt
+                    raise interruption.asked or KeyboardInterrupt
                 if stop or self._due(recipe.validate_every):
                     self.validate(scores)
                     clock = time.monotonic()  # the rate is that of training alone
@@ -226,20 +236,31 @@ class Run:
     def update(self) -> None:
         """One step. Does not wait for the GPU."""
         self.rate.fill_(self.recipe.learning_rate(self.step))
-        self.advance(*self.batches[self.step])
-        self.step += 1
+        low, high = self.batches[self.step]
+        if self.replayed is None:
+            self._differentiate(low, high)
+        with self.updating:
+            self._apply() if self.replayed is None else self.replayed(low, high)
+            self.step += 1
 
     def _advance(self, low: Tensor, high: Tensor) -> None:
-        """Forward, backward, optimizer, average."""
+        self._differentiate(low, high)
+        self._apply()
+
+    def _differentiate(self, low: Tensor, high: Tensor) -> None:
+        """Forward, backward."""
         self.optimizer.zero_grad()
         with self.autocast:
             loss = F.l1_loss(self.parallel(low), high)
         loss.backward()
+        self.loss += loss.detach()
+
+    def _apply(self) -> None:
+        """Optimizer, average."""
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.to_average(self.averaged, self.parameters, 0)
-        self.loss += loss.detach()
 
     def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
         """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
@@ -274,6 +295,23 @@ class Run:
 
     def save(self) -> None:
         """Writes state and averaged weights, unless they are not finite."""
+        with self.updating:
+            self.saving = True
+            self._save()
+            self.saving = False
+
+    def keep(self) -> None:
+        """Of a run that is told to end in the middle of a step that takes long: writes the state of the last one.
+
+        Another thread calls it. Where a step compiles within the lock, which only a GPU's do, that state is lost.
+        """
+        if self.updating.acquire(timeout=interrupt.LONGEST if self.saving else 0.5):
+            if self.step and self.saved != self.step:
+                self.save()
+            if self.saved:
+                self.report.say(f"interrupted: step {self.saved} is in {self.state_path}; the same command goes on")
+
+    def _save(self) -> None:
         norm = nn.utils.get_total_norm([*self.parameters, *self.averaged])
         if not bool(torch.isfinite(norm + self.loss)):
             self._diverged("loss or weights are not finite")

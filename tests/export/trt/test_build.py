@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from export import progress
 from export.trt import build as trt_build
-from export.trt import progress
 from tests.engines.trt.tensorrt_fake import Memory
 from tests.export.trt.played import failed, invoke, timing_cache, written
 
