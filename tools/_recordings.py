@@ -43,7 +43,7 @@ class ModelReference(RunningReference):
 
     def advice(self, limits: Limits) -> str:
         """How to get pictures for a model of these limits."""
-        return "give such a one with --image" if self._given else "compare on such a size (--size)"
+        return "give one of that size with --image" if self._given else "compare on such a size (--size)"
 
     def pictures(self, limits: Limits) -> Pictures:
         """The pictures to compare on: those given, of whatever sizes, else some for a model of these limits."""

@@ -60,7 +60,8 @@ def opened(name: str, scale: int | None, options: dict[str, Any]) -> Iterator[tu
     with open_model(model_name(name), options) as engine:
         description = engine.describe()
         if scale not in (None, description.scale):
-            raise EngineError(f"{name}: enlarges x{description.scale}; evaluate it apart from those of x{scale}")
+            ours = description.scale
+            raise EngineError(f"{name}: enlarges x{ours}, not x{scale}; evaluate it by itself, or with --scale {ours}")
         yield as_upscaler(engine), {"file": name, "description": asdict(description)}
 
 
