@@ -245,7 +245,7 @@ def check_finite(y: np.ndarray, prefix: str) -> None:
     if bad := int(np.count_nonzero(~np.isfinite(y))):
         raise EngineError(
             f"{prefix} the engine produced {bad} NaN or infinite values of {y.size}; "
-            "the model overflows in its precision: use bf16 or fp32"
+            "its weights hold such, or it overflows in its precision (use bf16 or fp32 then)"
         )
 
 

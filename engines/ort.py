@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,11 @@ import numpy as np
 from engines import base, driver, memory, ort_kernels
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_shapes, read_stamp
+from engines.running import Runner
 from plugins import library
 from plugins.operators import OPERATORS
 from ribsr.base.errors import first_line, printable
+from ribsr.base.files import temporary_folder
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
@@ -77,9 +78,11 @@ class ORTEngine(Engine):
         ort = import_runtime()
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
-        self._graphs = _Graphs(stamp.scale) if cuda_graphs else None
         self._threads = threads
         self._description = _describe(ort, self._path, opened)
+        # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
+        self._runner = Runner(in_background=self._description.device == CPU)
+        self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
 
@@ -87,10 +90,17 @@ class ORTEngine(Engine):
         base.check_input(x, self._description)
         graphs = self._graphs
         if graphs is None:
-            y = self._guarded(x, lambda session: session.run(["output"], {"input": x})[0])
+            y = self._guarded(x, lambda session: self._infer(session, x))
             self._held = max(self._held, self._total(Size.of(x), len(x)))
             return y
         return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+
+    def _infer(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        outputs: Any = self._runner.run(options, lambda: session.run(["output"], {"input": x}, options))
+        return outputs[0]
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         """As `Engine.needs`; known on a CPU only."""
@@ -144,7 +154,7 @@ class ORTEngine(Engine):
         base.check_input(x, self._description)
         graphs, scale = self._graphs, self._description.scale
         if graphs is None:
-            bound = self._guarded(x, lambda session: _Bound(session, x, scale))
+            bound = self._guarded(x, lambda session: _Bound(session, self._runner, x, scale))
             once = base.host_clock(lambda: self._guarded(x, lambda _: bound.once()))
         else:
             once = base.host_clock(
@@ -163,14 +173,15 @@ class ORTEngine(Engine):
         """The events of runs in a session of their own, since a session is traced from its start or never."""
         import onnxruntime as ort
 
-        with TemporaryDirectory() as folder:
-            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=Path(folder) / "profile")
+        with temporary_folder() as folder:
+            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=folder / "profile")
             for _ in range(runs):
-                session.run(["output"], {"input": x})
+                self._infer(session, x)
             return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
     def close(self) -> None:
         self._session = None
+        self._runner.close()
         if self._graphs is not None:
             self._graphs.close()
 
@@ -192,11 +203,18 @@ class _Bound:
     not.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, x: np.ndarray, scale: int, graph: int | None = None):
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        runner: Runner,
+        x: np.ndarray,
+        scale: int,
+        graph: int | None = None,
+    ):
         import onnxruntime as ort
 
         shape = [*x.shape[:2], *Size.of(x).times(scale)]
-        self._session = session
+        self._session, self._runner = session, runner
         self._input = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), "cuda", 0)
         self._output = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
         self._binding = session.io_binding()
@@ -208,7 +226,7 @@ class _Bound:
 
     def once(self) -> None:
         """Runs the network on what is in the input buffer; returns when the work is done."""
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._runner.run(self._options, lambda: self._session.run_with_iobinding(self._binding, self._options))
 
     def run(self, x: np.ndarray) -> np.ndarray:
         self._input.update_inplace(np.ascontiguousarray(x))
@@ -222,8 +240,8 @@ class _Graphs:
     A size is recorded at its first run, during which no other thread may use the GPU in ways that wait for it.
     """
 
-    def __init__(self, scale: int):
-        self._scale = scale
+    def __init__(self, scale: int, runner: Runner):
+        self._scale, self._runner = scale, runner
         self._thread = ThreadPoolExecutor(1, "ribsr-graphs")
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
@@ -233,8 +251,8 @@ class _Graphs:
 
     def _bind(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> _Bound:
         if len(self._bound) >= MOST_GRAPHS:
-            return _Bound(session, x, self._scale, NOT_RECORDED)
-        bound = _Bound(session, x, self._scale, len(self._bound))
+            return _Bound(session, self._runner, x, self._scale, NOT_RECORDED)
+        bound = _Bound(session, self._runner, x, self._scale, len(self._bound))
         bound.once()  # what fails here is not kept
         self._bound[x.shape] = bound
         return bound

@@ -15,5 +15,9 @@ Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
+OPSETS = range(17, 24)
+"""ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""
+
+
 class ExportError(RibsrError, ValueError):
     """An export that cannot be made as asked, or whose file does not compute what it should."""

@@ -16,9 +16,6 @@ from plugins import operators
 from ribsr.attention import Geometry, register_attention, set_attention
 from ribsr.layers import RIBModel
 
-OPSETS = range(17, 24)
-"""ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""
-
 
 def _node(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: Geometry) -> Tensor:
     """The attention backend `onnx`: in an export it leaves one node of the custom operator."""

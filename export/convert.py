@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -14,13 +15,15 @@ from engines import ort
 from engines.base import NotInstalled
 from engines.compare import CannotJudge, RunningReference, prove
 from engines.metadata import PREFIX, Stamp
-from export import ExportError, Form, lower
-from export.canonical import OPSETS, trace
-from export.fold import FoldedLayer, fold
+from export import OPSETS, ExportError, Form, lower
 from export.precision import CHECK_SIZE, calibrated, check_pictures
-from ribsr.base.files import atomic, check_target, sha256
+from export.progress import Progress
+from ribsr.base.files import amount, atomic, check_target, sha256
 from ribsr.base.sizes import Size
-from ribsr.layers import RIBModel
+
+if TYPE_CHECKING:
+    from export.fold import FoldedLayer
+    from ribsr.layers import RIBModel
 
 QUICK = 2 * 10**9
 """Attention scores up to which a new file is run beside the checkpoint unasked: some ten seconds on two cores."""
@@ -32,6 +35,11 @@ SCORE_ADVICE = (
     "use --form mha (ONNX Runtime), attention (opset 23) or plugin (TensorRT), a smaller --size or --score-limit"
 )
 """What to do where a `matmul` file would need too much memory."""
+
+
+ATTENTION_MEMORY = (
+    "note: on a CPU, ONNX Runtime takes about 5.5 times the memory for this form that it takes for the canonical one"
+)
 
 
 @dataclass(frozen=True)
@@ -80,15 +88,34 @@ def export_onnx(
     if output.suffix != ".onnx":
         raise ExportError(f"{output}: an ONNX file's name ends in .onnx, by which the engines know what it is")
     check_target(output)
+    opset = check_opset(options)
     if options.form == "plugin" and not options.half:
         raise ExportError("--form plugin needs --fp16: TensorRT's plugin computes in half precision")
     if options.form == "plugin" and options.verify:
         raise ExportError("--verify cannot be had with --form plugin: only TensorRT with the plugin runs that file")
     opset = check_opset(options)
+    with Progress() as progress:
+        _export(checkpoint, output, options, opset, model, config, progress, progress.aside(say))
+
+
+def _export(
+    checkpoint: Path,
+    output: Path,
+    options: Options,
+    opset: int,
+    model: str | None,
+    config: str | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    progress.phase("reading the checkpoint")
+    from engines.pytorch import check_weights
+
     checkpoint = ribsr.bundled.find(checkpoint)
     network = ribsr.load(checkpoint, model=model, config=config)
+    check_weights(checkpoint, network)
     say(f"{checkpoint}: {network.config.name} x{network.config.scale}")
-    bare = make_graph(network, opset, options, say)
+    bare = make_graph(network, opset, options, progress, say)
     lowered = lower.lower(bare, options.form)
     stamp(lowered, network, options, sha256(checkpoint))
     onnx.checker.check_model(lowered)
@@ -98,19 +125,30 @@ def export_onnx(
         if reason := why_unproved(options, scores):
             say(f"checked as a graph; not run: {reason}")
         else:
+            progress.phase("running the file beside the checkpoint")
             say(_prove(temporary, checkpoint, options, model, config))
-    nodes, size = len(lowered.graph.node), output.stat().st_size / 2**20
-    say(f"wrote {output}: {options.form}, opset {opset}, {nodes} nodes, {size:.1f} MiB")
+    nodes, size = len(lowered.graph.node), amount(output.stat().st_size)
+    say(f"wrote {output}: {options.form}, opset {opset}, {nodes} nodes, {size}")
+    if options.form == "attention":
+        say(ATTENTION_MEMORY)
 
 
-def make_graph(network: RIBModel, opset: int, options: Options, say: Callable[[str], None]) -> onnx.ModelProto:
+def make_graph(
+    network: RIBModel, opset: int, options: Options, progress: Progress, say: Callable[[str], None]
+) -> onnx.ModelProto:
     """The canonical graph of a network without the operator's body, of the size and in the precision of the options."""
+    from export.canonical import trace
+    from export.fold import fold
+
+    progress.phase("folding what depends on weights alone")
     folded, layers = fold(network, options.rib_tolerance)
     tell_folding(layers, say)
+    progress.phase("tracing the graph")
     bare = trace(folded, opset)
     if options.static:
         lower.fix_shape(bare, options.static, network.config.scale)
     if options.half:
+        progress.phase("measuring activations for float16")
         bare = calibrated(bare, lower.lower(bare, "canonical"), options.static, say)
     if options.form == "matmul":
         say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
@@ -191,8 +229,13 @@ def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, co
 
 def tell_folding(layers: list[FoldedLayer], say: Callable[[str], None]) -> None:
     """One line on ranks; with a tolerance, one line per layer whose bias changed."""
+    from export.fold import RANK_STEP
+
     before, after = sum(layer.rank for layer in layers), sum(layer.folded_rank for layer in layers)
-    say(f"folded {len(layers)} RIBs; sum of their ranks {before} → {after}")
+    say(
+        f"folded {len(layers)} RIBs to the least ranks that suffice, rounded up to multiples of {RANK_STEP} for the "
+        f"kernels: {before} → {after} in all"
+    )
     for layer in layers:
         if layer.change:
             ranks = f"rank {layer.rank} → {layer.folded_rank}"

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError
 from ribsr.base.files import atomic
 
@@ -135,6 +136,8 @@ def _run(command: list[str], log: Path) -> None:
     if result.returncode == 0:
         log.unlink(missing_ok=True)
         return
+    if interrupt.arrived():  # it was ended, and said nothing of use
+        raise BuildError("interrupted")
     log.write_text(f"{' '.join(command)}\n{said}")
     lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"exit code {result.returncode}"]
     first = next((line for line in lines if re.search(r"\berror\b|undefined reference", line)), lines[0])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from ribsr.base.command import Command, FiniteRange
+from ribsr.base.command import Command, FiniteRange, Group
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """Training of RIB super-resolution transformers."""
 

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ribsr.base.files import atomic, check_target
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from engines import Engine
 
@@ -123,13 +123,17 @@ def gpu_query(fields: str) -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
+UNLIMITED = 10**5
+"""Columns of what is no terminal."""
+
+
 def console(stderr: bool = False) -> Console:
     """A rich console. In files and pipes it does not wrap lines; brackets in file names are no markup."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
     made = Console(stderr=stderr, highlight=False, markup=False)
-    if not made.is_terminal:
-        made.width = 240
+    if not made.file.isatty():  # whatever FORCE_COLOR, TERM and COLUMNS say
+        made.size = ConsoleDimensions(UNLIMITED, 25)
     return made
 
 
@@ -142,15 +146,45 @@ def progress(text: str) -> Iterator[None]:
         yield
 
 
-def table(*columns: str) -> Table:
-    """A table whose first column is left-aligned and foldable, the others as wide as they need."""
+def show_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Prints a table, its first column left-aligned, or, where that is wider than the terminal, a list: a block a row.
+
+    Nothing is cut. A row's last cells may be missing. Cells of a column without a name follow the block's title.
+    """
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table
 
+    rows = [list(row) for row in rows]
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-    return made
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    needed = Measurement.get(out, out.options.update(width=UNLIMITED), made).maximum
+    if needed <= out.width:
+        out.print(made)
+        return
+    for row in rows:
+        _show_block(out, columns, row)
+
+
+def _show_block(out: Console, columns: Sequence[str], row: Sequence[str | Text]) -> None:
+    from rich.text import Text
+
+    cells = list(zip(columns[1:], row[1:], strict=False))
+    unnamed = [cell for name, cell in cells if not name]
+    out.print(Text(" ").join([Text.assemble((str(row[0]), "bold")), *map(_as_text, unnamed)]), soft_wrap=True)
+    for name, cell in cells:
+        if name and str(cell):
+            out.print(Text(f"  {name}: ") + _as_text(cell), soft_wrap=True)
+    out.print()
+
+
+def _as_text(cell: str | Text) -> Text:
+    from rich.text import Text
+
+    return Text(cell) if isinstance(cell, str) else cell
 
 
 def json_option(command: F) -> F:

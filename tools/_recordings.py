@@ -36,14 +36,20 @@ class ModelReference(RunningReference):
         self.inputs: dict[str, np.ndarray] = {}
         self.description: dict[str, Any] = self.described.to_json()
 
+    @property
+    def limits(self) -> Limits:
+        """Of the pictures that it takes itself."""
+        return self.described.limits
+
+    def advice(self, limits: Limits) -> str:
+        """How to get pictures for a model of these limits."""
+        return "give one of that size with --image" if self._given else "compare on such a size (--size)"
+
     def pictures(self, limits: Limits) -> Pictures:
-        """The pictures to compare on, for a model of these limits. Raises EngineError if none of them is for it."""
-        fixed = limits.fixed or self.described.limits.fixed
+        """The pictures to compare on: those given, of whatever sizes, else some for a model of these limits."""
         if self._given:
-            fitting = [(name, x) for name, x in self._given if fixed in (None, Size.of(x))]
-            if not fitting:
-                raise EngineError(f"takes pictures of {fixed} only; give one of that size with --image")
-            return fitting
+            return self._given
+        fixed = limits.fixed or self.limits.fixed
         if fixed is not None:
             return samples.at(fixed)
         return [picture for size in self._sizes for picture in samples.at(size)] or samples.load()
@@ -57,12 +63,13 @@ class ModelReference(RunningReference):
         import numpy as np
 
         arrays: dict[str, np.ndarray] = {}
-        pictures = list(self.inputs.items()) or self.pictures(self.described.limits)
+        pictures = list(self.inputs.items()) or self.pictures(self.limits)
         for i, (name, x) in enumerate(pictures):
             arrays |= {f"input/{i}": x, f"output/{i}": self.output(name, x)}
             for precision in HALVES if halves else ():
                 self.half_output(precision, name, x)
-            arrays |= {f"{half}/{i}": self.outputs[half, name] for half in HALVES if (half, name) in self.outputs}
+            kept = [half for half in HALVES if halves and (half, name) in self.outputs]
+            arrays |= {f"{half}/{i}": self.outputs[half, name] for half in kept}
         meta = {
             "format": FORMAT,
             "description": self.description,
@@ -90,14 +97,16 @@ class RecordedReference(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._arrays.clear()
 
+    limits = Limits()
+    """Of the pictures that it takes itself: what it has of them is for `pictures` to say."""
+
+    def advice(self, limits: Limits) -> str:
+        """How to get pictures for a model of these limits."""
+        return f"{self._path} has none; record with --size {limits.nearest(samples.SIZES['astronaut'])}"
+
     def pictures(self, limits: Limits) -> Pictures:
-        """Those of the recording that a model of these limits may take. Raises EngineError if there is none."""
-        recorded = [(name, self._arrays[f"input/{i}"]) for i, name in enumerate(self._names)]
-        fitting = [(name, x) for name, x in recorded if limits.fixed in (None, Size.of(x))]
-        if not fitting:
-            size = limits.fixed
-            raise EngineError(f"takes pictures of {size} only, and {self._path} has none; record with --size {size}")
-        return fitting
+        """Those of the recording, of whatever sizes."""
+        return [(name, self._arrays[f"input/{i}"]) for i, name in enumerate(self._names)]
 
     def output(self, name: str, x: np.ndarray) -> np.ndarray:
         return self._arrays[f"output/{self._names.index(name)}"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ribsr.base.command import SizeType, message
+from ribsr.base.command import SizeType, is_verbose, message
 from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
@@ -23,7 +26,7 @@ from tools._common import (
     gpu_query,
     open_model,
     progress,
-    table,
+    show_table,
     where,
     write_json,
 )
@@ -72,8 +75,9 @@ class Child:
         self.told: dict[str, Any] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, *arguments))
-        self._process.start()
+        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+        with _deaf_to_ctrl_c():
+            self._process.start()
         theirs.close()
 
     @property
@@ -89,6 +93,8 @@ class Child:
             code = self._process.exitcode
             hint = " (killed: out of memory?)" if code == -9 else ""
             told = {"failure": f"its process ended with code {code}{hint}"}
+        if (trace := told.pop("traceback", "")) and is_verbose():
+            click.echo(trace, err=True, nl=False)
         self.told = told if "failure" in told else self.told | told
 
     def ask(self, question: Any) -> None:
@@ -101,12 +107,32 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pipe.close()
-        self._process.join(timeout=5)
+        if kind is None:
+            self._process.join(timeout=5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started within it never hear of Ctrl-C, which they would tell of each; it is blocked here."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # a process of multiprocessing's own; to start it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def failure(error: BaseException, line: str) -> dict[str, str]:
+    """What a process sends of an error that ends it; the traceback is shown with `-v` alone."""
+    return {"failure": line, "traceback": "".join(traceback.format_exception(error))}
 
 
 def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
@@ -126,7 +152,10 @@ def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
                 pipe.send({})
             pipe.send({"times": times, "peak_memory": _peak_memory(), "gpu_allocated": timer.peak_memory()})
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
-        pipe.send({"failure": message(error).removeprefix(f"{name.path}: ")})
+        with suppress(OSError):  # nobody is there any more
+            pipe.send(failure(error, message(error).removeprefix(f"{name.path}: ")))
+    except EOFError:  # as before
+        pass
 
 
 def picture(engine: Engine, size: Size) -> np.ndarray:
@@ -248,29 +277,32 @@ def publish(out: Console, made: dict[str, Any], json_target: str | None) -> bool
     return not any(result["failure"] for result in made["results"])
 
 
+COLUMNS = (
+    "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread",
+    "memory MiB", "GPU MiB", "engine MiB", "ratio",
+)  # fmt: skip
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    if result["failure"]:
+        return [result["file"], result["size"], "failed"]
+    description = result["description"]
+    memory = (result[column] for column in ("peak_memory", "gpu_memory", "gpu_allocated"))
+    return [
+        result["file"],
+        result["size"],
+        where(description),
+        description["form"],
+        description["precision"],
+        *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
+        *("" if amount is None else f"{amount / 2**20:.0f}" for amount in memory),
+        f"{result['ratio']:.3f}",
+    ]
+
+
 def show(out: Console, results: list[dict[str, Any]]) -> None:
     """Prints results with their ratios as a table, and which clock, failures and notes belong to which model."""
-    rows = table(
-        "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread",
-        "memory MiB", "GPU MiB", "engine MiB", "ratio",
-    )  # fmt: skip
-    for result in results:
-        if result["failure"]:
-            rows.add_row(result["file"], result["size"], "failed")
-            continue
-        description = result["description"]
-        memory = (result[column] for column in ("peak_memory", "gpu_memory", "gpu_allocated"))
-        rows.add_row(
-            result["file"],
-            result["size"],
-            where(description),
-            description["form"],
-            description["precision"],
-            *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
-            *("" if amount is None else f"{amount / 2**20:.0f}" for amount in memory),
-            f"{result['ratio']:.3f}",
-        )
-    out.print(rows)
+    show_table(out, COLUMNS, map(_row, results))
     for clock in dict.fromkeys(result["clock"] for result in results if result["clock"]):
         files = dict.fromkeys(result["file"] for result in results if result["clock"] == clock)
         out.print(f"Clock of {', '.join(files)}: {clock}", style="dim", soft_wrap=True)

@@ -24,13 +24,17 @@ import click
 from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command
-from tools._common import conclude, console, json_option, model_name, open_model, progress, table, where
+from tools._common import conclude, console, json_option, model_name, open_model, progress, show_table, where
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engines import Engine
     from ribsr.benchmark import Score, Upscaler
+
+
+DEFAULT_SCALE = 2
+"""Of bicubic interpolation, where no model is named."""
 
 
 def as_upscaler(engine: Engine) -> Upscaler:
@@ -46,17 +50,18 @@ def as_upscaler(engine: Engine) -> Upscaler:
 
 
 @contextmanager
-def opened(name: str, scale: int, options: dict[str, Any]) -> Iterator[tuple[Upscaler, dict[str, Any]]]:
-    """The model (or `bicubic`) as an upscaler, and what the report says about it."""
+def opened(name: str, scale: int | None, options: dict[str, Any]) -> Iterator[tuple[Upscaler, dict[str, Any]]]:
+    """The model (or `bicubic`) as an upscaler, and what the report says about it. scale: None: that of the model."""
     if name == "bicubic":
         from ribsr.benchmark import bicubic
 
-        yield bicubic(scale), {"file": name, "description": None}
+        yield bicubic(scale or DEFAULT_SCALE), {"file": name, "description": None}
         return
     with open_model(model_name(name), options) as engine:
         description = engine.describe()
-        if description.scale != scale:
-            raise EngineError(f"{name}: enlarges x{description.scale}; evaluate it with --scale {description.scale}")
+        if scale not in (None, description.scale):
+            ours = description.scale
+            raise EngineError(f"{name}: enlarges x{ours}, not x{scale}; evaluate it by itself, or with --scale {ours}")
         yield as_upscaler(engine), {"file": name, "description": asdict(description)}
 
 
@@ -74,17 +79,15 @@ def finite(value: float) -> float | None:
 def show(out: Any, results: list[dict[str, Any]]) -> None:
     """One row a model, PSNR / SSIM of every set."""
     sets = list(results[0]["sets"])
-    rows = table("model", "runs on", "precision", *(f"{name} PSNR / SSIM" for name in sets))
+    columns = ("model", "runs on", "precision", *(f"{name} PSNR / SSIM" for name in sets))
+    rows = []
     for result in results:
         description = result["description"]
         of = [result["sets"][name] for name in sets]
-        rows.add_row(
-            result["file"],
-            where(description) if description else "numpy",
-            description["precision"] if description else "",
-            *(f"{'inf' if one['psnr'] is None else format(one['psnr'], '.3f')} / {one['ssim']:.4f}" for one in of),
-        )
-    out.print(rows)
+        scores = (f"{'inf' if one['psnr'] is None else format(one['psnr'], '.3f')} / {one['ssim']:.4f}" for one in of)
+        about = (where(description), description["precision"]) if description else ("numpy", "")
+        rows.append((result["file"], *about, *scores))
+    show_table(out, columns, rows)
 
 
 @click.command(cls=Command)
@@ -97,7 +100,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
     type=click.Path(path_type=Path),
     help="Folder of pictures, or of sets NAME/HR; may be repeated.",
 )
-@click.option("--scale", type=click.IntRange(2, 4), default=2, show_default=True, help="Upscaling factor.")
+@click.option("--scale", type=click.IntRange(2, 4), help="Upscaling factor; default: that of the first MODEL, else 2.")
 @click.option("--bicubic", is_flag=True, help="Score bicubic interpolation, too.")
 @click.option("--gray-as-rgb", is_flag=True, help="Studio-range luma for gray pictures (see ribsr/benchmark.py).")
 @json_option
@@ -106,7 +109,7 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 def main(
     names: tuple[str, ...],
     folders: tuple[Path, ...],
-    scale: int,
+    scale: int | None,
     bicubic: bool,
     gray_as_rgb: bool,
     json_target: str | None,
@@ -120,15 +123,16 @@ def main(
     out = console(stderr=json_target == "-")
     sets = benchmark.find_sets(*folders)
     results = []
-    for name in [*(["bicubic"] if bicubic else []), *names]:
+    for name in [*names, *(["bicubic"] if bicubic else [])]:  # bicubic has no scale of its own
         with opened(name, scale, options) as (upscaler, entry):
+            scale = used = int(entry["description"]["scale"]) if entry["description"] else scale or DEFAULT_SCALE
             for note in (entry["description"] or {}).get("notes", ()):
                 out.print(f"Note: {note}", soft_wrap=True)
             entry["sets"] = {}
             for title, paths in sets.items():
                 with progress(f"{name} on {title}"):
-                    entry["sets"][title] = summary(list(benchmark.score(upscaler, paths, scale, gray_as_rgb)))
-        results.append(entry)
+                    entry["sets"][title] = summary(list(benchmark.score(upscaler, paths, used, gray_as_rgb)))
+        results.insert(0 if name == "bicubic" else len(results), entry)
     show(out, results)
     protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane"}
     conclude(out, "evaluate", {**protocol, "results": results}, json_target)

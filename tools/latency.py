@@ -15,9 +15,9 @@ import click
 
 from engines.base import EngineError
 from engines.options import engine_options, tile_option
-from ribsr.base.command import Command
+from ribsr.base.command import Command, show_traceback
 from ribsr.base.sizes import Size
-from tools._common import ModelName, console, json_option, model_name, open_model, table
+from tools._common import ModelName, console, json_option, model_name, open_model, show_table
 from tools._timing import Setup, picture, publish, report, size_option, timed
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ def show_layers(out: Console, name: ModelName, size: Size, options: dict[str, An
     with open_model(name, options) as engine:
         layers = engine.profile(picture(engine, size))
     total = sum(layer.milliseconds for layer in layers)
-    rows = table(f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size}", "ms", "share")
-    for layer in sorted(layers, key=lambda layer: layer.milliseconds, reverse=True)[:count]:
-        rows.add_row(layer.name, f"{layer.milliseconds:.3f}", f"{layer.milliseconds / total:.1%}" if total else "")
-    out.print(rows)
+    columns = (f"{min(count, len(layers))} of {len(layers)} layers of {name} at {size}", "ms", "share")
+    slowest = sorted(layers, key=lambda layer: layer.milliseconds, reverse=True)[:count]
+    rows = [
+        (one.name, f"{one.milliseconds:.3f}", f"{one.milliseconds / total:.1%}" if total else "") for one in slowest
+    ]
+    show_table(out, columns, rows)
     out.print(f"All layers: {total:.2f} ms, each timed on its own, which takes longer than a run", style="dim")
 
 
@@ -107,6 +109,7 @@ def main(
             try:
                 show_layers(out, model_name(result["file"]), Size.parse(result["size"]), options, layers)
             except EngineError as error:
+                show_traceback(error)
                 out.print(f"FAIL {error}", style="red", soft_wrap=True)
                 all_ran = False
     if not all_ran:

@@ -19,13 +19,15 @@ from engines import SUFFIXES, is_checkpoint
 from engines.base import EngineError
 from engines.compare import HALF_FACTOR, MAX_ERROR, CannotJudge, Pictures, Proof, Rule, prove
 from engines.options import engine_options, tile_option
-from ribsr.base.command import Command, FiniteRange, SizeType
+from ribsr.base.command import Command, FiniteRange, SizeType, show_traceback
 from ribsr.base.files import check_target
-from ribsr.base.sizes import Size
-from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, table, where
+from ribsr.base.sizes import Limits, Size
+from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, show_table, where
 from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from engines import Description
     from engines.metadata import Stamp
 
@@ -64,26 +66,33 @@ def measure(
         with progress(f"{name} beside {reference.description['path']}"), open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
-            pictures, left_out = _within(description, reference.pictures(description.limits))
+            pictures, left_out = _within(description, reference)
             measured.warnings += [f"{name}: {line}" for line in left_out]
             measured.proof = prove(engine, reference, pictures, rule, half_factor)
         measured.warnings += [f"{name}: {note}" for note in measured.proof.notes]
         measured.failure = measured.proof.failure
     except CannotJudge as error:
+        show_traceback(error)
         measured.failure = f"{error}; give the checkpoint or a recording of it as REF, or --max-error"
     except EngineError as error:
+        show_traceback(error)
         measured.failure = str(error).removeprefix(f"{name.path}: ")
     return measured
 
 
-def _within(description: Description, pictures: Pictures) -> tuple[Pictures, list[str]]:
-    """The pictures whose size the model takes, and a line about those that it does not. Raises EngineError for none."""
-    limits = description.limits
-    fitting = [(name, x) for name, x in pictures if limits.takes(Size.of(x))]
+def _within(description: Description, reference: References) -> tuple[Pictures, list[str]]:
+    """The pictures whose size model and reference take, and a line about those that they do not.
+
+    Raises EngineError where none is left.
+    """
+    limits, taken = description.limits, reference.limits
+    pictures = reference.pictures(limits)
+    fitting = [(name, x) for name, x in pictures if limits.takes(Size.of(x)) and taken.takes(Size.of(x))]
+    whose = f"takes pictures of {limits}" + ("" if taken == Limits() else f", the reference of {taken}")
     if not fitting:
-        raise EngineError(f"takes pictures of {limits}; compare on such a size (--size)")
-    outside = ", ".join(name for name, x in pictures if not limits.takes(Size.of(x)))
-    return fitting, [f"not compared on {outside}: it takes pictures of {limits}"] if outside else []
+        raise EngineError(f"{whose}; {reference.advice(limits)}")
+    outside = ", ".join(sorted({name for name, _ in pictures} - {name for name, _ in fitting}))
+    return fitting, [f"not compared on {outside}: it {whose}"] if outside else []
 
 
 def _differences(name: str, description: Description, reference: References) -> list[str]:
@@ -162,8 +171,6 @@ def _why_alone(name: ModelName, network: Network, groups: dict[Network, dict[Mod
 
 
 def _show(out: Any, reference: References, results: list[Measured]) -> None:
-    from rich.text import Text
-
     of = reference.description
     out.print(
         f"Reference: {of['path']}, {of['model']} x{of['scale']} {of['precision']}, {where(of)}, {of['form']}",
@@ -171,36 +178,41 @@ def _show(out: Any, reference: References, results: list[Measured]) -> None:
     )
     if pictures := sorted({name for result in results for name in result.proof.pictures}):
         out.print(f"Pictures: {', '.join(pictures)}", soft_wrap=True)
-    rows = table(
-        "model", "runs on", "form", "precision", "PSNR dB", "max error", "mean error", "rmse", "8-bit off", "NaN",
-        "rule", "",
-    )  # fmt: skip
-    for result in results:
-        verdict = Text("FAIL", "bold red") if result.failure else Text("pass", "green")
-        if result.description is None or not result.proof.pictures:
-            rows.add_row(result.name, *[""] * 10, verdict)
-            continue
-        errors, description = result.proof.total, result.description
-        rows.add_row(
-            result.name,
-            where(vars(description)),
-            description.form,
-            description.precision,
-            f"{errors.psnr:.1f}",
-            f"{errors.max_error:.2e}",
-            f"{errors.mean_error:.2e}",
-            f"{errors.rmse:.2e}",
-            f"{errors.share_off:.2%}",
-            str(errors.nan),
-            result.proof.rule.text,
-            verdict,
-        )
-    out.print(rows)
+    show_table(out, COLUMNS, map(_row, results))
     for result in results:
         for warning in result.warnings:
             out.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
         if result.failure:
             out.print(f"FAIL {result.name}: {result.failure}", style="red", soft_wrap=True)
+
+
+COLUMNS = (
+    "model", "runs on", "form", "precision", "PSNR dB", "max error", "mean error", "rmse", "8-bit off", "NaN",
+    "rule", "",
+)  # fmt: skip
+
+
+def _row(result: Measured) -> list[str | Text]:
+    from rich.text import Text
+
+    verdict = Text("FAIL", "bold red") if result.failure else Text("pass", "green")
+    if result.description is None or not result.proof.pictures:
+        return [result.name, *[""] * (len(COLUMNS) - 2), verdict]
+    errors, description = result.proof.total, result.description
+    return [
+        result.name,
+        where(vars(description)),
+        description.form,
+        description.precision,
+        f"{errors.psnr:.1f}",
+        f"{errors.max_error:.2e}",
+        f"{errors.mean_error:.2e}",
+        f"{errors.rmse:.2e}",
+        f"{errors.share_off:.2%}",
+        str(errors.nan),
+        result.proof.rule.text,
+        verdict,
+    ]
 
 
 def _comparisons(

@@ -26,8 +26,8 @@ import click
 from engines.base import EngineError, Timer, host_clock
 from ribsr.base.command import Command
 from ribsr.base.errors import first_line
-from tools._common import conclude, console, json_option, table
-from tools._timing import Child
+from tools._common import conclude, console, json_option, show_table
+from tools._timing import Child, failure
 
 FORMS = ("authors", "eager", "compiled")
 """Theirs; ours without and with torch.compile, both replayed as CUDA graphs on a GPU."""
@@ -107,7 +107,7 @@ def worker(pipe: Connection, form: str, repository: str, case: tuple[str, int, i
         figures = {"median_ms": times[len(times) // 2], "fastest_ms": times[0], "peak": timer.peak_memory()}
         pipe.send({**figures, "first_step_s": first})
     except (RuntimeError, ValueError) as error:
-        pipe.send({"failure": first_line(error)})
+        pipe.send(failure(error, first_line(error)))
 
 
 def batches_per_second(batch: int, crop: int, scale: int, rounds: int) -> dict[str, Any]:
@@ -178,10 +178,8 @@ def main(
             # Now, too: a run may be cut off before its table.
             out.print(" ".join(filter(None, _cells(results[-1]))), soft_wrap=True)
     pipeline = batches_per_second(cases[0][1], cases[0][2], scale, 10 * rounds)
-    rows = table("network", "batch", "crop", "form", "ms", "steps/s", "peak GiB", "times faster", "first step s")
-    for result in results:
-        rows.add_row(*_cells(result))
-    out.print(rows)
+    columns = ("network", "batch", "crop", "form", "ms", "steps/s", "peak GiB", "times faster", "first step s")
+    show_table(out, columns, map(_cells, results))
     rates = ", ".join(f"{rate:.0f} {name.replace('_', ' ')}" for name, rate in pipeline.items())
     out.print(f"Batches of {cases[0][1]} crops of {cases[0][2]} a second: {rates}", soft_wrap=True)
     conclude(out, "train_speed", {"scale": scale, "results": results, "batches_per_second": pipeline}, json_target)

@@ -7,14 +7,12 @@ must compute in the precision asked for, and pictures must come out as ONNX Runt
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engines.metadata import read_stamp
-from export.trt.build import StillBuilding
 from export.trt.source import Options, Shapes, check_targets, find_onnx
 from ribsr.base.command import Command, FiniteRange, SizeType
 from ribsr.base.sizes import Size
@@ -87,23 +85,18 @@ def main(
     )
     from export.trt.convert import export_trt, find_machine
 
-    try:
-        if ckpt is not None:
-            onnx_file = Path(f"{ckpt.stem}.onnx")
-            if output is not None:
-                check_targets(output, chosen)
-            find_machine()
-            from export import convert
+    if ckpt is not None:
+        onnx_file = Path(f"{ckpt.stem}.onnx")
+        if output is not None:
+            check_targets(output, chosen)
+        find_machine()
+        from export import convert
 
-            convert.export_onnx(ckpt, onnx_file, convert.Options(), model, config, say=click.echo)
-        onnx_file = onnx_file or find_onnx(Path())
-        precision = chosen.precision or read_stamp(onnx_file).precision
-        output = output or Path(f"{onnx_file.stem.removesuffix('.' + precision)}.{precision}.plan")
-        export_trt(onnx_file, output, chosen, say=click.echo)
-    except StillBuilding:
-        # TensorRT 8.6 cannot be told to stop, and ending Python in the usual way would wait for it.
-        click.echo("Aborted!", err=True)
-        os._exit(1)
+        convert.export_onnx(ckpt, onnx_file, convert.Options(), model, config, say=click.echo)
+    onnx_file = onnx_file or find_onnx(Path())
+    precision = chosen.precision or read_stamp(onnx_file).precision
+    output = output or Path(f"{onnx_file.stem.removesuffix('.' + precision)}.{precision}.plan")
+    export_trt(onnx_file, output, chosen, say=click.echo)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from engines.base import EngineError
 from engines.trt.builder import Builder
 from engines.trt.versions import TensorRT
 from export import ExportError
+from export.progress import Progress
 from export.trt.graph import Graph
-from export.trt.progress import Progress
 from export.trt.source import Options, Shapes
 from ribsr.base.files import atomic
 
@@ -28,12 +28,8 @@ GIB = 2**30
 TICK = 0.2
 """Seconds between two looks at whether a build has ended."""
 
-CANCEL_SECONDS = 60.0
-"""How long a build may take to notice that it is cancelled."""
-
-
-class StillBuilding(KeyboardInterrupt):
-    """Ctrl-C during a build that cannot be cancelled: TensorRT's thread goes on until the process ends."""
+CANCEL_SECONDS = 0.7
+"""How long a build may take to notice that it is cancelled; a command ends in any case (`ribsr.base.interrupt`)."""
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Built:
 def build(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options, gpu: str, progress: Progress) -> Built:
     """The plan of a graph, for the GPU of that name.
 
-    Raises EngineError with TensorRT's reason, ExportError, KeyboardInterrupt, and StillBuilding.
+    Raises EngineError with TensorRT's reason, ExportError, and KeyboardInterrupt, after which the build may go on.
     """
     progress.phase("reading the graph")
     builder = in_background(lambda: set_up(trt, graph, shapes, options), progress)
@@ -106,7 +102,7 @@ def in_background(work: Callable[[], T], progress: Progress, cancellable: bool =
     """work(), in a thread, so that Ctrl-C is noticed: TensorRT returns to Python only when it is done, or to call the
     logger, and a KeyboardInterrupt that is raised there is lost.
 
-    cancellable: whether the work ends soon after `progress.cancel()`. If it does not, Ctrl-C raises StillBuilding.
+    cancellable: whether the work ends soon after `progress.cancel()`. If it does not, it goes on until the end.
     """
     future: Future[T] = Future()
 
@@ -123,9 +119,9 @@ def in_background(work: Callable[[], T], progress: Progress, cancellable: bool =
         return future.result()
     except KeyboardInterrupt:
         progress.cancel()
-        if cancellable and _ends(future, CANCEL_SECONDS):
-            raise
-        raise StillBuilding from None
+        if cancellable:
+            _ends(future, CANCEL_SECONDS)
+        raise
 
 
 def _ends(future: Future, seconds: float) -> bool:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from engines.trt import gpu as cuda
 from engines.trt.gpu import GPU
 from engines.trt.manifest import Manifest, manifest_path, write_manifest
 from engines.trt.plan import Plan
 from engines.trt.versions import TensorRT
+from export.progress import Progress
 from export.trt.build import Built, build, in_background
 from export.trt.graph import Graph, prepare
 from export.trt.inspection import Inspection, inspect_plan
-from export.trt.progress import Progress
 from export.trt.source import Options, Shapes, Source, check_targets, choose_shapes, read
 from export.trt.verify import verify
-from ribsr.base.files import atomic, sha256
+from ribsr.base.files import amount, atomic, sha256, temporary_folder
 
 
 def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[str], None] = lambda line: None) -> None:
     """Builds the engine of an ONNX file of this toolkit and writes plan and manifest, or nothing at all.
 
     say: is told of each step. Raises ExportError, EngineError, ValueError, OSError, plugins.library.LibraryError; and
-    KeyboardInterrupt, StillBuilding if the build goes on nevertheless.
+    KeyboardInterrupt, after which the build may still go on.
     """
     check_targets(output, options)
     source = read(onnx_file)
@@ -33,8 +32,8 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
     trt, gpu = find_machine()
     say(f"{onnx_file}: {source.stamp.model} x{source.stamp.scale}; TensorRT {trt.version} on {gpu.name}")
     graph = prepare(trt, source, shapes, options, gpu.compute_capability, say)
-    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=output.parent) as folder:
-        trial = Path(folder) / output.name
+    with temporary_folder(beside=output.parent) as folder:
+        trial = folder / output.name
 
         def inspected() -> tuple[Inspection, int]:
             plan = Plan(trt, built.plan, output.name)
@@ -56,9 +55,9 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
             with atomic(target) as temporary:
                 shutil.move(made, temporary)
     sizes = " ".join(map(str, dict.fromkeys(shapes)))
-    say(f"{inspection}; {memory / 2**20:.0f} MiB of GPU memory for activations at the largest size")
+    say(f"{inspection}; {amount(memory)} of GPU memory for activations at the largest size")
     say(
-        f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {len(built.plan) / 2**20:.1f} MiB, "
+        f"wrote {output}: {graph.form}, {graph.precision}, pictures {sizes}, {amount(len(built.plan))}, "
         f"built in {built.seconds:.0f} s"
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
+from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError, clipped, printable
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
@@ -33,11 +36,43 @@ EXTRAS = {
 """Packages that only some commands need, by the names under which they are imported → what installs them."""
 
 
-class Command(click.Command):
+BROKEN_PIPE = 141
+"""Exit code where nobody reads the output any more: what shells say of a program that SIGPIPE has ended."""
+
+
+class Program(click.Command):
+    """What runs as a program: Ctrl-C and SIGTERM end it soon (`ribsr.base.interrupt`), and `| head` in silence."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if args or extra.get("args") is not None:  # called from Python, which has its own ways with signals
+            return super().main(*args, **extra)
+        interrupt.watch()
+        code: Any = 0
+        try:
+            super().main(**extra)
+        except SystemExit as end:
+            code = end.code
+        number = interrupt.arrived()
+        if number and code == 1:  # it came before the command began
+            code = 128 + number
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _nobody_reads()
+        if number:
+            interrupt.leave(code or 0)  # what still runs in other threads is not waited for
+        return sys.exit(code)
+
+
+class Group(Program, click.Group):
+    """A group of Commands."""
+
+
+class Command(Program):
     """A click command with `-v/--verbose`; any exception becomes one line `Error: …` and exit code 1.
 
     With `-v` the exception goes through, so that Python prints its traceback (the exit code is 1 then, too).
-    Usage errors keep click's form and exit code 2.
+    Usage errors keep click's form and exit code 2. Ctrl-C is 130, SIGTERM 143.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -51,10 +86,41 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
+        except KeyboardInterrupt as error:
+            interrupt.say_aborted()
+            raise click.exceptions.Exit(interrupt.exit_code(error)) from None
+        except BrokenPipeError:
+            raise click.exceptions.Exit(_nobody_reads()) from None
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich ends the program by itself
+                raise click.exceptions.Exit(_nobody_reads()) from None
+            raise
         except Exception as error:
             if verbose:
                 raise
             raise click.ClickException(message(error)) from error
+
+
+def _nobody_reads() -> int:
+    """Lets what would still be printed vanish; returns the exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError, io.UnsupportedOperation):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return BROKEN_PIPE
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was given `-v`; False where none runs."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get("verbose"))
+
+
+def show_traceback(error: BaseException) -> None:
+    """With `-v`, prints the traceback of an error that does not end the command."""
+    if is_verbose():
+        traceback.print_exception(error)
 
 
 def message(error: BaseException) -> str:
@@ -89,8 +155,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 def report(error: Exception, line: str) -> None:
     """Prints the line of an error that does not end the command; with `-v`, the traceback before it."""
-    if click.get_current_context().meta.get("verbose"):
-        traceback.print_exception(error)
+    show_traceback(error)
     echo(f"Error: {line}", err=True)
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
+
+TEMPORARY: set[Path] = set()
+"""Files and folders that exist now and are not to stay; `ribsr.base.interrupt` removes them where nobody else can."""
 
 try:
     import fcntl
@@ -58,14 +63,42 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     target = _target(Path(path))
     temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
+    TEMPORARY.add(temporary)
     try:
+        temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
         yield temporary
         if target.exists():
             os.chmod(temporary, target.stat().st_mode & 0o7777)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+        TEMPORARY.discard(temporary)
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Yields a new folder, with a hidden name in `beside` or in the system's place for such; it goes with the block."""
+    folder = Path(mkdtemp(prefix=".", suffix=".tmp", dir=beside) if beside is not None else mkdtemp())
+    TEMPORARY.add(folder)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        TEMPORARY.discard(folder)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder and all in it, if it is there and can be."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
+
+
+def amount(count: int) -> str:
+    """So many bytes, as people read them: `12.3 MiB`."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
+from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError, first_line, shown
-from ribsr.base.files import atomic, check_folder, locked
+from ribsr.base.files import amount, atomic, check_folder, locked
 from ribsr.base.pictures import to_input, to_pixels
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
@@ -96,14 +97,14 @@ def joined() -> Iterator[Process]:
 
 
 @contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """Yields the list to which Ctrl-C and SIGTERM only add themselves, until the block ends; a second Ctrl-C
-    interrupts. Ignored signals stay ignored."""
-    came: list[int] = []
+def interruptions() -> Iterator[list[type[KeyboardInterrupt]]]:
+    """Yields a list to which Ctrl-C and SIGTERM only add what is to be raised for them, until the block ends; a second
+    Ctrl-C interrupts. Ignored signals stay ignored."""
+    came: list[type[KeyboardInterrupt]] = []
     before: dict[int, Any] = {}
 
     def note(number: int, _: object) -> None:
-        came.append(number)
+        came.append(interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt)
         if signal.SIGINT in before:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -166,7 +167,10 @@ class Run:
         fast.place(self.average, process.device)  # tensors laid out like the trained ones are averaged in one go
         torch.backends.cudnn.benchmark = True  # the crops' size never changes
         half = recipe.precision == "bf16"
-        self.model = fast.prepare(model, process.device, half, recipe.compile).train()
+        compiled = process.device.type == "cuda" if recipe.compile is None else recipe.compile
+        if compiled:
+            self.report.say("the first step compiles the model, which takes minutes; compile: false starts at once")
+        self.model = fast.prepare(model, process.device, half, compiled).train()
         self.autocast = torch.autocast(process.device.type, torch.bfloat16, enabled=half)
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.averaged: list[Tensor] = list(self.average.parameters())
@@ -189,7 +193,9 @@ class Run:
             devices = [process.device] if on_gpu else None
             self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
         # Not with DistributedDataParallel, whose exchange a graph would have to hold.
-        self.advance = fast.Replayed(self._advance) if on_gpu and process.world == 1 else self._advance
+        self.replayed = fast.Replayed(self._advance) if on_gpu and process.world == 1 else None
+        self.updating = threading.RLock()  # held while weights, averaged weights, optimizer and step change together
+        self.saving = False
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
 
@@ -205,9 +211,9 @@ class Run:
         recipe, process = self.recipe, self.process
         pairs = read_pairs(recipe.train, recipe.scale, recipe.crop, self.report.say)
         device = storage_device(pairs, process.device)
-        size = sum(pair.low.nbytes + pair.high.nbytes for pair in pairs) / 2**20
+        size = amount(sum(pair.low.nbytes + pair.high.nbytes for pair in pairs))
         where = "on the GPU" if device.type == "cuda" else "in memory"
-        self.report.say(f"{len(pairs)} pictures, {size:.0f} MiB {where}")
+        self.report.say(f"{len(pairs)} pictures, {size} {where}")
         crops = Crops(pairs, recipe.scale, recipe.crop, device)
         return Batches(crops, recipe.seed, recipe.batch, process.device, process.rank, process.world)
 
@@ -216,7 +222,7 @@ class Run:
         recipe, start = self.recipe, time.monotonic()
         self._resume_table("log.csv", "step", "loss", "lr", "steps_per_second")
         scored = self._resume_table("validation.csv", "step", "set", "psnr", "ssim")
-        with interruptions() as came:
+        with interruptions() as came, interrupt.at_last(self.keep):
             if self._due(recipe.validate_every) and scored != self.step:  # killed between state and validation
                 self.validate()
             stop, since, clock = False, self.step, time.monotonic()
@@ -236,7 +242,7 @@ class Run:
                     self.save()
                 if interrupted:
                     self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
-                    raise KeyboardInterrupt
+                    raise came[0] if came else KeyboardInterrupt
                 if stop or self._due(recipe.validate_every):
                     self.validate()
                     clock = time.monotonic()  # the rate is that of training alone
@@ -248,20 +254,31 @@ class Run:
     def update(self) -> None:
         """One step. Does not wait for the GPU."""
         self.rate.fill_(self.recipe.learning_rate(self.step))
-        self.advance(*self.batches[self.step])
-        self.step += 1
+        low, high = self.batches[self.step]
+        if self.replayed is None:
+            self._differentiate(low, high)
+        with self.updating:
+            self._apply() if self.replayed is None else self.replayed(low, high)
+            self.step += 1
 
     def _advance(self, low: Tensor, high: Tensor) -> None:
-        """Forward, backward, optimizer, average."""
+        self._differentiate(low, high)
+        self._apply()
+
+    def _differentiate(self, low: Tensor, high: Tensor) -> None:
+        """Forward, backward."""
         self.optimizer.zero_grad()
         with self.autocast:
             loss = F.l1_loss(self.parallel(low), high)
         loss.backward()
+        self.loss += loss.detach()
+
+    def _apply(self) -> None:
+        """Optimizer, average."""
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.to_average(self.averaged, self.parameters, 0)
-        self.loss += loss.detach()
 
     def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
         """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
@@ -295,6 +312,23 @@ class Run:
 
     def save(self) -> None:
         """Writes state and averaged weights, unless they are not finite."""
+        with self.updating:
+            self.saving = True
+            self._save()
+            self.saving = False
+
+    def keep(self) -> None:
+        """Of a run that is told to end in the middle of a step that takes long: writes the state of the last one.
+
+        Another thread calls it. Where a step compiles within the lock, which only a GPU's do, that state is lost.
+        """
+        if self.updating.acquire(timeout=interrupt.LONGEST if self.saving else 0.5):
+            if self.step and self.saved != self.step:
+                self.save()
+            if self.saved:
+                self.report.say(f"interrupted: step {self.saved} is in {self.state_path}; the same command goes on")
+
+    def _save(self) -> None:
         norm = nn.utils.get_total_norm([*self.parameters, *self.averaged])
         if not bool(torch.isfinite(norm + self.loss)):
             self._diverged("loss or weights are not finite")

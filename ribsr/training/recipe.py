@@ -41,7 +41,7 @@ class Recipe:
     lr, betas, weight_decay: of AdamW. clip: largest norm of the gradient, None for no limit.
     warmup: steps of linear warm-up. schedule: `multistep` halves lr at each of `milestones`, `cosine` goes to 0.
     ema: decay of the averaged weights, which are what validation and the written model use.
-    precision: bf16 (autocast) or fp32. compile: with torch.compile.
+    precision: bf16 (autocast) or fp32. compile: with torch.compile; None: on a GPU alone, since it takes minutes.
     seed: of initial weights and of the choice of crops.
     log_every, validate_every, save_every: steps.
     """
@@ -64,7 +64,7 @@ class Recipe:
     milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000, 490_000)
     ema: float = 0.999
     precision: Literal["bf16", "fp32"] = "bf16"
-    compile: bool = True
+    compile: bool | None = None
     seed: int = 0
     log_every: int = 100
     validate_every: int = 5_000

@@ -21,6 +21,7 @@ from engines.ort import CUDA, MOST_GRAPHS, ORTEngine  # noqa: E402
 from export.canonical import trace  # noqa: E402
 from export.convert import Options, make_graph  # noqa: E402
 from export.fold import fold  # noqa: E402
+from export.progress import Progress  # noqa: E402
 from plugins import library  # noqa: E402
 from ribsr import bundled  # noqa: E402
 from ribsr.base.sizes import Size  # noqa: E402
@@ -76,7 +77,7 @@ class Files:
         if dtype == "bf16":
             bare = halves.of(trace(fold(model)[0], 17), dtype)
         else:
-            bare = make_graph(model, 17, Options(half=True), lambda line: None)
+            bare = make_graph(model, 17, Options(half=True), Progress(), lambda line: None)
         halves.write(file, bare, form, dtype, model.config.scale)
 
 

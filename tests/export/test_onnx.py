@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -293,7 +294,7 @@ def test_interrupted_while_writing_the_old_file_stays(checkpoint, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert, "_prove", interrupted)
-    assert invoke("--ckpt", "x2.pt").exit_code == 1
+    assert invoke("--ckpt", "x2.pt").exit_code == 130
     assert Path("x2.onnx").read_text() == "old"
     assert written() == ["x2.onnx", "x2.pt"]
 
@@ -309,3 +310,50 @@ def test_the_large_model_meets_its_node_budget(opset, budget):
 def test_help_needs_no_torch():
     code = "import sys; import export.onnx; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_cannot_be_is_refused_before_anything_is_loaded(checkpoint):
+    program = "import sys; from export.onnx import main; main(['--ckpt', 'x2.pt', '--opset', '16'])"
+    loaded = "\nfinally: print([name for name in ('torch', 'onnx') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"try: {program}{loaded}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n"
+    assert "choose 17 to 23" in done.stderr
+
+
+def test_weights_that_are_not_numbers_are_told_as_such(checkpoint):
+    model = ribsr.load("x2.pt")
+    with torch.no_grad():
+        next(model.parameters())[0] = torch.nan
+    ribsr.save(model, "nan.pt")
+    result = invoke("--ckpt", "nan.pt")
+    assert result.exit_code == 1
+    assert "nan.pt: the weights hold NaN or infinite values (the first is in " in result.output
+    with pytest.raises(EngineError, match=r"nan\.pt: the weights hold NaN"):
+        open_engine("nan.pt", device="cpu")
+    assert written() == ["nan.pt", "x2.pt"]
+
+
+def test_a_terminal_shows_what_takes_long(checkpoint):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    started = [sys.executable, "-m", "export.onnx", "--ckpt", "x2.pt", "--no-verify"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    done = subprocess.run(started, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
+    shown = os.read(ours, 10**6).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "tracing the graph" in shown
+    assert "tracing the graph" not in done.stdout
+    assert "multiples of 8 for the kernels: " in done.stdout
+    assert re.search(r"wrote x2\.onnx: .*, \d+\.\d KiB", done.stdout)
+
+
+def test_the_attention_form_tells_of_its_memory(checkpoint):
+    assert "5.5 times the memory" in invoke("--ckpt", "x2.pt", "--form", "attention", "--no-verify").output
+    assert "times the memory" not in invoke("--ckpt", "x2.pt", "--no-verify").output

@@ -71,3 +71,9 @@ def test_the_bundled_model_beats_bicubic() -> None:
     for a, b in zip(ours, bicubic, strict=True):
         assert a.psnr > b.psnr + 1, a.picture
         assert a.ssim > b.ssim, a.picture
+
+
+def test_the_api_is_there_to_be_found() -> None:
+    import ribsr
+
+    assert set(ribsr.__all__) <= set(dir(ribsr))

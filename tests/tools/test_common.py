@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from tools import _common
-from tools._common import ModelName, environment, environment_line, gpu_query, model_name, write_json
+from tools._common import ModelName, environment, environment_line, gpu_query, model_name, show_table, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +89,66 @@ def test_each_option_goes_to_the_models_that_take_it(
     options = {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None, "cuda_graphs": True}
     _common.open_model(ModelName(file), options)
     assert seen == [passed_on]
+
+
+COLUMNS = ("model", "runs on", "precision", "PSNR dB", "max error", "rule", "")
+ROWS = [
+    ["a" * 70 + ".onnx", "onnxruntime 1.32.0, CPU", "fp16", "74.1", "1.23e-04", "rmse ≤ 2 × 1.2e-05", Text("FAIL")],
+    ["x2 [b].onnx", "onnxruntime 1.32.0, CPU", "fp32", "123.4", "5.96e-08", "max ≤ 0.0001", Text("pass")],
+    ["gone.onnx", "failed"],
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("name", ["short.onnx", "a" * 70 + ".onnx", "b" * 190 + ".onnx"])
+def test_tables_lose_nothing_at_any_width(width: int, name: str) -> None:
+    rows = [[name, *ROWS[0][1:]], *ROWS[1:]]
+    written = io.StringIO()
+    show_table(Console(file=written, force_terminal=True, width=width, markup=False, color_system=None), COLUMNS, rows)
+    lines = written.getvalue().splitlines()
+    for row in rows:
+        for cell in row:
+            assert any(str(cell) in line for line in lines), cell
+    is_table = any(all(column in line for column in COLUMNS) for line in lines)
+    assert is_table == (len(name) + 85 <= width)
+    if is_table:
+        assert max(map(len, lines)) <= width
+        assert next(line for line in lines if name in line).endswith("FAIL")
+    else:
+        assert f"{name} FAIL" in lines
+        assert "  PSNR dB: 123.4" in lines
+
+
+SHOWN = """
+import sys
+from tools._common import console, show_table
+show_table(console(), ("model", "runs on", "PSNR dB", ""), [["m" * 300 + ".onnx", "CPU", "74.1", "FAIL"]])
+"""
+
+
+def test_what_is_redirected_has_its_full_width() -> None:
+    narrow = {**os.environ, "COLUMNS": "40", "LINES": "10", "FORCE_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOWN], env=narrow, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    (line,) = (line for line in done.stdout.splitlines() if "m" * 300 in line)
+    assert line.split()[1:] == ["CPU", "74.1", "FAIL"]
+
+
+@pytest.mark.parametrize(("columns", "listed"), [(60, True), (200, False)])
+def test_a_terminal_says_how_wide_it_is(columns: int, listed: bool) -> None:
+    termios, fcntl, pty = (pytest.importorskip(name) for name in ("termios", "fcntl", "pty"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = SHOWN.replace("300", "80")
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    subprocess.run(
+        [sys.executable, "-c", shown], env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs, check=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    text = os.read(ours, 10**5).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "m" * 80 + ".onnx" in text
+    assert ("PSNR dB: 74.1" in text) == listed
+    assert "FAIL" in text

@@ -80,7 +80,7 @@ def test_what_cannot_be_scored_is_an_error(benchmark: Path) -> None:
     params["up.bias"] = params["up.bias"] * np.float32(np.nan)
     fakes.write_onnx(Path("nan.onnx"), params, sha256=sha256("x2.pt"))
     for arguments, message in (
-        (["x2.pt", "--scale", "3"], "Error: x2.pt: enlarges x2; evaluate it with --scale 2"),
+        (["x2.pt", "--scale", "3"], "Error: x2.pt: enlarges x2, not x3; evaluate it by itself, or with --scale 2"),
         (["nan.onnx"], "Error: nan.onnx: no score, since the engine produced"),
         (["gone.onnx"], "Error: gone.onnx: no such file"),
         (["x2.pt", "--data", "nowhere"], "Error: nowhere: there is no such folder"),
@@ -97,3 +97,13 @@ def test_gray_pictures_follow_the_convention_asked_for(benchmark: Path) -> None:
     plane, rgb = report("--bicubic"), report("--bicubic", "--gray-as-rgb")
     difference = rgb["results"][0]["sets"]["B"]["psnr"] - plane["results"][0]["sets"]["B"]["psnr"]
     assert difference == pytest.approx(1.322, abs=1e-3)
+
+
+def test_the_scale_is_that_of_the_first_model(benchmark: Path) -> None:
+    fakes.write_checkpoint(Path("x3.pt"), scale=3)
+    seen = report("x3.pt", "--bicubic")
+    assert (seen["scale"], seen["border"]) == (3, 3)
+    assert [result["file"] for result in seen["results"]] == ["bicubic", "x3.pt"]
+    result = run("x3.pt", "x2.pt")
+    assert result.exit_code == 1
+    assert "Error: x2.pt: enlarges x2, not x3" in result.stderr

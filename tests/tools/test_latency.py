@@ -212,7 +212,9 @@ def test_what_fails_in_the_other_process_arrives_as_one_line(error: Exception, l
 
     ours, theirs = multiprocessing.Pipe()
     worker(theirs, ModelName("x2.plan"), Size(8, 8), Setup(1, 0, {}, opener))
-    assert ours.recv() == {"failure": line}
+    told = ours.recv()
+    assert told["failure"] == line
+    assert told["traceback"].startswith("Traceback")
 
 
 def is_killed(pipe: Connection) -> None:

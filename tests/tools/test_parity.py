@@ -204,7 +204,7 @@ def test_a_model_of_fixed_shape_gets_pictures_of_that_shape(folder: Path) -> Non
     assert run("x2.pt", "--record", "ref.npz").exit_code == 0
     result = run("ref.npz", "static.onnx")
     assert result.exit_code == 1
-    assert "takes pictures of 40x24 only, and ref.npz has none; record with --size 40x24" in result.stdout
+    assert "takes pictures of 40x24 only; ref.npz has none; record with --size 40x24" in result.stdout
     assert run("x2.pt", "--record", "ref.npz", "--size", "40x24").exit_code == 0
     assert run("ref.npz", "static.onnx").exit_code == 0
 
@@ -233,6 +233,35 @@ def test_own_pictures(folder: Path) -> None:
     result = run("x2.pt", "static.onnx", "--image", "a.png")
     assert result.exit_code == 1
     assert "takes pictures of 40x24 only; give one of that size with --image" in result.stdout
+    Image.fromarray(values.repeat(3, 0)[:24].repeat(3, 1)[:, :40]).save("fits.png")
+    code, seen = report("x2.pt", "static.onnx", "--image", "a.png", "--image", "fits.png")
+    (static,) = seen["comparisons"][0]["models"]
+    assert (code, list(static["pictures"])) == (0, ["fits.png"])
+    assert static["warnings"] == ["static.onnx: not compared on a.png: it takes pictures of 40x24 only"]
+    result = run("static.onnx", "x2.pt", "--image", "a.png")
+    assert "takes pictures of any size, the reference of 40x24 only; give one of that size" in result.stdout
+
+
+def test_a_recording_has_no_pictures_for_a_range_of_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("x2.pt", "--record", "ref.npz", "--size", "20x10").exit_code == 0
+    monkeypatch.setattr(parity, "open_model", lambda *given: Ranged(open_model(*given), (64, 64), (96, 128)))
+    result = run("ref.npz", "x2.onnx")
+    assert result.exit_code == 1
+    assert "takes pictures of 64x64 to 128x96; ref.npz has none; record with --size 128x96" in result.stdout
+
+
+def test_no_half_leaves_out_what_was_computed_anyway(folder: Path) -> None:
+    assert run("x2.pt", "x2.fp16.onnx", "--record", "ref.npz", "--no-half").exit_code == 0
+    with np.load("ref.npz") as file:
+        assert {name.split("/")[0] for name in file.files} == {"meta", "input", "output"}
+    assert run("x2.pt", "x2.fp16.onnx", "--record", "ref.npz").exit_code == 0
+    with np.load("ref.npz") as file:
+        assert {"fp16", "bf16"} <= {name.split("/")[0] for name in file.files}
+
+
+def test_verbose_shows_where_a_model_failed(folder: Path) -> None:
+    assert "Traceback" not in run("x2.pt", "gone.onnx").stderr
+    assert "Traceback" in run("x2.pt", "gone.onnx", "-v").stderr
 
 
 def test_other_weights_are_warned_of(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Signs of life during a build that takes minutes: on a terminal a live display, elsewhere a line now and then.
+"""Signs of life during what takes long: on a terminal a live display, elsewhere a line now and then.
 
 Everything goes to stderr. TensorRT 10 and later report phases and steps; 8.6 says nothing while it builds, so there it
 is the phase and the time that show that something goes on.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,6 +67,16 @@ class Progress:
         if self._display.disable and now - self._said >= INTERVAL:
             self._said = now
             click.echo(f"{self._name}: {now - self._began:.0f} s", err=True)
+
+    def aside(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """`say`, for lines that are printed while the display is on: they stand above it."""
+
+        def said(line: str) -> None:
+            self._display.stop()
+            say(line)
+            self._display.start()
+
+        return said
 
     def cancel(self) -> None:
         """Tells TensorRT at its next step to give up."""
