@@ -244,7 +244,7 @@ def test_own_pictures(folder: Path) -> None:
 
 def test_a_recording_has_no_pictures_for_a_range_of_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("x2.pt", "--record", "ref.npz", "--size", "20x10").exit_code == 0
-    monkeypatch.setattr(parity, "open_model", lambda *given: Ranged(open_model(*given), (64, 64), (96, 128)))
+    monkeypatch.setattr(parity, "open_model", lambda *given: Limited(open_model(*given), (64, 64), (96, 128)))
     result = run("ref.npz", "x2.onnx")
     assert result.exit_code == 1
     assert "takes pictures of 64x64 to 128x96; ref.npz has none; record with --size 128x96" in result.stdout

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ribsr import configs
 from ribsr.base.errors import RibsrError
 from ribsr.benchmark import DataError
 from ribsr.configs import SSTConfig
-from ribsr.training import recipe
+from ribsr.training import fast, recipe
 from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
 from ribsr.training.recipe import Folder, Recipe
 from ribsr.training.report import Report
@@ -144,6 +145,44 @@ def test_stopping_after_a_time_is_no_loss(plan: Recipe, tmp_path: Path) -> None:
     assert state(stopped)["step"] == 1
     train(stopped, None, Report())
     assert_equal_states(plan, stopped)
+
+
+@pytest.mark.parametrize(("asked", "compiles"), [(None, False), (False, False), (True, True)])
+def test_on_a_cpu_nothing_compiles_unasked(
+    plan: Recipe, monkeypatch: pytest.MonkeyPatch, asked: bool | None, compiles: bool
+) -> None:
+    prepare, seen, said = fast.prepare, [], Said()
+
+    def spy(model: Any, device: torch.device, half: bool, compiled: bool) -> Any:
+        seen.append(compiled)
+        return prepare(model, torch.device("cpu"), half, False)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(fast, "prepare", spy)
+    train(replace(plan, compile=asked, steps=2, warmup=0), None, said)
+    assert seen == [compiles]
+    assert any("the first step compiles the model" in line for line in said.lines) == compiles
+
+
+def test_a_state_is_kept_by_another_thread_while_a_step_is_under_way(
+    plan: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differentiate, said = Run._differentiate, Said()
+
+    def endless(run: Run, *batch: Any) -> None:
+        differentiate(run, *batch)
+        if run.step == 4:
+            thread = threading.Thread(target=run.keep)
+            thread.start()
+            thread.join()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_differentiate", endless)
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, None, said)
+    assert "interrupted: step 4 is in" in said.lines[-1]
+    assert state(plan)["step"] == 4
 
 
 @pytest.mark.usefixtures("interruptible")
