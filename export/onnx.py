@@ -53,9 +53,7 @@ class HeightFirst(SizeType):
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 23; default 17, 23 for --form attention.")
 @click.option("--size", type=SizeType(), help="Fix batch 1 and this size of the input, WIDTHxHEIGHT.")
-@click.option(
-    "--static", type=HeightFirst(), help="Old name of --size, read as HEIGHTxWIDTH; goes with the next release."
-)
+@click.option("--static", type=HeightFirst(), help="Old form of --size, read as HEIGHTxWIDTH; not in the next release.")
 @click.option(
     "--rib-tolerance",
     type=FiniteRange(min=0),
@@ -95,10 +93,7 @@ def main(
     if size and static:
         raise click.UsageError("--size and --static exclude each other; --static is the old name of --size")
     if static:
-        echo(
-            f"Note: --static is HEIGHTxWIDTH, read as {static} (WIDTHxHEIGHT); write --size {static} from now on",
-            err=True,
-        )
+        echo(f"Note: --static, HEIGHTxWIDTH, was read as --size {static}; write that from now on", err=True)
     size = size or static
     if size and max(size) > LONGEST_SIDE:
         raise click.UsageError(f"--size {size} is too large; {LONGEST_SIDE} pixels a side are possible")

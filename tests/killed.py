@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -63,13 +64,22 @@ def finish(pid: int) -> None:
         raise SystemExit(f"a job that was not killed failed: {status}")
 
 
-def main(source: Path, moments: int, seed: int) -> None:
+def until_written(pid: int, folder: Path) -> None:
+    """Waits until a file is being written below `folder`, or the fork has ended."""
+    known = set(folder.rglob("*.tmp"))
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if set(folder.rglob("*.tmp")) - known:
+            return
+        time.sleep(0.001)
+
+
+def main(source: Path, moments: int, seed: int, jobs: Iterable[str] = ()) -> None:
     import onnxruntime  # noqa: F401
 
     import ribsr.training.loop  # noqa: F401
 
     chance = random.Random(seed)
-    for job in JOBS:
+    for job in jobs or JOBS:
         begun = time.monotonic()
         finish(start(job, source, source / f"{job}-whole"))
         lasts = time.monotonic() - begun
@@ -77,7 +87,11 @@ def main(source: Path, moments: int, seed: int) -> None:
             folder = source / f"{job}-{moment}"
             for _ in range(2):  # what goes on is killed, too
                 pid = start(job, source, folder)
-                time.sleep(chance.uniform(0, lasts))
+                if chance.random() < 0.5:
+                    time.sleep(chance.uniform(0, lasts))
+                else:
+                    until_written(pid, folder)
+                    time.sleep(chance.uniform(0, 0.02))
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             shutil.copytree(folder, source / f"{job}-{moment}-killed", symlinks=True)
@@ -85,4 +99,4 @@ def main(source: Path, moments: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
