@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import ribsr
-from ribsr.base.command import message
+from ribsr.base.command import Group, message
 
 Rows = Mapping[str, tuple[str, str]]
 """Commands by their names: `module:attribute`, and what the list of commands says of it."""
@@ -36,7 +36,7 @@ COMMANDS: Rows = {
 }
 
 
-class Lazy(click.Group):
+class Lazy(Group):
     """Commands of a table, each imported when it is asked for."""
 
     def __init__(self, *args: Any, rows: Rows, **kwargs: Any):
