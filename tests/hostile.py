@@ -345,7 +345,7 @@ def manifests(folder: Path) -> Iterator[Path]:
     ]
     changes += [("stamp", {**values["stamp"], field: value}) for field in values["stamp"] for value in (None, [[8]])]
     for number, (field, value) in enumerate(changes):
-        if value == values[field]:
+        if value == values[field] or (field, value) == ("plugin", None):
             continue
         path = folder / f"{field}{number}.plan"
         path.write_bytes(b"engine")
