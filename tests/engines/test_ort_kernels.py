@@ -268,7 +268,7 @@ class Session:
     def get_provider_graph_assignment_info(self) -> list[Any]:
         return []
 
-    def run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, outputs: list[str], feeds: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
         self._may_fail()
         return [larger(feeds["input"])]
 
