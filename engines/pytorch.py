@@ -97,7 +97,6 @@ class PyTorchEngine(Engine):
             loaded = ribsr.load(path, model=model, config=config)
         except (RibsrError, OSError) as error:
             raise EngineError(first_line(error)) from error
-        check_weights(path, loaded)
         notes: list[str] = []
         if attention == "auto" and _suits_kernel(loaded, self._device, self._dtype):
             if kernel_library.path().exists():
@@ -429,16 +428,6 @@ def _register_kernel() -> None:
     if not kernel_library.path().exists():
         raise EngineError("attention backend 'kernel' is not built; run python -m plugins.build (it needs nvcc)")
     import plugins.pytorch  # noqa: F401 (registers itself)
-
-
-def check_weights(path: str | Path, model: torch.nn.Module) -> None:
-    """Raises EngineError where weights hold NaN or infinite values, which would look like an overflow later."""
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-            raise EngineError(
-                f"{path}: the weights hold NaN or infinite values (the first is in {name}); train it anew or take "
-                "another copy"
-            )
 
 
 def _choose_device(device: str) -> torch.device:

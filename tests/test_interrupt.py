@@ -80,12 +80,12 @@ class Running:
 
 
 def left(folder: Path) -> list[str]:
-    """What is neither given nor a result, but for the caches of PyTorch and ONNX Runtime."""
+    """What is neither given nor a result, but for the caches of PyTorch and ONNX Runtime, and a file to lock."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
         if (path.name.startswith(".") or path.parent.name == "temporary")
-        and not path.name.startswith((".ses", "torchinductor"))
+        and not path.name.startswith((".ses", "torchinductor", ".lock"))
     )
 
 
@@ -124,7 +124,7 @@ def tool(name: str) -> str:
 
 COMMANDS = {
     "upscale": ["-m", "engines.upscale", "sst-light-x2", "in.png", "out.png", "--device", "cpu"],
-    "export": ["-m", "export.onnx", "--ckpt", "sst-light-x2", "--verify", "--static", "256x256", "-o", "x2.onnx"],
+    "export": ["-m", "export.onnx", "--ckpt", "sst-light-x2", "--verify", "--size", "256x256", "-o", "x2.onnx"],
     "parity": [tool("parity"), "sst-light-x2", "sst-light-x2", "--size", "640x640", "--device", "cpu"],
     "latency": [tool("latency"), "sst-light-x2", "--size", "640x640", "--device", "cpu"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -314,7 +316,7 @@ def test_help_needs_no_torch():
 
 def test_what_cannot_be_is_refused_before_anything_is_loaded(checkpoint):
     program = "import sys; from export.onnx import main; main(['--ckpt', 'x2.pt', '--opset', '16'])"
-    loaded = "\nfinally: print([name for name in ('torch', 'onnx') if name in sys.modules])"
+    loaded = "\nfinally: print([name for name in ('torch', 'onnxscript') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", f"try: {program}{loaded}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -333,10 +335,18 @@ def test_weights_that_are_not_numbers_are_told_as_such(checkpoint):
     ribsr.save(model, "nan.pt")
     result = invoke("--ckpt", "nan.pt")
     assert result.exit_code == 1
-    assert "nan.pt: the weights hold NaN or infinite values (the first is in " in result.output
-    with pytest.raises(EngineError, match=r"nan\.pt: the weights hold NaN"):
+    assert re.search(r"nan\.pt: \S+ holds NaN or infinite values; the training run", result.output)
+    with pytest.raises(EngineError, match=r"nan\.pt: \S+ holds NaN"):
         open_engine("nan.pt", device="cpu")
     assert written() == ["nan.pt", "x2.pt"]
+
+
+def _read_all(terminal: int) -> bytes:
+    found = b""
+    with contextlib.suppress(OSError):  # what a terminal gives once nobody has it open any more
+        while piece := os.read(terminal, 2**16):
+            found += piece
+    return found
 
 
 def test_a_terminal_shows_what_takes_long(checkpoint):
@@ -344,10 +354,12 @@ def test_a_terminal_shows_what_takes_long(checkpoint):
     ours, theirs = pty.openpty()
     started = [sys.executable, "-m", "export.onnx", "--ckpt", "x2.pt", "--no-verify"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    done = subprocess.run(started, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
-    shown = os.read(ours, 10**6).decode()
+    with ThreadPoolExecutor(1) as reader:  # a terminal that nobody reads stops who writes to it
+        reading = reader.submit(_read_all, ours)
+        done = subprocess.run(started, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
+        os.close(theirs)
+        shown = reading.result().decode()
     os.close(ours)
-    os.close(theirs)
     assert "tracing the graph" in shown
     assert "tracing the graph" not in done.stdout
     assert "multiples of 8 for the kernels: " in done.stdout
@@ -355,5 +367,5 @@ def test_a_terminal_shows_what_takes_long(checkpoint):
 
 
 def test_the_attention_form_tells_of_its_memory(checkpoint):
-    assert "5.5 times the memory" in invoke("--ckpt", "x2.pt", "--form", "attention", "--no-verify").output
+    assert "many times the memory" in invoke("--ckpt", "x2.pt", "--form", "attention", "--no-verify").output
     assert "times the memory" not in invoke("--ckpt", "x2.pt", "--no-verify").output
