@@ -38,19 +38,8 @@ def capability() -> str:
     return f"{major.value}.{minor.value}"
 
 
-def used_memory() -> int:
-    """Bytes of the GPU's memory in use, by whomever, the context of CUDA in this process among them. Raises NoGPU."""
-    free, total = _memory()
-    return total - free
-
-
 def free_memory() -> int:
     """Bytes of the GPU's memory that nobody holds. Raises NoGPU."""
-    return _memory()[0]
-
-
-def _memory() -> tuple[int, int]:
-    """Free and all."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)  # the one that every runtime uses; kept until the end
     _call("cuCtxPushCurrent_v2", context)
@@ -58,4 +47,4 @@ def _memory() -> tuple[int, int]:
         _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
     finally:
         _call("cuCtxPopCurrent_v2", ctypes.byref(context))
-    return free.value, total.value
+    return free.value

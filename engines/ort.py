@@ -83,7 +83,9 @@ class ORTEngine(Engine):
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._description.device == CPU)
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
-        self._network = memory.Network.of(read_shapes(path), stamp.windows)
+        # What a run takes is known on a CPU only.
+        on_cpu = self._description.device == CPU
+        self._network = memory.Network.of(read_shapes(path), stamp.windows) if on_cpu else None
         self._held = 0
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -91,7 +93,7 @@ class ORTEngine(Engine):
         graphs = self._graphs
         if graphs is None:
             y = self._guarded(x, lambda session: self._infer(session, x))
-            self._held = max(self._held, self._total(Size.of(x), len(x)))
+            self._held = max(self._held, self._total(Size.of(x), len(x)) or 0)
             return y
         return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
 
@@ -104,12 +106,13 @@ class ORTEngine(Engine):
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         """As `Engine.needs`; known on a CPU only."""
-        if self._description.device != CPU:
-            return None
-        return max(0, self._total(size, batch) - self._held)
+        total = self._total(size, batch)
+        return None if total is None else max(0, total - self._held)
 
-    def _total(self, size: Size, batch: int) -> int:
-        """Bytes of a run on the CPU whose arena is empty."""
+    def _total(self, size: Size, batch: int) -> int | None:
+        """Bytes of a run on the CPU whose arena is empty; None on a GPU."""
+        if self._network is None:
+            return None
         told, threads = self._description, self._threads or os.cpu_count() or 1
         return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
 
@@ -308,12 +311,15 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
-def _session_options(ort: Any, threads: int | None, profile: Path | None, on_cpu: bool) -> Any:
-    """The one place where sessions are configured. profile: where a trace goes, if there is to be one."""
+def _session_options(ort: Any, threads: int | None, profile: Path | None, patterns: bool) -> Any:
+    """The one place where sessions are configured. profile: where a trace goes, if there is to be one.
+
+    patterns: whether memory is planned by size. Plans for sizes seen before take new memory for all of a run at once,
+    beside what is held: twice as much.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Its plans for sizes seen before take new memory for all of a run at once, beside what is held: twice as much.
-    options.enable_mem_pattern = not on_cpu
+    options.enable_mem_pattern = patterns
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -436,11 +442,10 @@ def _create(
     own: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session. providers: each with its options. own: the file rewritten for our kernels."""
-    options = _session_options(ort, threads, profile, CUDA not in providers)
+    options = _session_options(ort, threads, profile, patterns=CUDA in providers and own is None)
     try:
         if own is not None:
             options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))
-            options.enable_mem_pattern = False  # from the second run of a size on, it would hold all of it twice
         return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:

@@ -37,7 +37,7 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
     if not file.exists():
         raise NoKernels(f"there is no {file}: python -m plugins.build makes it (needs nvcc)")
     try:
-        library.check_onnxruntime(file)
+        library.opened(file)
         import onnx
 
         from plugins import channels_last, fuse

@@ -72,7 +72,7 @@ def _resolve_cast_like(graph: gs.Graph) -> None:
     """Cast instead of CastLike where the type is known, which every runtime has.
 
     Those to float16 are named as `export.precision` names its own: what TensorRT 8.6 is told of types depends on it
-    (`engines.trt.versions`).
+    (`engines.trt.builder`).
     """
     for node in graph.nodes:
         if node.op == "CastLike" and isinstance(node.inputs[1], gs.Constant):

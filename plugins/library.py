@@ -29,11 +29,20 @@ def path() -> Path:
     return Path(os.environ.get(VARIABLE) or DEFAULT)
 
 
-def _check_version(file: Path, library: ctypes.CDLL, advice: str) -> None:
+def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.CDLL:
+    """A library of ours. advice: what mends one of another version.
+
+    Raises LibraryError that says why it cannot be loaded, which runtimes do not, or of which other version it is.
+    """
+    try:
+        library = ctypes.CDLL(str(file.resolve()))
+    except OSError as error:
+        raise LibraryError(f"{file} cannot be loaded: {error}") from error
     # The TensorRT libraries of interface 5 and before do not export the function.
     version = library.ribsr_interface_version() if hasattr(library, "ribsr_interface_version") else "none"
     if version != INTERFACE_VERSION:
         raise LibraryError(f"{file} has interface version {version}, not {INTERFACE_VERSION}: {advice}")
+    return library
 
 
 @cache
@@ -42,8 +51,7 @@ def load() -> ctypes.CDLL:
     file = path()
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
-    library = _loaded(file)
-    _check_version(file, library, "run `python -m plugins.build`")
+    library = opened(file)
     for operator in OPERATORS:
         getattr(library, operator.function).argtypes = (ctypes.POINTER(operator.params), ctypes.c_void_p)
         if operator.has_workspace:
@@ -93,19 +101,6 @@ def onnxruntime_path() -> Path:
     return Path(os.environ.get(ONNXRUNTIME_VARIABLE) or DEFAULT.with_name("libribsr_onnxruntime.so"))
 
 
-def check_onnxruntime(file: Path) -> None:
-    """Raises LibraryError unless the file can be loaded and is of this interface version."""
-    _check_version(file, _loaded(file), "run `python -m plugins.build`")
-
-
-def _loaded(file: Path) -> ctypes.CDLL:
-    """Loads a library with the reason why it cannot be loaded, which runtimes do not give."""
-    try:
-        return ctypes.CDLL(str(file.resolve()))
-    except OSError as error:
-        raise LibraryError(f"{file} cannot be loaded: {error}") from error
-
-
 TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"
 """Environment variable that names another TensorRT plugin library."""
 
@@ -132,7 +127,7 @@ def load_tensorrt(trt: Any, path: Path) -> None:
                 f"{path} does not exist: build it with `python -m plugins.build --tensorrt-include DIR`, "
                 f"DIR holding the headers of TensorRT {trt.__version__}"
             )
-        _check_version(path, _loaded(path), "build it again with `python -m plugins.build --tensorrt-include DIR`")
+        opened(path, "build it again with `python -m plugins.build --tensorrt-include DIR`")
         registry.load_library(str(path.resolve()))
         missing = _missing_plugins(registry)
         if missing:

@@ -3,7 +3,7 @@
     model = plugins.modules.fuse(ribsr.load("x2.pt").half().cuda())
     y = model(x)  # [B, 3, H, W] → [B, 3, sH, sW]
 
-Which pieces become which operator is as in the `plugin` form (export/fuse.py): what comes before an attention and a
+Which pieces become which operator is as in the `plugin` form (plugins/fuse.py): what comes before an attention and a
 feed-forward half are one operator each where their widths fit the GPU, else layer norm, 1x1 convolutions and depthwise
 convolution apart. All maps are channels-last; sums are made by the convolution before them (`convolution`).
 """
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plugins import library, operators
-from plugins.operators import ATTENTION_INPUTS, CYCLIC_WINDOW_ATTENTION, FEED_FORWARD
+from plugins import library
+from plugins.operators import ATTENTION_INPUTS, CONVOLUTION, CYCLIC_WINDOW_ATTENTION, FEED_FORWARD
 from plugins.pytorch import DTYPES  # registers the operators, too
 from ribsr import escrib, sst
 from ribsr.attention import WindowAttention
@@ -27,9 +27,6 @@ from ribsr.layers import ConvFFN, LayerNorm, RIBModel, Upsampler
 
 EPSILON = 1e-6
 """Of ribsr.layers.LayerNorm."""
-
-OWN_CONVOLUTION = any(operator.torch_name == "convolution" for operator in operators.OPERATORS)
-"""Whether dense convolutions are an operator of ours; PyTorch's take its place."""
 
 ribsr_ops = torch.ops.ribsr
 
@@ -62,7 +59,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
     weight: [outputs, k, k, channels]. slope: what multiplies negative sums, before residual is added.
     """
     outputs, side, _, channels = weight.shape
-    if OWN_CONVOLUTION and channels % 8 == 0 and channels <= 256 and outputs <= 512:
+    if CONVOLUTION.fits(channels, outputs):
         return ribsr_ops.convolution(x, residual, weight, bias, slope)
     y = F.conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=side // 2)
     if slope != 1:

@@ -130,7 +130,7 @@ def libraries() -> Iterator[Finding]:
             yield Finding(name, False, f"{file} is not built", command)
             continue
         try:
-            library.check_onnxruntime(file)  # any of them
+            library.opened(file)
             yield Finding(name, True, f"{file}, interface version {library.INTERFACE_VERSION}")
         except library.LibraryError as error:
             yield Finding(name, False, message(error), command)

@@ -45,7 +45,7 @@ def stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "ops.so"
     file.touch()
     monkeypatch.setenv(library.ONNXRUNTIME_VARIABLE, str(file))
-    monkeypatch.setattr(library, "check_onnxruntime", lambda file: None)
+    monkeypatch.setattr(library, "opened", lambda file: None)
     monkeypatch.setattr(ort.SessionOptions, "register_custom_ops_library", lambda self, file: None)
     return file
 
@@ -305,7 +305,6 @@ def cuda(stands: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ort, "OrtValue", Value)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr("engines.driver.capability", lambda: "9.0")
-    monkeypatch.setattr("engines.driver.used_memory", lambda: 0)
     return stands
 
 

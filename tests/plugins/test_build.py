@@ -19,12 +19,8 @@ from plugins import build, compiler, library, operators
 
 
 @pytest.fixture(scope="module")
-def built() -> Path:
+def built(nvcc: Path) -> Path:
     """The library, built if it was not up to date."""
-    try:
-        compiler.find_nvcc()
-    except compiler.BuildError:
-        pytest.skip("needs nvcc")
     compiler.build()
     return compiler.LIBRARY
 
@@ -178,12 +174,8 @@ extern "C" RIBSR_API int32_t ribsr_added(float *data, void *stream) {
 """
 
 
-def test_added_operator_is_in_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_operator_is_in_the_library(nvcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the real compiler: a folder with one file, beside what operators share."""
-    try:
-        compiler.find_nvcc()
-    except compiler.BuildError:
-        pytest.skip("needs nvcc")
     source = tmp_path / "src"
     shutil.copytree(compiler.SOURCE / "shared", source / "shared")
     shutil.copy(compiler.SOURCE / "kernels.map", source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
@@ -237,12 +238,8 @@ def test_which_widths_fit(channels: int, outputs: int, fits: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def built() -> None:
+def built(nvcc: Path) -> None:
     """The library, built if it was not up to date."""
-    try:
-        compiler.find_nvcc()
-    except compiler.BuildError:
-        pytest.skip("needs nvcc")
     compiler.build()
 
 

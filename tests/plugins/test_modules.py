@@ -273,7 +273,6 @@ def test_our_own_convolution_takes_its_place_where_it_fits(monkeypatch: pytest.M
     names = ("cyclic_window_attention", "attention_inputs", "feed_forward", "channel_layer_norm")
     ops = {name: getattr(torch.ops.ribsr, name) for name in names}
     monkeypatch.setattr(modules, "ribsr_ops", SimpleNamespace(**ops, convolution=own))
-    monkeypatch.setattr(modules, "OWN_CONVOLUTION", True)
     config = replace(SST, blocks=1, upsampler="pixelshuffle", intermediate_dim=48, scale=4)  # up_conv: 768 outputs
     model = build(config)
     x = torch.rand(1, 3, 8, 9, dtype=torch.float64)

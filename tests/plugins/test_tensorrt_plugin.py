@@ -36,11 +36,7 @@ def has_gpu() -> bool:
 
 
 @pytest.fixture(scope="module")
-def headers() -> dict[int, Path]:
-    try:
-        compiler.find_nvcc()
-    except compiler.BuildError:
-        pytest.skip("needs nvcc")
+def headers(nvcc: Path) -> dict[int, Path]:
     return given_headers() or pytest.skip("needs TensorRT headers: name their folder with RIBSR_TENSORRT_INCLUDE")
 
 
