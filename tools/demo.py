@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The whole way on a CPU: the bundled checkpoint, its ONNX file, the proof of parity, and an enlarged photograph.
+"""The whole way on a CPU: the bundled checkpoints, their ONNX files, the proof of parity, and enlarged photographs.
 
 Works in the folder demo/ of the clone and runs the commands that a user would type; `make demo` calls it. The
-photograph is made half as large first, so that bicubic interpolation and the model can be compared with what it was.
+photograph is made half as large first, and then a quarter, so that bicubic interpolation and the models can be compared
+with what it was.
 """
 
 from __future__ import annotations
@@ -22,35 +23,44 @@ from ribsr import metrics, resize
 from ribsr.base.command import Command
 from ribsr.base.pictures import Picture, read_rgb, write_picture
 
-CHECKPOINT, SCALE = "sst-light-x2", 2
+SCALES = (2, 4)
 
 
 @click.command(cls=Command)
 def main() -> None:
-    """Export the bundled checkpoint, prove parity, and enlarge a photograph."""
+    """Export the bundled checkpoints, prove parity, and enlarge a photograph."""
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
-    original = _read(ROOT / "engines" / "samples" / "astronaut.png")
-    run(folder, "1. The ONNX file of the bundled checkpoint:", f"-m export.onnx --ckpt {CHECKPOINT}")
-    run(folder, "2. Does it compute the same?", f"../tools/parity.py {CHECKPOINT} {CHECKPOINT}.onnx")
-    small = resize.downscale(original, SCALE)
-    write_picture(folder / "small.png", Picture(small))
-    run(folder, "3. A photograph, enlarged:", f"-m engines.upscale {CHECKPOINT}.onnx small.png large.png")
-    _compare(folder, original, resize.upscale(small, SCALE), _read(folder / "large.png"))
+    photograph = read_rgb(ROOT / "engines" / "samples" / "astronaut.png").pixels
+    told = [_enlarge(folder, photograph, scale) for scale in SCALES]
+    click.echo("\n" + "\n".join(told))
 
 
-def _read(path: Path) -> np.ndarray:
-    return resize.crop_to_multiple(read_rgb(path).pixels, SCALE)
+def _enlarge(folder: Path, photograph: np.ndarray, scale: int) -> str:
+    """All steps with the bundled model of that scale; returns what they show."""
+    checkpoint = f"sst-light-x{scale}"
+    original = resize.crop_to_multiple(photograph, scale)
+    small = resize.downscale(original, scale)
+    write_picture(folder / f"small_x{scale}.png", Picture(small))
+    run(folder, f"The ONNX file of the bundled {checkpoint}:", f"-m export.onnx --ckpt {checkpoint}")
+    run(folder, "Does it compute the same?", f"../tools/parity.py {checkpoint} {checkpoint}.onnx")
+    pictures = f"small_x{scale}.png large_x{scale}.png"
+    run(folder, "A photograph, enlarged:", f"-m engines.upscale {checkpoint}.onnx {pictures}")
+    return _compare(folder, original, resize.upscale(small, scale), scale)
 
 
-def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, ours: np.ndarray) -> None:
+def _compare(folder: Path, original: np.ndarray, bicubic: np.ndarray, scale: int) -> str:
     """Tells both PSNR, and writes bicubic, ours and the original side by side, each pixel as four."""
-    planes = [metrics.crop_border(metrics.luma(of), SCALE) for of in (original, bicubic, ours)]
+    ours = read_rgb(folder / f"large_x{scale}.png").pixels
+    planes = [metrics.crop_border(metrics.luma(of), scale) for of in (original, bicubic, ours)]
     by_bicubic, by_model = (metrics.psnr(planes[0], of) for of in planes[1:])
     strip = np.concatenate((bicubic, ours, original), axis=1)
-    write_picture(folder / "comparison.png", Picture(strip.repeat(2, axis=0).repeat(2, axis=1)))
-    click.echo(f"\nPSNR against the photograph: bicubic {by_bicubic:.2f} dB, {CHECKPOINT} {by_model:.2f} dB")
-    click.echo(f"{folder / 'comparison.png'} shows bicubic, {CHECKPOINT} and the photograph side by side")
+    comparison = folder / f"comparison_x{scale}.png"
+    write_picture(comparison, Picture(strip.repeat(2, axis=0).repeat(2, axis=1)))
+    return (
+        f"x{scale}: PSNR against the photograph: bicubic {by_bicubic:.2f} dB, sst-light-x{scale} {by_model:.2f} dB; "
+        f"{comparison} shows bicubic, the model's and the photograph side by side"
+    )
 
 
 def run(folder: Path, title: str, arguments: str) -> None:

@@ -56,17 +56,23 @@ def test_it_is_exported_by_name(shipped: Path) -> None:
     assert read_stamp("tiny-x2.onnx").checkpoint_sha256 == sha256(shipped / "tiny-x2.safetensors")
 
 
-def test_the_bundled_model_beats_bicubic() -> None:
-    """On every sample photograph, none of which it was trained on; and what ships is no larger than it says."""
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_bundled_models_beat_bicubic(scale: int) -> None:
+    """On every sample photograph, none of which they were trained on; and what ships is no larger than it says."""
     from ribsr import benchmark
+    from ribsr.base.settings import read_settings
     from tools.evaluate import as_upscaler
 
-    path = bundled.find("sst-light-x2")
+    name = f"sst-light-x{scale}"
+    path = bundled.find(name)
+    assert read_settings(path.with_suffix(".yaml"))["scale"] == scale
     assert path.stat().st_size < 4e6
     pictures = benchmark.pictures_in(Path(__file__).parents[2] / "engines" / "samples")
-    with open_engine("sst-light-x2") as engine:
-        assert (engine.describe().model, engine.describe().scale) == ("sst-light", 2)
-        ours, bicubic = (list(benchmark.score(of, pictures, 2)) for of in (as_upscaler(engine), benchmark.bicubic(2)))
+    with open_engine(name) as engine:
+        assert (engine.describe().model, engine.describe().scale) == ("sst-light", scale)
+        ours, bicubic = (
+            list(benchmark.score(of, pictures, scale)) for of in (as_upscaler(engine), benchmark.bicubic(scale))
+        )
     assert len(ours) == 3
     for a, b in zip(ours, bicubic, strict=True):
         assert a.psnr > b.psnr + 1, a.picture
