@@ -98,6 +98,9 @@ WRITABLE: Mapping[str, Format] = {
 SUFFIXES = (*WRITABLE, ".pbm")
 """Files in a folder that are taken for pictures, in lower case."""
 
+WITH_QUALITY = frozenset(suffix for suffix, kind in WRITABLE.items() if kind.lossy)
+"""Suffixes of formats of which a quality can be chosen."""
+
 _SRGB_CICP = (1, 13)
 _SRGB_GAMMA = (0.45, 0.46)
 _SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
