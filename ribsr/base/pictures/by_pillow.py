@@ -65,9 +65,23 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
             pixels, profile = _shown(image)
         if kind == "AVIF" and avif.is_gray(file) and pixels.ndim == 3:  # Pillow has them as RGB if they have alpha
             pixels = pixels[..., 0] if pixels.shape[2] == 3 else pixels[..., [0, -1]]
+        if kind == "BMP" and _has_fourth(file, image):
+            dropped.append("a fourth byte in each pixel, which may be alpha")
         cicp = avif.cicp(file) if kind == "AVIF" and profile is None else None
         colour = Colour(icc_profile=profile, cicp=cicp, dpi=_dpi(image))
         return Found(pixels, colour, orientation(image), tuple(dropped))
+
+
+def _has_fourth(file: BinaryIO, image: Image.Image) -> bool:
+    """Whether a BMP has bytes besides its colours that say something. Its format says that they do not."""
+    file.seek(10)
+    start = int.from_bytes(file.read(4), "little")
+    file.seek(28)
+    if image.mode != "RGB" or int.from_bytes(file.read(2), "little") != 32:
+        return False
+    file.seek(start)
+    fourth = np.fromfile(file, np.uint8, 4 * image.width * image.height)[3::4]
+    return bool(fourth.size) and not (fourth.max() == 0 or fourth.min() == 255)
 
 
 def from_image(image: Image.Image) -> Picture:
@@ -146,4 +160,4 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 def save(kind: str, file: BinaryIO, picture: Picture, **options: object) -> None:
     """Writes by Pillow's `kind` with its options, and the profile and resolution, which some kinds leave out."""
     image = to_image(picture)
-    image.save(file, kind, **{str(key): value for key, value in image.info.items()}, **options)
+    image.save(file, kind, **{**{str(key): value for key, value in image.info.items()}, **options})

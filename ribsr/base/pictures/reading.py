@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from ribsr.base.pictures.tiff import read_tiff
 from ribsr.base.pictures.writing import SUFFIXES
 from ribsr.base.sizes import Size
 
-# What Pillow finds odd in EXIF, which is not carried over, would reach the terminal.
+# What decoders find odd would reach the terminal; what they cannot read, they raise.
+for _name in ("imagecodecs", "tifffile", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _BEGINNINGS = (

@@ -3,7 +3,6 @@ odd."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,9 +16,6 @@ from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
-
-# What tifffile finds odd in a file would reach the terminal; what it cannot read, it raises.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
@@ -199,5 +195,6 @@ def write_tiff(file: BinaryIO, picture: Picture) -> None:
         resolution=picture.colour.dpi,
         resolutionunit="inch" if picture.colour.dpi else None,
         metadata=None,
+        software=False,
         maxworkers=1,
     )

@@ -53,7 +53,7 @@ def _pnm(file: BinaryIO, picture: Picture, quality: int | None) -> None:
 
 
 def _bmp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    save("BMP", file, picture)
+    save("BMP", file, picture, dpi=picture.colour.dpi or (0, 0))  # Pillow makes up 96
 
 
 def _jpeg(file: BinaryIO, picture: Picture, quality: int | None) -> None:
