@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from engines import Engine
+    from ribsr.base.pictures import Colour
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,11 +36,11 @@ READERS = 2
 WRITERS = min(8, os.cpu_count() or 1)
 """Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
 
-Read = tuple["np.ndarray", bytes | None]
-"""A picture's pixels, uint8 RGB [H, W, 3], and its colour profile."""
+Read = tuple["np.ndarray", "Colour"]
+"""A picture's pixels, uint8 RGB [H, W, 3], and what they mean."""
 
-Made = tuple[Path, Size, "np.ndarray", bytes | None]
-"""Where it goes, the size that it was, what was made of it, uint8 RGB [sH, sW, 3], and the colour profile."""
+Made = tuple[Path, Size, "np.ndarray", "Colour"]
+"""Where it goes, the size that it was, what was made of it, uint8 RGB [sH, sW, 3], and what it means."""
 
 
 @click.command(cls=Command)
@@ -183,22 +184,22 @@ def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Fut
 
     def read(job: Job) -> Read:
         picture = read_rgb(job[0])
-        check_output(job[1], picture.size.times(enlarger.scale), picture.icc_profile)
-        return picture.pixels, picture.icc_profile
+        check_output(job[1], picture.size.times(enlarger.scale), picture)
+        return picture.pixels, picture.colour
 
     def enlarged(reads: Iterator[Future[Read]]) -> Iterator[Made | Exception]:
         for (_, target), outcome in zip(jobs, reads, strict=True):
             try:
-                pixels, icc_profile = outcome.result()
-                yield target, Size(*pixels.shape[:2]), enlarger.run(pixels, target), icc_profile
+                pixels, colour = outcome.result()
+                yield target, Size(*pixels.shape[:2]), enlarger.run(pixels, target), colour
             except Exception as error:  # noqa: BLE001
                 yield error
 
     def finish(made: Made | Exception) -> tuple[Size, Size]:
         if isinstance(made, Exception):
             raise made
-        target, size, pixels, icc_profile = made
-        write_picture(target, Picture(pixels, icc_profile))
+        target, size, pixels, colour = made
+        write_picture(target, Picture(pixels, colour))
         return size, Size(*pixels.shape[:2])
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
