@@ -130,13 +130,19 @@ def check_output(
             raise PictureError(f"{path}: the quality {quality} is not from 1 to 100")
     if picture is not None and (lost := _lost(path.suffix.lower(), picture)):
         raise PictureError(f"{path}: {kind.name} cannot hold {lost}")
+    _check_name(path)
     try:
         check_target(path)
-        longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     except OSError as error:
         raise PictureError(_named(path, error)) from None
-    if len(os.fsencode(path.name)) > longest:
-        raise PictureError(f"{path}: the name is too long for the file system, which takes {longest} bytes")
+
+
+def _check_name(path: Path) -> None:
+    """Raises PictureError where the file system takes no name that is so long."""
+    if hasattr(os, "pathconf") and path.parent.is_dir():
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+        if len(os.fsencode(path.name)) > longest:
+            raise PictureError(f"{path}: the name is too long for the file system, which takes {longest} bytes")
 
 
 def left_out(path: str | Path, picture: Picture) -> tuple[str, ...]:
