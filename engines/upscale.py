@@ -140,7 +140,7 @@ def _enlarge_all(
 
     def read(job: Job) -> Picture:
         picture = read_rgb(job[0])
-        check_output(job[1], picture.size.times(upscaler.scale), picture.icc_profile)
+        check_output(job[1], picture.size.times(upscaler.scale), picture)
         return picture
 
     def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[Made | Exception]:

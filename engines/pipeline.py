@@ -1,0 +1,110 @@
+"""Picture after picture through an `Upscaler`: read ahead and written behind by other threads, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from engines import memory
+from engines.jobs import Job, takes_quality
+from ribsr.base.sizes import Size
+
+if TYPE_CHECKING:
+    from engines.upscaler import Upscaler
+    from ribsr.base.pictures import Picture
+
+READERS = 2
+"""Pictures that are read before their turn."""
+
+WRITERS = min(8, os.cpu_count() or 1)
+"""Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
+
+SHARE = 0.25
+"""Of the memory that is free at the start: what pictures that wait, and those on their way to the disk, may take."""
+
+Advance = Callable[[int, int], object]
+"""Called with the tiles of a picture that are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A picture that has been written. before, after: its sizes. dropped: as of the picture that was read."""
+
+    before: Size
+    after: Size
+    dropped: tuple[str, ...]
+
+
+class Cost(NamedTuple):
+    """Bytes that a picture takes: when it has been read, and what is made of it until it is written."""
+
+    read: int
+    made: int
+
+
+class Waiting(NamedTuple):
+    """A picture that is being read, or has been."""
+
+    job: Job
+    picture: Future[Picture]
+    cost: Cost
+
+
+class Leaving(NamedTuple):
+    """A picture that is being written, or has been."""
+
+    job: Job
+    outcome: Future[Enlarged]
+    made: int
+
+
+def room(allowed: int | None = None) -> int | None:
+    """Bytes for pictures on their way, of those that are `allowed`, or of what is free; None where that is unknown."""
+    known = [size for size in (allowed, memory.available()) if size is not None]
+    return round(SHARE * min(known)) if known else None
+
+
+def enlarge_all(
+    jobs: Iterable[Job],
+    upscaler: Upscaler,
+    *,
+    quality: int | None = None,
+    max_pixels: int | None = None,
+    most: int | None = None,
+    advance: Advance = lambda done, count: None,
+) -> Iterator[tuple[Job, Future[Enlarged]]]:
+    """Every job with what became of it, or the exception that ended it, in order, once it is over.
+
+    Pictures are enlarged in this thread. Whatever exception one picture causes is its own affair: decoders and runtimes
+    raise many, memory may run out. quality: for formats that have one. max_pixels: as `read_picture` takes it. most:
+    bytes of pictures before and behind the one that is being enlarged (`room`); one too large for that goes alone.
+    """
+    coming, waiting, leaving = deque(jobs), deque[Waiting](), deque[Leaving]()
+
+    def fits(cost: Cost) -> bool:
+        held = sum(sum(one.cost) for one in waiting) + sum(one.made for one in leaving if not one.outcome.done())
+        return most is None or held == 0 or held + sum(cost) <= most
+
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+        while coming or waiting or leaving:
+            while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale)):
+                job = coming.popleft()
+                waiting.append(Waiting(job, readers.submit(_read, job, upscaler.scale, quality, max_pixels), cost))
+            if leaving and (leaving[0].outcome.done() or len(leaving) > WRITERS or not waiting):
+                job, outcome, _ = leaving.popleft()
+                yield job, outcome
+                continue
+            job, read, cost = waiting.popleft()
+            try:
+                picture = read.result()
+                made = upscaler.enlarge(picture, target=job.target, advance=advance)
+                outcome = writers.submit(_write, job, picture, made, quality)
+            except Exception as error:  # noqa: BLE001
+                outcome = Future()
+                outcome.set_exception(error)
+            leaving.append(Leaving(job, outcome, cost.made))
