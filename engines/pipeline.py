@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from engines import memory
-from engines.jobs import Job, takes_quality
+from engines.jobs import Job
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -101,10 +101,51 @@ def enlarge_all(
                 continue
             job, read, cost = waiting.popleft()
             try:
-                picture = read.result()
-                made = upscaler.enlarge(picture, target=job.target, advance=advance)
-                outcome = writers.submit(_write, job, picture, made, quality)
+                outcome = writers.submit(_write, job, *_enlarge(job, read, upscaler, advance), quality)
             except Exception as error:  # noqa: BLE001
                 outcome = Future()
                 outcome.set_exception(error)
+            outcome.add_done_callback(_let_go)
             leaving.append(Leaving(job, outcome, cost.made))
+
+
+def _cost(job: Job, scale: int) -> Cost:
+    """By what the picture's file declares. Decoders and turning take as much again as the pixels."""
+    from ribsr.base.pictures import PictureError, bytes_to_write, read_header
+
+    try:
+        size, channels, depth = read_header(job.source)
+    except (PictureError, OSError):
+        return Cost(0, 0)  # reading it will say why
+    pixels = size.height * size.width
+    return Cost(2 * channels * depth // 8 * pixels, bytes_to_write(job.target, channels, depth) * scale**2 * pixels)
+
+
+def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> Picture:
+    """The picture, of which it is known by then that its result can be written."""
+    from ribsr.base.pictures import check_output, read_picture
+
+    picture = read_picture(job.source, max_pixels)
+    check_output(job.target, picture.size.times(scale), picture, quality)
+    return picture
+
+
+def _enlarge(job: Job, read: Future[Picture], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+    picture = read.result()
+    made = upscaler.enlarge(picture, target=job.target, advance=advance)
+    return Enlarged(picture.size, made.size, picture.dropped), made
+
+
+def _write(job: Job, enlarged: Enlarged, made: Picture, quality: int | None) -> Enlarged:
+    from ribsr.base.pictures import write_picture
+
+    write_picture(job.target, made, quality)
+    return enlarged
+
+
+def _let_go(outcome: Future[Enlarged]) -> None:
+    """Frees the pictures that an exception's traceback holds."""
+    error = outcome.exception()
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
