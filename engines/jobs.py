@@ -21,8 +21,12 @@ SIDECAR = "._"
 """How the names of files begin in which macOS keeps attributes where file systems have none: `._photo.png`."""
 
 
+WITH_QUALITY = (".jpg", ".jpeg", ".webp", ".avif")
+"""Suffixes of formats that have a quality to choose."""
+
+
 class Job(NamedTuple):
-    """A picture, and where what is made of it goes."""
+    """A picture or a video, and where what is made of it goes."""
 
     source: Path
     target: Path
@@ -74,11 +78,12 @@ def find_jobs(
         _check_folder(out, given)
         plan = _into_folder(given, out, one, recursive, suffix)
     _check_targets(plan.jobs, model)
-    if one:
-        place = plan.jobs[0].target
+    pictures = [job for job in plan.jobs if not is_video(job.source)]
+    if quality is not None and not any(takes_quality(job.target) for job in pictures):
+        raise EngineError(f"{out}: --quality is for {', '.join(WITH_QUALITY)}, and no result is such a picture")
+    if one and pictures:
+        place = pictures[0].target
         check_output(place if place.parent.is_dir() else out.parent / place.name, quality=quality)
-    elif quality is not None and not any(takes_quality(job.target) for job in plan.jobs):
-        raise EngineError(f"{out}: no result is of a format that takes --quality")
     return plan
 
 
@@ -128,7 +133,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
     notes: list[str] = []
     for path in given:
         if not path.is_dir():
-            jobs.append(Job(path, result(Path(path.name))))
+            jobs.append(Job(path, out / path.name if is_video(path) else result(Path(path.name))))
             continue
         entries = list(_entries(path, recursive, out.resolve()))
         pictures = [entry for entry in entries if _is_picture(entry)]
@@ -239,9 +244,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def is_video(path: Path) -> bool:
+    """By its name."""
+    from engines.video import SUFFIXES
+
+    return path.suffix.lower() in SUFFIXES
+
+
 def takes_quality(path: Path) -> bool:
     """Whether a picture's format has a quality to choose."""
-    return path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif")
+    return path.suffix.lower() in WITH_QUALITY
 
 
 def unfinished(jobs: Iterable[Job]) -> list[Job]:
@@ -250,12 +262,15 @@ def unfinished(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a picture can be read to its end: PNGs by their checksums, JPEGs at an eighth of their size."""
+    """Whether a picture can be read to its end: PNGs by their checksums, JPEGs at an eighth of their size. Videos are
+    written whole or not at all."""
     from PIL import Image
 
     from ribsr.base.pictures import read_picture
     from ribsr.base.sizes import UNLIMITED
 
+    if is_video(path):
+        return True
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # what was enlarged may well be large
     try:
         with Image.open(path) as image:

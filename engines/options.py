@@ -52,13 +52,16 @@ def engine_options(command: F) -> F:
 def picture_options(command: F) -> F:
     """Adds `suffix`, `quality` and `max_pixels`, for reading and writing pictures."""
     options = [
-        click.option("--format", "suffix", type=SuffixType(), help="Of a folder's results; default: each picture's own."),
+        click.option(
+            "--format", "suffix", type=SuffixType(), help="Of a folder's results; default: each picture's own."
+        ),
         click.option(
             "--quality", type=click.IntRange(1, 100), help="Of JPEG (95 without), AVIF and WebP (lossless without)."
         ),
         click.option(
-            "--max-pixels", type=click.IntRange(min=1), help="Refuse larger pictures; take all others, however small "
-            "their files are."
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            help="Refuse larger pictures; take all others, however small their files are.",
         ),
     ]
     return _added(command, options)

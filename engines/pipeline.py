@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engines import memory
-from engines.jobs import Job
+from engines.jobs import Job, takes_quality
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -86,6 +86,9 @@ def enlarge_all(
     """
     coming, waiting, leaving = deque(jobs), deque[Waiting](), deque[Leaving]()
 
+    def quality_of(job: Job) -> int | None:
+        return quality if takes_quality(job.target) else None
+
     def fits(cost: Cost) -> bool:
         held = sum(sum(one.cost) for one in waiting) + sum(one.made for one in leaving if not one.outcome.done())
         return most is None or held == 0 or held + sum(cost) <= most
@@ -94,14 +97,16 @@ def enlarge_all(
         while coming or waiting or leaving:
             while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale)):
                 job = coming.popleft()
-                waiting.append(Waiting(job, readers.submit(_read, job, upscaler.scale, quality, max_pixels), cost))
+                waiting.append(
+                    Waiting(job, readers.submit(_read, job, upscaler.scale, quality_of(job), max_pixels), cost)
+                )
             if leaving and (leaving[0].outcome.done() or len(leaving) > WRITERS or not waiting):
                 job, outcome, _ = leaving.popleft()
                 yield job, outcome
                 continue
             job, read, cost = waiting.popleft()
             try:
-                outcome = writers.submit(_write, job, *_enlarge(job, read, upscaler, advance), quality)
+                outcome = writers.submit(_write, job, *_enlarge(job, read, upscaler, advance), quality_of(job))
             except Exception as error:  # noqa: BLE001
                 outcome = Future()
                 outcome.set_exception(error)
@@ -111,11 +116,14 @@ def enlarge_all(
 
 def _cost(job: Job, scale: int) -> Cost:
     """By what the picture's file declares. Decoders and turning take as much again as the pixels."""
-    from ribsr.base.pictures import PictureError, bytes_to_write, read_header
+    from PIL import Image
+
+    from ribsr.base.pictures import bytes_to_write
 
     try:
-        size, channels, depth = read_header(job.source)
-    except (PictureError, OSError):
+        with Image.open(job.source) as image:
+            size, channels, depth = Size(image.height, image.width), len(image.getbands()), 8
+    except Exception:  # noqa: BLE001
         return Cost(0, 0)  # reading it will say why
     pixels = size.height * size.width
     return Cost(2 * channels * depth // 8 * pixels, bytes_to_write(job.target, channels, depth) * scale**2 * pixels)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -171,7 +171,9 @@ def _told(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
             own = line.startswith((f"{job.source}: ", f"{job.target}: "))
             report(error, line if own else f"{job.source}: {line}")
     if dropped:
-        _note("not carried over: " + ", ".join(what if one else f"{what} ({dropped[what]}x)" for what in sorted(dropped)))
+        _note(
+            "not carried over: " + ", ".join(what if one else f"{what} ({dropped[what]}x)" for what in sorted(dropped))
+        )
     return failed
 
 

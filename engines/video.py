@@ -173,7 +173,7 @@ def enlarge_video(
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
-    _check(source, target)
+    check(source, target)
     with Clip(source, say) as clip, _writing(target) as temporary:
         encoder = _choose(clip, target, codec, crf)
         with Film(clip, temporary, target, encoder, crf, upscaler.scale, say) as film:
@@ -211,7 +211,7 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
                 pool.shutdown(cancel_futures=True)
 
 
-def _check(source: Path, target: Path) -> None:
+def check(source: Path, target: Path) -> None:
     """Raises what ends it before anything is opened."""
     try:
         import av  # noqa: F401
@@ -332,7 +332,9 @@ class Clip:
         reason = None
         if frame.interlaced_frame or self.video.codec_context.field_order > 1:
             reason = "is interlaced; deinterlace it first, as with ffmpeg -i IN -vf bwdif OUT"
-        elif self.video.metadata.get("alpha_mode", "0") != "0" or any(part.is_alpha for part in frame.format.components):
+        elif self.video.metadata.get("alpha_mode", "0") != "0" or any(
+            part.is_alpha for part in frame.format.components
+        ):
             reason = "has an alpha channel, which is not supported yet; remove it first"
         elif not frame.format.is_rgb and Look.of(frame).matrix not in _MATRICES:
             reason = f"has the colour matrix {frame.colorspace} of H.273, which is not supported; convert it to BT.709"
@@ -373,7 +375,9 @@ class Clip:
 
     def _damaged(self, reason: str) -> VideoError:
         at = "" if self._last is None else f", after {float(self._last * self._time_base):.2f} s"
-        return VideoError(f"{self.path}: frame {self.frames + 1} is damaged{at} ({reason}); repair or cut the video first")
+        return VideoError(
+            f"{self.path}: frame {self.frames + 1} is damaged{at} ({reason}); repair or cut the video first"
+        )
 
     @property
     def _time_base(self) -> Fraction:
@@ -627,9 +631,7 @@ def _side_data(frame: VideoFrame) -> tuple[tuple[int, ...] | None, tuple[bytes |
     return None if matrix is None else struct.unpack("=9i", matrix), hdr
 
 
-def _hdr_options(
-    encoder: str, options: Mapping[str, str], hdr: tuple[bytes | None, bytes | None]
-) -> Mapping[str, str]:
+def _hdr_options(encoder: str, options: Mapping[str, str], hdr: tuple[bytes | None, bytes | None]) -> Mapping[str, str]:
     """What tells an encoder the mastering display and the light level; empty where it cannot be told."""
     display, light = hdr
     names = {
