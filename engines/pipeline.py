@@ -6,7 +6,7 @@ import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,16 +102,23 @@ def enlarge_all(
                 )
             if leaving and (leaving[0].outcome.done() or len(leaving) > WRITERS or not waiting):
                 job, outcome, _ = leaving.popleft()
+                wait([outcome])
                 yield job, outcome
-                continue
-            job, read, cost = waiting.popleft()
-            try:
-                outcome = writers.submit(_write, job, *_enlarge(job, read, upscaler, advance), quality_of(job))
-            except Exception as error:  # noqa: BLE001
-                outcome = Future()
-                outcome.set_exception(error)
-            outcome.add_done_callback(_let_go)
-            leaving.append(Leaving(job, outcome, cost.made))
+            else:
+                leaving.append(_passed(waiting.popleft(), upscaler, advance, writers, quality_of))
+                leaving[-1].outcome.add_done_callback(_let_go)
+
+
+def _passed(
+    one: Waiting, upscaler: Upscaler, advance: Advance, writers: Executor, quality_of: Callable[[Job], int | None]
+) -> Leaving:
+    """A picture through the model. In a function of its own, so that no frame that goes on holds the picture."""
+    try:
+        outcome = writers.submit(_write, one.job, *_enlarge(one, upscaler, advance), quality_of(one.job))
+    except Exception as error:  # noqa: BLE001
+        outcome = Future[Enlarged]()
+        outcome.set_exception(error)
+    return Leaving(one.job, outcome, one.cost.made)
 
 
 def _cost(job: Job, scale: int) -> Cost:
@@ -138,9 +145,9 @@ def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> 
     return picture
 
 
-def _enlarge(job: Job, read: Future[Picture], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
-    picture = read.result()
-    made = upscaler.enlarge(picture, target=job.target, advance=advance)
+def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+    picture = one.picture.result()
+    made = upscaler.enlarge(picture, target=one.job.target, advance=advance)
     return Enlarged(picture.size, made.size, picture.dropped), made
 
 
