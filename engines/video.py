@@ -311,7 +311,7 @@ class Clip:
         streams = self.container.streams
         moving = [stream for stream in streams.video if not _is_cover(stream)]
         if len(moving) != 1:
-            raise VideoError(f"{self.path}: has {len(moving) or 'no'} video streams, one is needed; extract it first")
+            raise VideoError(f"{self.path}: has {len(moving) or 'no'} video streams; give a file with just one")
         self.video = moving[0]
         context = self.video.codec_context
         if context is None:
@@ -364,7 +364,7 @@ class Clip:
                     break
                 self._note_end(packet)
                 if packet.stream.index != self.video.index:  # `stream_index` is 0 in the marks of streams' ends
-                    if packet.dts is not None:  # else it is such a mark
+                    if packet.dts is not None or packet.pts is not None:  # else it is such a mark
                         waiting.append(packet)
                     continue
                 frames = [] if packet.is_corrupt else self.video.decode(packet)
@@ -511,6 +511,7 @@ class Film:
         kind = SUFFIXES[target.suffix.lower()]
         self._container = av.open(str(temporary), "w", format=kind)
         try:
+            self._check_codec(encoder)
             self._video = self._add_video(encoder, crf, scale)
             self._add_others(kind)
             self._describe()
@@ -520,6 +521,14 @@ class Film:
             if isinstance(error, VideoError):
                 raise
             raise VideoError(f"{target}: {encoder} cannot be started for {self.size} ({_reason(error)})") from None
+
+    def _check_codec(self, encoder: str) -> None:
+        held = [kind.codec for name, kind in ENCODERS.items() if name in self._container.supported_codecs]
+        if ENCODERS[encoder].codec not in held:
+            raise VideoError(
+                f"{self._target}: {self._target.suffix} files cannot hold {ENCODERS[encoder].codec}; "
+                f"choose with --codec: {', '.join(held)}, or write .mkv"
+            )
 
     def _check_size(self, encoder: str) -> None:
         from av import VideoFormat
@@ -585,9 +594,10 @@ class Film:
             try:
                 copy = self._container.add_stream_from_template(stream, opaque=True)
             except ValueError:
+                advice = ".mkv" if self._clip.path.suffix.lower() == ".mkv" else f"{self._clip.path.suffix} or .mkv"
                 raise VideoError(
                     f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({stream.name or 'unknown'}) "
-                    f"of {self._clip.path}; give OUT the suffix {self._clip.path.suffix}, or .mkv"
+                    f"of {self._clip.path}; give OUT the suffix {advice}"
                 ) from None
             _copy_tags(stream, copy)
             self._streams[stream.index] = copy
