@@ -95,6 +95,17 @@ _LOST = {
 }
 """What frames have beside them that cannot be carried over with PyAV → how it is called."""
 
+_HDR = {
+    "libx264": ("x264-params", "mastering-display", "cll", 50_000, 10_000),
+    "libx265": ("x265-params", "master-display", "max-cll", 50_000, 10_000),
+    "libsvtav1": ("svtav1-params", "mastering-display", "content-light", 1, 1),
+}
+"""Encoder → the option for its own parameters, what they call the mastering display and the light level, and what they
+multiply chromaticities and luminances with."""
+
+_ONE_A_PACKET = ("h264", "hevc", "vp9", "av1", "ffv1")
+"""Codecs of which every packet has just one frame that is shown."""
+
 _OWN = ("encoder", "duration", "major_brand", "minor_version", "compatible_brands", "bps", "number_of_", "_statistics")
 """How metadata begin that describe the old file, not the video."""
 
@@ -173,7 +184,7 @@ def enlarge_video(
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
-    check(source, target)
+    _check(source, target)
     with Clip(source, say) as clip, _writing(target) as temporary:
         encoder = _choose(clip, target, codec, crf)
         with Film(clip, temporary, target, encoder, crf, upscaler.scale, say) as film:
@@ -211,7 +222,7 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
                 pool.shutdown(cancel_futures=True)
 
 
-def check(source: Path, target: Path) -> None:
+def _check(source: Path, target: Path) -> None:
     """Raises what ends it before anything is opened."""
     try:
         import av  # noqa: F401
@@ -300,7 +311,7 @@ class Clip:
         streams = self.container.streams
         moving = [stream for stream in streams.video if not _is_cover(stream)]
         if len(moving) != 1:
-            raise VideoError(f"{self.path}: has {len(moving) or 'no'} video streams, one is needed; extract it first")
+            raise VideoError(f"{self.path}: has {len(moving) or 'no'} video streams; give a file with just one")
         self.video = moving[0]
         context = self.video.codec_context
         if context is None:
@@ -314,6 +325,7 @@ class Clip:
         self._last: int | None = None
         self._said: set[str] = set()
         self._end = Fraction(0)
+        self._due: set[int] = set()
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
@@ -332,9 +344,7 @@ class Clip:
         reason = None
         if frame.interlaced_frame or self.video.codec_context.field_order > 1:
             reason = "is interlaced; deinterlace it first, as with ffmpeg -i IN -vf bwdif OUT"
-        elif self.video.metadata.get("alpha_mode", "0") != "0" or any(
-            part.is_alpha for part in frame.format.components
-        ):
+        elif self.video.metadata.get("alpha_mode", "0") != "0" or any(c.is_alpha for c in frame.format.components):
             reason = "has an alpha channel, which is not supported yet; remove it first"
         elif not frame.format.is_rgb and Look.of(frame).matrix not in _MATRICES:
             reason = f"has the colour matrix {frame.colorspace} of H.273, which is not supported; convert it to BT.709"
@@ -354,7 +364,7 @@ class Clip:
                     break
                 self._note_end(packet)
                 if packet.stream.index != self.video.index:  # `stream_index` is 0 in the marks of streams' ends
-                    if packet.dts is not None:  # else it is such a mark
+                    if packet.dts is not None or packet.pts is not None:  # else it is such a mark
                         waiting.append(packet)
                     continue
                 frames = [] if packet.is_corrupt else self.video.decode(packet)
@@ -362,12 +372,26 @@ class Clip:
                 raise self._damaged(_reason(error)) from None
             if packet.is_corrupt:
                 raise self._damaged("it is cut off there")
+            if packet.pts is not None and not packet.is_discard and self.codec in _ONE_A_PACKET:
+                self._due.add(packet.pts)
             for frame in frames:
                 if frame.is_corrupt:
                     raise self._damaged("parts of it cannot be decoded")
+                self._check_lost(frame.pts)
                 yield waiting, frame
                 waiting = []
+        self._check_lost(None)
         self._rest = waiting
+
+    def _check_lost(self, now: int | None) -> None:
+        """Raises VideoError if a frame that was to come before the one of time `now`, or the end, did not: decoders
+        leave out what they cannot decode, and what depends on it. At a clip's start that is usual (open groups)."""
+        lost = {pts for pts in self._due if now is None or pts < now}
+        self._due -= lost
+        if now is not None:
+            self._due.discard(now)
+        if self._last is not None and lost:
+            raise self._damaged("the decoder leaves it out")
 
     def _note_end(self, packet: Packet) -> None:
         if packet.pts is not None and packet.time_base:
@@ -375,9 +399,7 @@ class Clip:
 
     def _damaged(self, reason: str) -> VideoError:
         at = "" if self._last is None else f", after {float(self._last * self._time_base):.2f} s"
-        return VideoError(
-            f"{self.path}: frame {self.frames + 1} is damaged{at} ({reason}); repair or cut the video first"
-        )
+        return VideoError(f"{self.path}: frame {self.frames + 1} is damaged{at} ({reason}); repair or cut it first")
 
     @property
     def _time_base(self) -> Fraction:
@@ -418,7 +440,7 @@ class Clip:
     def _check_end(self) -> None:
         """Raises VideoError if the file says that it is longer, by more than containers are wrong about it."""
         told = Fraction((self.container.start_time or 0) + (self.container.duration or 0), 1_000_000)
-        if self._end + 1 < told:
+        if self._end + Fraction(1, 2) < told:
             raise VideoError(
                 f"{self.path}: ends after {float(self._end):.1f} s of {float(told):.1f}, as if cut off; copy it again, "
                 "or take what is there with ffmpeg -i IN -c copy OUT"
@@ -489,6 +511,7 @@ class Film:
         kind = SUFFIXES[target.suffix.lower()]
         self._container = av.open(str(temporary), "w", format=kind)
         try:
+            self._check_codec(encoder)
             self._video = self._add_video(encoder, crf, scale)
             self._add_others(kind)
             self._describe()
@@ -498,6 +521,14 @@ class Film:
             if isinstance(error, VideoError):
                 raise
             raise VideoError(f"{target}: {encoder} cannot be started for {self.size} ({_reason(error)})") from None
+
+    def _check_codec(self, encoder: str) -> None:
+        held = [kind.codec for name, kind in ENCODERS.items() if name in self._container.supported_codecs]
+        if ENCODERS[encoder].codec not in held:
+            raise VideoError(
+                f"{self._target}: {self._target.suffix} files cannot hold {ENCODERS[encoder].codec}; "
+                f"choose with --codec: {', '.join(held)}, or write .mkv"
+            )
 
     def _check_size(self, encoder: str) -> None:
         from av import VideoFormat
@@ -510,13 +541,16 @@ class Film:
         ]
         if ENCODERS[encoder].even and halved:
             raise VideoError(
-                f"{self._target}: {encoder} takes no odd sides of {self._clip.look.pixels}, and it would be {self.size};"
-                " cut off a row or column first, or choose another with --codec"
+                f"{self._target}: {encoder} takes no odd sides of {self._clip.look.pixels}, and these are {self.size}; "
+                "cut off a row or column first, or choose another with --codec"
             )
 
     def _add_video(self, encoder: str, crf: int | None, scale: int) -> Any:
         clip, look, kind = self._clip, self._clip.look, ENCODERS[encoder]
-        options = {**kind.options, **_hdr_options(encoder, kind.options, clip.hdr)}
+        hdr = _hdr_options(encoder, clip.hdr)
+        options = dict(kind.options)
+        for name, value in hdr.items():
+            options[name] = ":".join(filter(None, (options.get(name), value)))
         if kind.crf is not None:
             options["crf"] = str(kind.crf[0] if crf is None else crf)
         stream = self._container.add_stream(encoder, rate=clip.rate, options=options, time_base=clip.video.time_base)
@@ -532,10 +566,18 @@ class Film:
         if clip.matrix is not None:
             *turn, x, y, w = clip.matrix
             stream.set_display_matrix((*turn, x * scale, y * scale, w))  # pixels that it is moved by
-        if any(clip.hdr) and "params" not in "".join(options):
-            self._say(f"{self._target}: {encoder} cannot write the HDR mastering metadata, which are left out")
+        if any(clip.hdr) and not hdr:
+            self._say(f"{self._target}: {encoder} cannot be told the HDR mastering metadata, which are left out")
+        self._tell_aspect(kind.codec)
         _copy_tags(clip.video, stream)
         return stream
+
+    def _tell_aspect(self, codec: str) -> None:
+        """H.264 and HEVC say the pixel aspect ratio themselves; PyAV cannot say it in Matroska's way."""
+        ratio = self._clip.video.sample_aspect_ratio
+        in_matroska = self._container.format.name in ("matroska", "webm")
+        if ratio and ratio != 1 and in_matroska and codec not in ("h264", "hevc"):
+            self._say(f"{self._target}: the pixel aspect ratio {ratio} cannot be kept in this kind of file; write .mp4")
 
     def _add_others(self, kind: str) -> None:
         """Streams that are copied as they are. Raises VideoError for one that the container cannot hold."""
@@ -552,9 +594,10 @@ class Film:
             try:
                 copy = self._container.add_stream_from_template(stream, opaque=True)
             except ValueError:
+                advice = ".mkv" if self._clip.path.suffix.lower() == ".mkv" else f"{self._clip.path.suffix} or .mkv"
                 raise VideoError(
                     f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({stream.name or 'unknown'}) "
-                    f"of {self._clip.path}; give OUT the suffix {self._clip.path.suffix}, or .mkv"
+                    f"of {self._clip.path}; give OUT the suffix {advice}"
                 ) from None
             _copy_tags(stream, copy)
             self._streams[stream.index] = copy
@@ -631,24 +674,18 @@ def _side_data(frame: VideoFrame) -> tuple[tuple[int, ...] | None, tuple[bytes |
     return None if matrix is None else struct.unpack("=9i", matrix), hdr
 
 
-def _hdr_options(encoder: str, options: Mapping[str, str], hdr: tuple[bytes | None, bytes | None]) -> Mapping[str, str]:
+def _hdr_options(encoder: str, hdr: tuple[bytes | None, bytes | None]) -> Mapping[str, str]:
     """What tells an encoder the mastering display and the light level; empty where it cannot be told."""
-    display, light = hdr
-    names = {
-        "libx264": ("x264-params", "mastering-display", "cll", 50_000, 10_000),
-        "libx265": ("x265-params", "master-display", "max-cll", 50_000, 10_000),
-        "libsvtav1": ("svtav1-params", "mastering-display", "content-light", 1, 1),
-    }
-    if encoder not in names or not any(hdr):
+    if encoder not in _HDR or not any(hdr):
         return {}
-    params, display_name, light_name, chromaticity, luminance = names[encoder]
-    given = [options[params]] if params in options else []
-    if display is not None:
-        told = _mastering_display(display, chromaticity, luminance)
-        given += [f"{display_name}={told}"] if told else []
+    params, display_name, light_name, chromaticity, luminance = _HDR[encoder]
+    display, light = hdr
+    told = []
+    if display is not None and (shown := _mastering_display(display, chromaticity, luminance)):
+        told.append(f"{display_name}={shown}")
     if light is not None:
-        given.append(f"{light_name}={','.join(map(str, struct.unpack('=2I', light[:8])))}")
-    return {params: ":".join(given)}
+        told.append(f"{light_name}={','.join(map(str, struct.unpack('=2I', light[:8])))}")
+    return {params: ":".join(told)} if told else {}
 
 
 def _mastering_display(data: bytes, chromaticity: int, luminance: int) -> str | None:
