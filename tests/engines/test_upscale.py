@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, tiles
+from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, tiles, video
 from engines import upscaler as upscaler_module
 from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
@@ -522,3 +523,130 @@ def test_the_colour_profile_is_kept(onnx_file: Path, picture: Path, tmp_path: Pa
     Image.open(picture).save(picture, icc_profile=b"a profile")
     assert run(onnx_file, picture, tmp_path / "o.png").exit_code == 0
     assert Image.open(tmp_path / "o.png").info["icc_profile"] == b"a profile"
+
+
+def test_folders_in_folders_files_and_patterns_at_once(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "x" / "y").mkdir(parents=True)
+    noise(folder / "x" / "y" / "a.png", 5, 6)
+    (folder / "x" / "._a.png").write_bytes(b"attributes")
+    noise(tmp_path / "one.png", 4, 4)
+    noise(tmp_path / "some1.png", 4, 5)
+    out = folder / "large"
+    arguments = (onnx_file, folder, tmp_path / "one.png", tmp_path / "some*.png", out, "-r", "--format", "png")
+    for _ in range(2):  # the second time its own results are there
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == f"Note: {folder}: left out: 1 sidecar (x/._a.png)\n"
+        assert result.stdout.splitlines()[-1].endswith(" s for 8 pictures")
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert made == ["a.png", "b.png", "c.png", "d.png", "e.png", "one.png", "some1.png", "x/y/a.png"]
+    assert pixels(out / "x" / "y" / "a.png").shape == (10, 12, 3)
+
+
+def test_pictures_that_fail_are_summed_up(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        (folder / f"bad{number}.png").write_bytes(b"not a picture")
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: 5 of 12 enlarged, 7 failed: bad0.png, bad1.png, bad2.png, bad3.png, bad4.png, …"
+    )
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_a_failure_with_a_name_that_cannot_be_shown(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    name = os.fsencode(folder) + b"/caf\xe9.png"
+    try:
+        Path(os.fsdecode(name)).write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    for encoding in ("utf-8:strict", "ascii:strict", "cp1252:strict"):
+        result = subprocess.run(
+            [sys.executable, "-m", "engines.upscale", onnx_file, folder, tmp_path / "out"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        lines = result.stderr.splitlines()
+        assert len(lines) == 2, result.stderr
+        assert b"caf" in lines[0]
+        assert lines[1].startswith(b"Error: 5 of 6 enlarged, 1 failed: caf")
+        assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_what_is_not_carried_over_is_said_once(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pictures.read_picture
+
+    def with_more(path: Path, *arguments: Any) -> pictures.Picture:
+        dropped = {"a.webp": ("EXIF", "XMP"), "b.png": ("EXIF",)}.get(path.name, ())
+        return replace(read(path, *arguments), dropped=dropped)
+
+    monkeypatch.setattr(pictures, "read_picture", with_more)
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "Note: not carried over: EXIF (2x), XMP (1x)\n")
+    result = run(onnx_file, folder / "a.webp", tmp_path / "out.png")
+    assert (result.exit_code, result.stderr) == (0, "Note: not carried over: EXIF, XMP\n")
+
+
+def test_quality_and_limits_reach_who_reads_and_writes(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quality where a format has one: in a folder of several kinds, it is no reason to refuse the others."""
+    noise(folder / "f.jpg", 8, 8)
+    read, write = pictures.read_picture, pictures.write_picture
+    limits: list[int | None] = []
+    qualities: dict[str, int | None] = {}
+
+    def noted_read(path: Path, max_pixels: int | None = None) -> pictures.Picture:
+        limits.append(max_pixels)
+        return read(path)
+
+    def noted_write(path: Path, picture: pictures.Picture, quality: int | None = None) -> None:
+        qualities[path.name] = quality
+        write(path, picture)
+
+    monkeypatch.setattr(pictures, "read_picture", noted_read)
+    monkeypatch.setattr(pictures, "write_picture", noted_write)
+    result = run(onnx_file, folder, tmp_path / "out", "--quality", "70", "--max-pixels", "5000")
+    assert result.exit_code == 0, result.output
+    assert limits == [5000] * 6
+    assert qualities == dict.fromkeys(("b.png", "c.bmp", "d.PNG", "e.png")) | {"a.webp": 70, "f.jpg": 70}
+
+
+def test_videos_go_to_who_enlarges_them(
+    onnx_file: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pictures; one that fails is one of those that failed."""
+    for name in ("a.mp4", "b.mkv"):
+        (tmp_path / name).write_bytes(b"a video")
+    asked: list[tuple[str, str, Any, Any]] = []
+
+    def enlarge_video(upscaler: Upscaler, source: Path, target: Path, **options: Any) -> video.Enlarged:
+        asked.append((source.name, target.name, options["codec"], options["crf"]))
+        if source.suffix == ".mkv":
+            raise video.VideoError(f"{source}: damaged")
+        return video.Enlarged(7, Size(4, 6), Size(8, 12), "libx264", 1.0)
+
+    monkeypatch.setattr(video, "enlarge_video", enlarge_video)
+    out = tmp_path / "out"
+    result = run(onnx_file, tmp_path / "a.mp4", tmp_path / "b.mkv", picture, out, "--codec", "h264", "--crf", "20")
+    assert asked == [("a.mp4", "a.mp4", "h264", 20), ("b.mkv", "b.mkv", "h264", 20)]
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[:2] == [
+        f"{picture} 13x9 → {out / 'in.png'} 26x18",
+        f"{tmp_path / 'a.mp4'} 6x4 → {out / 'a.mp4'} 12x8, 7 frames, libx264",
+    ]
+    assert result.stderr.splitlines() == [
+        f"Error: {tmp_path / 'b.mkv'}: damaged",
+        "Error: 2 of 3 enlarged, 1 failed: b.mkv",
+    ]
+    result = run(onnx_file, tmp_path / "b.mkv", tmp_path / "c.mkv")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path / 'b.mkv'}: damaged\n")
+    result = run(onnx_file, picture, tmp_path / "c.png", "--crf", "20")
+    assert "--crf is for videos (.mp4, " in result.stderr
+    result = run("missing.onnx", tmp_path / "b.mkv", tmp_path / "c.png")
+    assert "c.png: cannot write videos of this kind" in result.stderr
