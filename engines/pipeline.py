@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from engines import memory
 from engines.jobs import Job, takes_quality
+from engines.upscaler import Advance
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ WRITERS = min(8, os.cpu_count() or 1)
 
 SHARE = 0.25
 """Of the memory that is free at the start: what pictures that wait, and those on their way to the disk, may take."""
-
-Advance = Callable[[int, int], object]
-"""Called with the tiles of a picture that are done, and of how many."""
 
 
 @dataclass(frozen=True)

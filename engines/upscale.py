@@ -17,9 +17,9 @@ from engines.base import PRECISIONS, Description, Engine, EngineError
 from engines.jobs import MOST_NAMED, Job, Plan, find_jobs, is_video, unfinished
 from engines.memory import GIB
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
-from engines.pipeline import Advance, Enlarged, enlarge_all, room
+from engines.pipeline import Enlarged, enlarge_all, room
 from engines.tiles import Tiled
-from engines.upscaler import Upscaler
+from engines.upscaler import Advance, Upscaler
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
