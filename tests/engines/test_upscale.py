@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, tiles, video
+from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, planes, tiles, video
 from engines import upscaler as upscaler_module
 from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
@@ -237,7 +237,7 @@ def test_whatever_one_picture_causes_the_others_go_on(
     noise(folder / "c.bmp", 9, 17)
     owner, name, is_it = {
         "read": (pictures, "read_picture", lambda path, *_: path.name == "c.bmp"),
-        "convert": (pictures, "to_input", lambda values: values.shape[1] == 17),
+        "convert": (planes, "split", lambda values: values.shape[1] == 17),
         "enlarge": (ORTEngine, "run", lambda engine, x: x.shape[3] == 17),
         "finish": (tiles, "check_finite", lambda y, _: y.shape[3] == 34),
         "write": (pictures, "write_picture", lambda path, *_: path.name == "c.bmp"),
