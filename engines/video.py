@@ -493,8 +493,8 @@ class Painter:
     """Makes frames of RGB arrays, with the look of a clip.
 
     Where a clip's chroma lies between its pixels, PyAV does not tell. Frames made of its frames know it, and the scaler
-    minds it, but not on the way from RGB to reduced chroma at once. So one frame of RGB is made of the clip's first, for
-    every array to be put into, and chroma is reduced in a step of its own.
+    minds it, but not on the way from RGB to reduced chroma at once. So one frame of RGB is made of the clip's first,
+    for every array to be put into, and chroma is reduced in a step of its own.
     """
 
     def __init__(self, look: Look, first: VideoFrame, size: Size):
