@@ -10,10 +10,9 @@ chapters, languages and titles. Told where they are left out: closed captions, D
 Refused: interlaced video, alpha, more than one video stream, what changes its size or colours midway, damage.
 
 Frames become RGB as their matrix and range say, 8-bit ones uint8 and deeper ones uint16, and go back the same way.
-FFmpeg's scaler, with the flags of ACCURATE, is within half a level of 8 bits in limited range, and returns exactly what
-it was given; in full range chroma comes back up to one level of 8 bits too low, and 10-bit luma up to three too high;
-10-bit white is 65280 of 65535. Chroma is reduced as if it lay between its two pixels: half an enlarged pixel beside
-where MPEG-2 and later put it.
+Flat colours in limited range come back exactly as they were; FFmpeg's scaler is not exact in full range, where chroma
+comes back half a level of 8 bits too low on average, and 10-bit luma two levels too high. White of 10 bits in limited
+range is 65280 of 65535.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from engines.base import NotInstalled
 from ribsr.base.errors import RibsrError, first_line
@@ -134,7 +133,7 @@ class Look:
     pixels: str
     deep: bool
     matrix: int
-    full: bool
+    range: int
     primaries: int
     transfer: int
 
@@ -143,13 +142,14 @@ class Look:
         size, matrix, full = Size(frame.height, frame.width), frame.colorspace, frame.color_range == _FULL
         if frame.format.is_rgb:
             matrix, full = _RGB, True
-        elif matrix == _UNSPECIFIED:
+        elif matrix == _UNSPECIFIED and len(frame.format.components) > 1:
             matrix = _BT709 if size.height > 576 or size.width >= 1280 else _BT601
         name = frame.format.name
         if name.startswith("yuvj"):  # an old way of saying full range
             name, full = f"yuv{name[4:]}", True
         deep = max(component.bits for component in frame.format.components) > 8
-        return cls(size, name, deep, matrix, full, frame.color_primaries, frame.color_trc)
+        range_ = _FULL if full else _LIMITED
+        return cls(size, name, deep, matrix, range_, frame.color_primaries, frame.color_trc)
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,9 @@ def _writing(target: Path) -> Iterator[Path]:
 class Clip:
     """A video that is read: its streams, and what its first frame says. A context manager; iterating gives its Parts.
 
-    look: of all frames. count: how many there are, if the file says so; frames: how many have been read.
-    matrix: the display matrix, nine numbers, if it is to be turned. hdr: the first frame's mastering display and light
-    level, as FFmpeg lays them out in memory.
+    look: of all frames. count: how many there are, if the file says so; frames: how many have been read. first: the
+    first frame. matrix: the display matrix, nine numbers, if it is to be turned. hdr: the first frame's mastering
+    display and light level, as FFmpeg lays them out in memory.
     """
 
     def __init__(self, path: Path, say: Callable[[str], object]):
@@ -331,7 +331,7 @@ class Clip:
         if first is None:
             raise VideoError(f"{self.path}: has no frames")
         self._decoded = itertools.chain([first], self._decoded)
-        frame = first[1]
+        self.first = frame = first[1]
         self._check_kind(frame)
         self.look = Look.of(frame)
         self.matrix, self.hdr = _side_data(frame)
@@ -346,7 +346,7 @@ class Clip:
             reason = "is interlaced; deinterlace it first, as with ffmpeg -i IN -vf bwdif OUT"
         elif self.video.metadata.get("alpha_mode", "0") != "0" or any(c.is_alpha for c in frame.format.components):
             reason = "has an alpha channel, which is not supported yet; remove it first"
-        elif not frame.format.is_rgb and Look.of(frame).matrix not in _MATRICES:
+        elif Look.of(frame).matrix not in (*_MATRICES, _RGB, _UNSPECIFIED):
             reason = f"has the colour matrix {frame.colorspace} of H.273, which is not supported; convert it to BT.709"
         if reason:
             raise VideoError(f"{self.path}: {reason}")
@@ -406,12 +406,12 @@ class Clip:
         return self.video.time_base or Fraction(1, 1000)
 
     def __iter__(self) -> Iterator[Part]:
-        convert = Converter(self.look)
+        scaler = Scaler(self.look)
         for packets, frame in self._decoded:
             self._check_frame(frame)
             self._tell_lost(frame)
             self.frames += 1
-            yield Part(packets, convert.to_rgb(frame), frame.pts or 0, frame.duration)
+            yield Part(packets, scaler.to_rgb(frame).to_ndarray(), frame.pts or 0, frame.duration)
         self._check_end()
         yield Part(self._rest)
 
@@ -453,15 +453,15 @@ class Clip:
         self.container.close()
 
 
-class Converter:
-    """Frames to RGB and back, for one thread."""
+class Scaler:
+    """FFmpeg's scaler between a video's frames and RGB, for one thread."""
 
     def __init__(self, look: Look):
         from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-        self._look, self._scaler = look, VideoReformatter()
-        self._rgb = "rgb48le" if look.deep else "rgb24"
-        matrix = Colorspace[_MATRICES.get(look.matrix, "ITU709")]  # of RGB, none is applied
+        self._scaler = VideoReformatter()
+        self.rgb = "rgb48le" if look.deep else "rgb24"
+        matrix = Colorspace[_MATRICES.get(look.matrix, "ITU709")]  # of RGB and gray, none is applied
         # Without these flags FFmpeg takes shortcuts: luma one level of 8 bits too dark, chroma of every second pixel.
         accurate = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
         self._options: Any = {
@@ -469,23 +469,72 @@ class Converter:
             "dst_colorspace": matrix,
             "interpolation": Interpolation.BICUBIC | accurate,
         }
-        self._range = _FULL if look.full else _LIMITED
+        self._range = look.range
 
-    def to_rgb(self, frame: VideoFrame) -> np.ndarray:
-        """[H, W, 3], uint8 or uint16."""
-        ranges: Any = {"src_color_range": self._range, "dst_color_range": _FULL}
-        return self._scaler.reformat(frame, format=self._rgb, **ranges, **self._options).to_ndarray()
+    def to_rgb(self, frame: VideoFrame, size: Size | None = None) -> VideoFrame:
+        """The frame in RGB, uint8 or uint16, of full range; of another size if one is given."""
+        height, width = size or (None, None)
+        return self._scale(frame, self.rgb, self._range, _FULL, width=width, height=height)
 
-    def to_frame(self, pixels: np.ndarray) -> VideoFrame:
-        """A frame as the encoder takes it, with the tags of the look, and no time."""
-        from av import VideoFrame
+    def from_rgb(self, frame: VideoFrame, pixels: str) -> VideoFrame:
+        """A frame of RGB in the clip's matrix and range."""
+        return self._scale(frame, pixels, _FULL, self._range)
 
-        ranges: Any = {"src_color_range": _FULL, "dst_color_range": self._range}
-        rgb = VideoFrame.from_ndarray(pixels, format=self._rgb)
-        frame = self._scaler.reformat(rgb, format=self._look.pixels, **ranges, **self._options)
-        frame.colorspace, frame.color_range = self._look.matrix, self._range
+    def reduce(self, frame: VideoFrame, pixels: str) -> VideoFrame:
+        """A frame of the clip's matrix and range with less chroma or fewer bits."""
+        return self._scale(frame, pixels, self._range, self._range)
+
+    def _scale(self, frame: VideoFrame, pixels: str, before: int, after: int, **size: int | None) -> VideoFrame:
+        ranges: Any = {"src_color_range": before, "dst_color_range": after}
+        return self._scaler.reformat(frame, format=pixels, **size, **ranges, **self._options)
+
+
+class Painter:
+    """Makes frames of RGB arrays, with the look of a clip.
+
+    Where a clip's chroma lies between its pixels, PyAV does not tell. Frames made of its frames know it, and the scaler
+    minds it, but not on the way from RGB to reduced chroma at once. So one frame of RGB is made of the clip's first,
+    for every array to be put into, and chroma is reduced in a step of its own.
+    """
+
+    def __init__(self, look: Look, first: VideoFrame, size: Size):
+        from av import VideoFormat
+
+        self._look = look
+        self._whole, self._reduced = Scaler(look), Scaler(look)
+        self._canvas = self._whole.to_rgb(_bare(first), size)
+        form = VideoFormat(look.pixels, 64, 64)
+        self._between = "yuv444p16le" if look.deep else "yuv444p"
+        self._reduces = not form.is_rgb and (form.chroma_width(), form.chroma_height()) not in ((64, 64), (0, 0))
+
+    def paint(self, pixels: np.ndarray) -> VideoFrame:
+        """[H, W, 3], uint8 or uint16 → a frame as the encoder takes it, with no time."""
+        import numpy as np
+
+        plane = self._canvas.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        values = np.ascontiguousarray(pixels).view(np.uint8).reshape(plane.height, -1)
+        rows[:, : values.shape[1]] = values
+        if self._reduces:
+            frame = self._reduced.reduce(self._whole.from_rgb(self._canvas, self._between), self._look.pixels)
+        else:
+            frame = self._whole.from_rgb(self._canvas, self._look.pixels)
+        frame.colorspace, frame.color_range = self._look.matrix, self._look.range
         frame.color_primaries, frame.color_trc = self._look.primaries, self._look.transfer
         return frame
+
+
+def _bare(frame: VideoFrame) -> VideoFrame:
+    """The frame without what is beside it (captions), which is that frame's alone."""
+    from av.filter import Graph
+
+    graph = Graph()
+    start = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+    )
+    graph.link_nodes(start, graph.add("sidedata", "mode=delete"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return cast("VideoFrame", graph.pull())
 
 
 class Film:
@@ -505,7 +554,7 @@ class Film:
 
         self._clip, self._target, self._say = clip, target, say
         self.size = clip.look.size.times(scale)
-        self._convert = Converter(clip.look)
+        self._painter = Painter(clip.look, clip.first, self.size)
         self._streams: dict[int, Any] = {}
         self._check_size(encoder)
         kind = SUFFIXES[target.suffix.lower()]
@@ -557,7 +606,7 @@ class Film:
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = self.size.width, self.size.height, look.pixels
         context.thread_type = "AUTO"  # PyAV's own choice has x264 cut every frame into slices
-        context.colorspace, context.color_range = look.matrix, _FULL if look.full else _LIMITED
+        context.colorspace, context.color_range = look.matrix, look.range
         context.color_primaries, context.color_trc = look.primaries, look.transfer
         if clip.video.sample_aspect_ratio:
             context.sample_aspect_ratio = clip.video.sample_aspect_ratio
@@ -618,7 +667,7 @@ class Film:
                     packet.stream = copy
                     self._container.mux(packet)
             if part.pixels is not None:
-                frame = self._convert.to_frame(part.pixels)
+                frame = self._painter.paint(part.pixels)
                 frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
                 self._container.mux(self._video.encode(frame))
 
