@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,27 +38,29 @@ class Enlarged:
     dropped: tuple[str, ...]
 
 
-class Cost(NamedTuple):
-    """Bytes that a picture takes: when it has been read, and what is made of it until it is written."""
+class Leaving(NamedTuple):
+    """A picture that is being enlarged or written, or has been. cost: bytes that it takes until that is done."""
 
-    read: int
-    made: int
+    job: Job
+    cost: int
+    outcome: Future[Enlarged]
 
 
 class Waiting(NamedTuple):
-    """A picture that is being read, or has been."""
+    """A picture that is being read, or has been, and what will become of it.
 
-    job: Job
-    picture: Future[Picture]
-    cost: Cost
+    picture: a list of one, which `_made` takes out: frames that a traceback keeps have the list among their arguments.
+    """
+
+    leaving: Leaving
+    picture: list[Future[Picture]]
 
 
-class Leaving(NamedTuple):
-    """A picture that is being written, or has been."""
-
-    job: Job
-    outcome: Future[Enlarged]
-    made: int
+def threads_for(upscaler: Upscaler) -> int:
+    """Threads that enlarge pictures with it at the same time. A GPU waits while a picture of 4K goes from integers to
+    floats and back, which takes as long as enlarging it. A CPU has nothing else to do, and is left to the caller's
+    thread, which Ctrl-C can stop between two tiles."""
+    return 1 if "cpu" in upscaler.describe().device.lower() else 3
 
 
 def room(allowed: int | None = None) -> int | None:
@@ -78,49 +80,48 @@ def enlarge_all(
 ) -> Iterator[tuple[Job, Future[Enlarged]]]:
     """Every job with what became of it, or the exception that ended it, in order, once it is over.
 
-    Pictures are enlarged in this thread. Whatever exception one picture causes is its own affair: decoders and runtimes
-    raise many, memory may run out. quality: for formats that have one. max_pixels: as `read_picture` takes it. most:
-    bytes of pictures before and behind the one that is being enlarged (`room`); one too large for that goes alone.
+    Whatever exception one picture causes is its own affair: decoders and runtimes raise many, memory may run out.
+    quality: for formats that have one. max_pixels: as `read_picture` takes it. most: bytes of all pictures on their way
+    (`room`); one too large for that goes alone. advance: as `Upscaler.enlarge` takes it.
     """
     coming, waiting, leaving = deque(jobs), deque[Waiting](), deque[Leaving]()
+    threads = threads_for(upscaler)
 
-    def quality_of(job: Job) -> int | None:
-        return quality if takes_quality(job.target) else None
+    def fits(cost: int) -> bool:
+        under_way = (*(one.leaving for one in waiting), *leaving)
+        held = sum(one.cost for one in under_way if not one.outcome.done())
+        return most is None or held == 0 or held + cost <= most
 
-    def fits(cost: Cost) -> bool:
-        held = sum(sum(one.cost) for one in waiting) + sum(one.made for one in leaving if not one.outcome.done())
-        return most is None or held == 0 or held + sum(cost) <= most
-
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+    with (
+        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(WRITERS) as writers,
+        ThreadPoolExecutor(threads) as enlargers,
+    ):
         while coming or waiting or leaving:
             while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale)):
                 job = coming.popleft()
-                waiting.append(
-                    Waiting(job, readers.submit(_read, job, upscaler.scale, quality_of(job), max_pixels), cost)
-                )
-            if leaving and (leaving[0].outcome.done() or len(leaving) > WRITERS or not waiting):
-                job, outcome, _ = leaving.popleft()
+                reading = [readers.submit(_read, job, upscaler.scale, _quality(job, quality), max_pixels)]
+                waiting.append(Waiting(Leaving(job, cost, Future()), reading))
+            if leaving and (leaving[0].outcome.done() or len(leaving) >= WRITERS + threads or not waiting):
+                job, _, outcome = leaving.popleft()
                 wait([outcome])
                 yield job, outcome
             else:
-                leaving.append(_passed(waiting.popleft(), upscaler, advance, writers, quality_of))
-                leaving[-1].outcome.add_done_callback(_let_go)
+                one = waiting.popleft()
+                leaving.append(one.leaving)
+                chosen = _quality(one.leaving.job, quality)
+                if threads == 1:
+                    _enlarge(one, upscaler, advance, writers, chosen)
+                else:
+                    enlargers.submit(_enlarge, one, upscaler, advance, writers, chosen)
 
 
-def _passed(
-    one: Waiting, upscaler: Upscaler, advance: Advance, writers: Executor, quality_of: Callable[[Job], int | None]
-) -> Leaving:
-    """A picture through the model. In a function of its own, so that no frame that goes on holds the picture."""
-    try:
-        outcome = writers.submit(_write, one.job, *_enlarge(one, upscaler, advance), quality_of(one.job))
-    except Exception as error:  # noqa: BLE001
-        outcome = Future[Enlarged]()
-        outcome.set_exception(error)
-    return Leaving(one.job, outcome, one.cost.made)
+def _quality(job: Job, quality: int | None) -> int | None:
+    return quality if takes_quality(job.target) else None
 
 
-def _cost(job: Job, scale: int) -> Cost:
-    """By what the picture's file declares. Decoders and turning take as much again as the pixels."""
+def _cost(job: Job, scale: int) -> int:
+    """Bytes, by what the picture's file declares. Decoders and turning take as much again as the pixels."""
     from PIL import Image
 
     from ribsr.base.pictures import bytes_to_write
@@ -129,9 +130,9 @@ def _cost(job: Job, scale: int) -> Cost:
         with Image.open(job.source) as image:
             size, channels, depth = Size(image.height, image.width), len(image.getbands()), 8
     except Exception:  # noqa: BLE001
-        return Cost(0, 0)  # reading it will say why
-    pixels = size.height * size.width
-    return Cost(2 * channels * depth // 8 * pixels, bytes_to_write(job.target, channels, depth) * scale**2 * pixels)
+        return 0  # reading it will say why
+    read, made = 2 * channels * depth // 8, scale**2 * bytes_to_write(job.target, channels, depth)
+    return (read + made) * size.height * size.width
 
 
 def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> Picture:
@@ -143,9 +144,23 @@ def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> 
     return picture
 
 
-def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
-    picture = one.picture.result()
-    made = upscaler.enlarge(picture, target=one.job.target, advance=advance)
+def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Executor, quality: int | None) -> None:
+    """Puts a picture through the model and has it written."""
+    job, _, outcome = one.leaving
+    outcome.add_done_callback(_let_go)
+    try:
+        writing = writers.submit(_write, job, *_made(job, one.picture, upscaler, advance), quality)
+    except BaseException as error:
+        outcome.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        writing.add_done_callback(lambda written: _pass_on(written, outcome))
+
+
+def _made(job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+    picture = read.pop().result()
+    made = upscaler.enlarge(picture, target=job.target, advance=advance)
     return Enlarged(picture.size, made.size, picture.dropped), made
 
 
@@ -154,6 +169,14 @@ def _write(job: Job, enlarged: Enlarged, made: Picture, quality: int | None) -> 
 
     write_picture(job.target, made, quality)
     return enlarged
+
+
+def _pass_on(written: Future[Enlarged], outcome: Future[Enlarged]) -> None:
+    error = written.exception()
+    if error is None:
+        outcome.set_result(written.result())
+    else:
+        outcome.set_exception(error)
 
 
 def _let_go(outcome: Future[Enlarged]) -> None:

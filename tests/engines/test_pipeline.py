@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,19 @@ from ribsr.base.pictures import Picture
 
 SCALE = 2
 
+DEVICES = ("CPUExecutionProvider", "cuda:0 NVIDIA H200")
+
 
 class Repeating:
-    """An `Upscaler` that repeats pixels."""
+    """An `Upscaler` that repeats pixels. device: what it says to run on."""
 
     scale = SCALE
+
+    def __init__(self, device: str = "CPUExecutionProvider"):
+        self._device = device
+
+    def describe(self) -> Any:
+        return SimpleNamespace(device=self._device)
 
     def enlarge(self, picture: Picture, **_: Any) -> Picture:
         return Picture(picture.pixels.repeat(SCALE, 0).repeat(SCALE, 1), picture.colour)
@@ -75,27 +84,29 @@ def jobs_in(folder: Path, sizes: Iterable[tuple[int, int]]) -> list[Job]:
 
 
 def cost(job: Job) -> int:
-    return sum(pipeline._cost(job, SCALE))
+    return pipeline._cost(job, SCALE)
 
 
-def test_all_of_them_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_of_them_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(pipeline, "WRITERS", 4)
     jobs = jobs_in(tmp_path, [(4, 5 + number) for number in range(20)])
-    done = list(enlarge_all(jobs, Repeating()))  # type: ignore[arg-type]
+    done = list(enlarge_all(jobs, Repeating(device)))  # type: ignore[arg-type]
     assert [job for job, _ in done] == jobs
     for number, (job, outcome) in enumerate(done):
         assert str(outcome.result().after) == f"{2 * (5 + number)}x8"
         assert (np.asarray(Image.open(job.target)) == number).all()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("share", [0.5, 3.0, 5.5])
-def test_memory_is_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+def test_memory_is_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, device: str) -> None:
     """However many may be written at once. Beside what may be kept, one is read or enlarged."""
     monkeypatch.setattr(pipeline, "WRITERS", 8)
     jobs = jobs_in(tmp_path, [(40, 50)] * 24)
     each = cost(jobs[0])
     live = Live(monkeypatch)
-    done = list(enlarge_all(jobs, Repeating(), most=round(share * each)))  # type: ignore[arg-type]
+    done = list(enlarge_all(jobs, Repeating(device), most=round(share * each)))  # type: ignore[arg-type]
     assert [outcome.exception() for _, outcome in done] == [None] * len(jobs)
     assert live.most <= max(1, share) * each
     gc.collect()
@@ -120,7 +131,8 @@ def test_a_picture_larger_than_the_bound_goes_alone(tmp_path: Path, monkeypatch:
     assert live.most <= 100 * 100 * 3 * (1 + SCALE**2)
 
 
-def test_pictures_that_fail_keep_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_pictures_that_fail_keep_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """An exception holds the frames that it went through, and they hold the picture."""
     monkeypatch.setattr(pipeline, "WRITERS", 2)
     jobs = jobs_in(tmp_path, [(40, 50)] * 12)
@@ -140,7 +152,7 @@ def test_pictures_that_fail_keep_no_memory(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Repeating, "enlarge", failing)
     monkeypatch.setattr(pictures, "write_picture", unwritten)
-    kept = [outcome.exception() for _, outcome in enlarge_all(jobs, Repeating())]  # type: ignore[arg-type]
+    kept = [outcome.exception() for _, outcome in enlarge_all(jobs, Repeating(device))]  # type: ignore[arg-type]
     assert [type(error) for error in kept] == [MemoryError] * 6 + [OSError] * 6
     gc.collect()
     assert live.held == 0
@@ -154,10 +166,9 @@ def test_what_a_header_says_is_what_a_picture_takes(tmp_path: Path) -> None:
         pipeline._cost(Job(tmp_path / name, tmp_path / "out.png"), SCALE)
         for name in ("gray.png", "alpha.png", "damaged.png")
     )
-    assert gray.read >= 40 * 50
-    assert alpha.read == 4 * gray.read
-    assert alpha.made >= 4 * SCALE**2 * 40 * 50
-    assert damaged == (0, 0)
+    assert gray >= (1 + SCALE**2) * 40 * 50
+    assert alpha >= 4 * (1 + SCALE**2) * 40 * 50
+    assert damaged == 0
 
 
 def test_room_is_a_share_of_what_is_free_or_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +179,36 @@ def test_room_is_a_share_of_what_is_free_or_allowed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "available", lambda: None)
     assert room() is None
     assert room(400) == 400 * pipeline.SHARE
+
+
+@pytest.mark.parametrize(("device", "together"), [(DEVICES[0], 1), (DEVICES[1], 3)])
+def test_a_gpu_is_given_the_next_picture_before_the_last_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, together: int
+) -> None:
+    """So many are enlarged at the same time: each waits until as many are. On a CPU it is the caller's thread."""
+    jobs = jobs_in(tmp_path, [(4, 5)] * (2 * together))
+    barrier = threading.Barrier(together)
+    threads = set()
+    enlarge = Repeating.enlarge
+
+    def together_only(upscaler: Repeating, picture: Picture, **_: Any) -> Picture:
+        barrier.wait(timeout=30)
+        threads.add(threading.current_thread())
+        return enlarge(upscaler, picture)
+
+    monkeypatch.setattr(Repeating, "enlarge", together_only)
+    done = list(enlarge_all(jobs, Repeating(device)))  # type: ignore[arg-type]
+    assert [(job, outcome.exception()) for job, outcome in done] == [(job, None) for job in jobs]
+    assert (threads == {threading.current_thread()}) is (together == 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ctrl_c_ends_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    def interrupted(*_: Any, **__: Any) -> Picture:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Repeating, "enlarge", interrupted)
+    jobs = jobs_in(tmp_path, [(4, 5)] * 9)
+    with pytest.raises(KeyboardInterrupt):
+        [outcome.result() for _, outcome in enlarge_all(jobs, Repeating(device))]  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("*.ppm"))
