@@ -1,8 +1,9 @@
 """Reading and writing pictures, for engines, training and evaluation alike; nothing is lost in silence."""
 
+from ribsr.base.pictures.by_pillow import from_pillow
 from ribsr.base.pictures.picture import Colour, Picture, PictureError, to_bytes, to_input, to_pixels
 from ribsr.base.pictures.reading import check_source, pictures_in, read_input, read_picture, read_rgb
-from ribsr.base.pictures.writing import SUFFIXES, WRITABLE, bytes_to_write, check_output, write_picture
+from ribsr.base.pictures.writing import SUFFIXES, WRITABLE, bytes_to_write, check_output, left_out, write_picture
 
 __all__ = [
     "SUFFIXES",
@@ -13,6 +14,8 @@ __all__ = [
     "bytes_to_write",
     "check_output",
     "check_source",
+    "from_pillow",
+    "left_out",
     "pictures_in",
     "read_input",
     "read_picture",
