@@ -31,7 +31,7 @@ SHARE = 0.25
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A picture that has been written. before, after: its sizes. dropped: as of the picture that was read."""
+    """A picture that has been written. before, after: its sizes. dropped: what of its file is not in the new one."""
 
     before: Size
     after: Size
@@ -159,9 +159,11 @@ def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Execut
 
 
 def _made(job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+    from ribsr.base.pictures import left_out
+
     picture = read.pop().result()
     made = upscaler.enlarge(picture, target=job.target, advance=advance)
-    return Enlarged(picture.size, made.size, picture.dropped), made
+    return Enlarged(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
 
 
 def _write(job: Job, enlarged: Enlarged, made: Picture, quality: int | None) -> Enlarged:

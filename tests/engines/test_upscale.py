@@ -23,7 +23,7 @@ from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
 from ribsr.base import pictures
-from ribsr.base.pictures import read_input, read_rgb, to_pixels
+from ribsr.base.pictures import Picture, read_input, read_picture, read_rgb, to_pixels, write_picture
 from ribsr.base.sizes import Size
 from tests.engines import fakes
 
@@ -165,13 +165,13 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for name in (".hidden.png", ".hidden", "inner/f.png", "a.gif", "b.HEIC", "c.avif", "d.txt", "e.mp4", "f.x", "scan"):
+    for name in (".hidden.png", ".hidden", "inner/f.png", "a.gif", "b.HEIC", "c.svg", "d.txt", "e.mp4", "f.x", "scan"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not a picture")
     result = run(onnx_file, folder, out)
     assert result.exit_code == 0, result.output
     assert result.stderr == (
-        f"Note: {folder}: left out: 6 of other kinds (a.gif, b.HEIC, c.avif, d.txt, e.mp4, …), "
+        f"Note: {folder}: left out: 6 of other kinds (a.gif, b.HEIC, c.svg, d.txt, e.mp4, …), "
         "1 without a suffix (scan), 1 subfolder (inner/)\n"
     )
     assert [line.split()[0] for line in result.stdout.splitlines()[:-1]] == [
@@ -194,7 +194,7 @@ def test_damaged_pictures_of_a_folder_do_not_stop_the_others(onnx_file: Path, fo
     errors = result.stderr.splitlines()
     assert len(errors) == 3
     assert errors[0].startswith(f"Error: {folder / 'b.png'}: damaged or unreadable")
-    assert errors[1].startswith(f"Error: {folder / 'e.png'}: holds 2 pictures")
+    assert errors[1].startswith(f"Error: {folder / 'e.png'}: is an animation of 2 pictures")
     assert errors[2] == "Error: 3 of 5 enlarged, 2 failed: b.png, e.png"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp", "d.PNG"}
 
@@ -264,10 +264,10 @@ def test_verbose_shows_the_tracebacks_of_a_folder_and_goes_on(onnx_file: Path, f
 def test_a_picture_too_large_for_a_decoder_is_named(
     onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exif_of = Image.Image.getexif
-    monkeypatch.setattr(
-        Image.Image, "getexif", fails_for_one(exif_of, MemoryError(), lambda image: image.format == "WEBP")
-    )
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", fails)
     result = run(onnx_file, folder, tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == f"Error: {folder / 'a.webp'}: too large for this machine's memory"
@@ -405,7 +405,7 @@ def test_tiles_that_cut_nothing_are_told_once(onnx_file: Path, folder: Path, tmp
 @pytest.mark.parametrize(
     ("source", "target", "reason"),
     [
-        ((8, 8200), "o.webp", "16400x16 is too large for WEBP, whose sides have 16383 pixels at most"),
+        ((8, 8200), "o.webp", "16400x16 is too large for WebP, whose sides have 16383 pixels at most"),
         ((8, 32800), "o.jpg", "65600x16 is too large for JPEG"),
         ((9, 13), "o.bmp", "BMP cannot hold the picture's colour profile"),
         ((9, 13), "n" * 252 + ".png", "File name too long"),
@@ -581,7 +581,7 @@ def test_what_is_not_carried_over_is_said_once(
 ) -> None:
     read = pictures.read_picture
 
-    def with_more(path: Path, *arguments: Any) -> pictures.Picture:
+    def with_more(path: Path, *arguments: Any) -> Picture:
         dropped = {"a.webp": ("EXIF", "XMP"), "b.png": ("EXIF",)}.get(path.name, ())
         return replace(read(path, *arguments), dropped=dropped)
 
@@ -601,11 +601,11 @@ def test_quality_and_limits_reach_who_reads_and_writes(
     limits: list[int | None] = []
     qualities: dict[str, int | None] = {}
 
-    def noted_read(path: Path, max_pixels: int | None = None) -> pictures.Picture:
+    def noted_read(path: Path, max_pixels: int | None = None) -> Picture:
         limits.append(max_pixels)
         return read(path)
 
-    def noted_write(path: Path, picture: pictures.Picture, quality: int | None = None) -> None:
+    def noted_write(path: Path, picture: Picture, quality: int | None = None) -> None:
         qualities[path.name] = quality
         write(path, picture)
 
@@ -650,3 +650,41 @@ def test_videos_go_to_who_enlarges_them(
     assert "--crf is for videos (.mp4, " in result.stderr
     result = run("missing.onnx", tmp_path / "b.mkv", tmp_path / "c.png")
     assert "c.png: cannot write videos of this kind" in result.stderr
+
+
+def test_pictures_of_all_kinds_stay_of_their_kind(onnx_file: Path, tmp_path: Path) -> None:
+    """Channels and depth, and the opaque picture's colours whether it has an alpha channel or not."""
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 13, 4), dtype=np.uint16)
+    values[..., 3] = 2**16 - 1
+    for kind, channels in (("gray", values[..., 0]), ("both", values[..., ::3]), ("rgb", values[..., :3])):
+        for depth, made in (("8", (channels >> 8).astype(np.uint8)), ("16", channels)):
+            for suffix in ("png", "tif"):
+                write_picture(tmp_path / "in" / f"{kind}{depth}.{suffix}", Picture(made))
+    write_picture(tmp_path / "in" / "rgba16.png", Picture(values))
+    Image.fromarray((values[..., :3] >> 8).astype(np.uint8)).quantize(8).save(tmp_path / "in" / "palette.png")
+    result = run(onnx_file, tmp_path / "in", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for path in (tmp_path / "in").iterdir():
+        before, after = read_picture(path), read_picture(tmp_path / "out" / path.name)
+        assert (after.channels, after.depth, str(after.size)) == (before.channels, before.depth, "26x18"), path.name
+    with_alpha, without = (read_picture(tmp_path / "out" / f"{kind}16.png").pixels for kind in ("rgba", "rgb"))
+    np.testing.assert_array_equal(with_alpha[..., :3], without)
+    assert (with_alpha[..., 3] == 2**16 - 1).all()
+
+
+def test_a_kind_that_the_format_cannot_hold_is_known_before_the_network_runs(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ORTEngine, "run", lambda engine, x: pytest.fail("the network ran"))
+    write_picture(tmp_path / "deep.png", Picture(np.zeros((9, 13, 3), np.uint16)))
+    write_picture(tmp_path / "alpha.png", Picture(np.zeros((9, 13, 4), np.uint8)))
+    for source, target, reason in (
+        ("deep.png", "o.jpg", "JPEG cannot hold 16 bits per channel; write .png or .tiff"),
+        ("alpha.png", "o.jpg", "JPEG cannot hold an alpha channel; write .png"),
+        ("deep.png", "o.webp", "WebP cannot hold 16 bits"),
+    ):
+        result = run(onnx_file, tmp_path / source, tmp_path / target)
+        assert result.exit_code == 1
+        assert f"Error: {tmp_path / target}: {reason}" in result.stderr
+        assert result.stderr.count("\n") == 1
