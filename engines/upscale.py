@@ -113,12 +113,11 @@ def _note(line: str) -> None:
 
 def _make_ready(plan: Plan, jobs: Iterable[Job], engine: Engine, tile: Size | None) -> None:
     """Makes the folders. Raises EngineError for tiles that cut nothing, which would fail for every picture."""
-    if plan.one:
-        return
-    if tile is not None:
+    if tile is not None and not plan.one:
         Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
-    for folder in dict.fromkeys(job.target.parent for job in jobs):
-        folder.mkdir(parents=True, exist_ok=True)
+    if plan.folder is not None:
+        for folder in dict.fromkeys(job.target.parent for job in jobs):
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _bar(stack: ExitStack) -> Advance:

@@ -379,6 +379,8 @@ def test_a_picture_goes_into_a_folder_under_its_name(onnx_file: Path, picture: P
     (tmp_path / "out").mkdir()
     assert run(onnx_file, picture, tmp_path / "out").exit_code == 0
     assert pixels(tmp_path / "out" / "in.png").shape == (18, 26, 3)
+    assert run(onnx_file, picture, f"{tmp_path / 'new'}/", "--format", "webp").exit_code == 0
+    assert pixels(tmp_path / "new" / "in.webp").shape == (18, 26, 3)
     result = run(onnx_file, picture, tmp_path)
     assert "OUT is the same file as IN" in result.stderr
 
