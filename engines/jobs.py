@@ -67,6 +67,8 @@ def find_jobs(
     """
     from ribsr.base.pictures import check_output
 
+    if not all((target, *sources)):
+        raise EngineError("the name of IN or OUT is empty; for the folder that you are in, write .")
     out = Path(target)
     given = _given(sources, out)
     one = len(sources) == 1 and given == [Path(sources[0])] and not given[0].is_dir()
@@ -171,10 +173,11 @@ def _entries(folder: Path, recursive: bool, results: Path, above: tuple[Path, ..
 
 
 def _is_picture(path: Path) -> bool:
-    """By its name. A link that leads nowhere is one, too, which cannot be read."""
+    """By its name. A link that leads nowhere is one, too, which cannot be read; a pipe is none, which would wait."""
     from ribsr.base.pictures import SUFFIXES
 
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or not path.exists())
 
 
 def _told(folder: Path, entries: Iterable[Path]) -> str | None:

@@ -122,6 +122,16 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails() -> None:
     assert list(pairs("in", "out")) == ["in/a.png", "in/b.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for() -> None:
+    make("in/a.png")
+    os.mkfifo("in/b.png")
+    assert list(pairs("in", "out")) == ["in/a.png"]
+    assert plan("in", "out").notes == ("in: left out: 1 of other kinds (b.png)",)
+    with pytest.raises(PictureError, match="in/b.png: no such file"):
+        plan("in/b.png", "out.png")
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs folders that cannot be read")
 def test_a_folder_that_cannot_be_read_is_left_out() -> None:
     make("in/a.png", "in/closed/b.png")
@@ -133,6 +143,8 @@ def test_a_folder_that_cannot_be_read_is_left_out() -> None:
     ("words", "message"),
     [
         (["a.png", "missing.png", "out"], "missing.png: no such file"),
+        (["", "out"], "the name of IN or OUT is empty"),
+        (["a.png", ""], "the name of IN or OUT is empty"),
         (["none*.png", "out"], r"none\*.png: no file has such a name"),
         (["a.png", "b.png"], "OUT is the same file as MODEL"),
         (["a.png", "A/../a.png"], "OUT is the same file as IN"),
