@@ -17,6 +17,12 @@ def depth(file: BinaryIO) -> int:
     return max((12 if box[2] & 0x20 else 10 if box[2] & 0x40 else 8 for box in boxes if len(box) > 2), default=8)
 
 
+def is_gray(file: BinaryIO) -> bool:
+    """Whether it has no colours, but brightness alone, with or without alpha."""
+    boxes = [box for box in _boxes(file, b"av1C") if len(box) > 2]
+    return bool(boxes) and all(box[2] & 0x10 for box in boxes)
+
+
 def cicp(file: BinaryIO) -> tuple[int, int, int, int] | None:
     """As PNG says it: of RGB in full range. None for sRGB."""
     for box in _boxes(file, b"colr"):

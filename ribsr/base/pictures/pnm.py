@@ -52,7 +52,7 @@ def read_pnm(file: BinaryIO, allow: Allow) -> Found:
     become the same."""
     kind, size, most = header(file)
     channels, dtype = CHANNELS[kind], np.dtype(np.uint8 if most < 256 else ">u2")
-    allow(size, channels * dtype.itemsize)
+    allow(size, channels, 8 * dtype.itemsize)
     count = size.height * size.width * channels
     if os.fstat(file.fileno()).st_size - file.tell() < count * dtype.itemsize:
         raise PictureError("damaged or unreadable (the file ends before the picture does)")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -13,13 +17,17 @@ import numpy as np
 from ribsr.base.errors import first_line
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
-from ribsr.base.pictures.picture import Colour, Picture, PictureError, to_input
+from ribsr.base.pictures.picture import Picture, PictureError, to_input
 from ribsr.base.pictures.png import read_png
 from ribsr.base.pictures.pnm import CHANNELS, header, read_pnm
 from ribsr.base.pictures.tiff import read_tiff
+from ribsr.base.pictures.webp import read_webp
 from ribsr.base.pictures.writing import SUFFIXES
+from ribsr.base.sizes import Size
 
-# What Pillow finds odd in EXIF, which is not carried over, would reach the terminal.
+# What decoders find odd would reach the terminal; what they cannot read, they raise.
+for _name in ("imagecodecs", "tifffile", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _BEGINNINGS = (
@@ -54,25 +62,29 @@ _AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"heim", b"heis")
 
 
 def pictures_in(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The picture files of a folder, sorted by name; those of its subfolders, too, where `recursive`. Hidden files and
-    folders are not among them, and what a symbolic link to a folder leads to is not searched.
+    """The picture files of a folder, sorted by path; those of its subfolders, too, where `recursive`. Hidden files and
+    folders are not among them. Symbolic links are followed, but not in circles.
 
     Raises PictureError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PictureError(f"{folder}: there is no such folder")
-    files = _files(folder) if recursive else folder.iterdir()
+    files = _files(folder, ()) if recursive else folder.iterdir()
     named = (path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in named if path.is_file())
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """above: the folders in which this one was found, as they are without links."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
     for path in folder.iterdir():
         if not path.is_dir():
             yield path
-        elif not path.is_symlink() and not path.name.startswith("."):
-            yield from _files(path)
+        elif not path.name.startswith("."):
+            yield from _files(path, (*above, here))
 
 
 def check_source(path: Path) -> None:
@@ -96,11 +108,50 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
     """
     path = Path(path)
     check_source(path)
+    with _named(path), open(path, "rb") as file:
+        allow = partial(check_size, file_bytes=path.stat().st_size, max_pixels=max_pixels)
+        return upright(_decoded(file, allow))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file declares. size: before an orientation is applied. channels and depth (8 or 16): those of its pixels,
+    or more where only decoding tells, as for palettes that may be transparent."""
+
+    size: Size
+    channels: int
+    depth: int
+
+
+def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
+    """Without decoding. Raises PictureError as `read_picture` does, for what can be known so far."""
+    path = Path(path)
+    check_source(path)
+
+    def stop(size: Size, channels: int, depth: int) -> None:
+        check_size(size, channels, depth, file_bytes=path.stat().st_size, max_pixels=max_pixels)
+        raise _Declared(Header(size, channels, 16 if depth > 8 else 8))
+
+    with _named(path), open(path, "rb") as file:
+        try:
+            _decoded(file, stop)
+        except _Declared as declared:
+            return declared.header
+    raise AssertionError("every decoder asks what it may decode")
+
+
+class _Declared(Exception):
+    """Ends a decoder where it knows what it would decode."""
+
+    def __init__(self, header: Header):
+        self.header = header
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises, as a PictureError of one line that names the file."""
     try:
-        with open(path, "rb") as file:
-            allow = partial(check_size, file_bytes=path.stat().st_size, max_pixels=max_pixels)
-            found = _decoded(file, allow)
-        return _picture(found)
+        yield
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
     except MemoryError:
@@ -145,8 +196,10 @@ def _decoded(file: BinaryIO, allow: Allow) -> Found:
             return read_pnm(file, allow)
         if most > 255:
             raise PictureError("is a PPM or PGM of text and more than 8 bits; convert it to PNG")
-    if kind == "TIFF" and (found := read_tiff(file, allow)) is not None:
-        return found
+    if kind == "WebP":
+        return read_webp(file, allow)
+    if kind == "TIFF":
+        return read_tiff(file, allow)
     return read_by_pillow(kind, file, allow)
 
 
@@ -167,15 +220,3 @@ def _kind(head: bytes) -> str:
     if refused:
         raise PictureError(f"is {refused}, which is not supported; convert it to PNG")
     raise PictureError("not a picture, or of a kind that is not supported")
-
-
-def _picture(found: Found) -> Picture:
-    colour, dropped = found.colour, list(dict.fromkeys(found.dropped))
-    pixels = upright(found.pixels, found.orientation)
-    space = (colour.icc_profile or b"")[16:20]  # of which kind of pixels the profile speaks
-    if space in ((b"RGB ", b"CMYK") if pixels.ndim == 2 or pixels.shape[2] == 2 else (b"GRAY", b"CMYK")):
-        dropped.append("a colour profile for other channels")
-        colour = Colour(**{**vars(colour), "icc_profile": None})
-    if found.orientation > 4 and colour.dpi is not None:
-        colour = Colour(**{**vars(colour), "dpi": colour.dpi[::-1]})
-    return Picture(pixels, colour, tuple(dropped))

@@ -1,13 +1,15 @@
-"""TIFF. tifffile reads gray and RGB of 8 and 16 bits, with or without alpha, and writes them; Pillow, whose libtiff
-knows JPEG and the other ways to say a colour, reads the rest of 8 bits and less."""
+"""TIFF, by tifffile and imagecodecs. Pillow keeps 8 of 16 bits, and its libtiff writes to the terminal what it finds
+odd."""
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
+from ribsr.base.pictures.by_pillow import from_cmyk
 from ribsr.base.pictures.found import Allow, Found
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
@@ -15,15 +17,19 @@ from ribsr.base.sizes import Size
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-# What tifffile finds odd in a file would reach the terminal; what it cannot read, it raises.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+"""Photometric interpretation → channels."""
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, 3: 1, 5: 4, 6: 3}
-"""Photometric interpretation → channels: gray, RGB, palette, CMYK, YCbCr."""
+_DEEP = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+"""Those that are read with 16 bits."""
 
 _NAMES = {4: "is a transparency mask", 8: "is CIELAB", 9: "is CIELAB", 10: "is CIELAB", 32803: "is a camera's raw data"}
-_JPEG = (6, 7, 34892)
+_OLD_JPEG, _JPEG = 6, (7, 34892)
+_COEFFICIENTS = (299, 1000, 587, 1000, 114, 1000)
+_REFERENCE = (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1)
+"""What YCbCr means where a file does not say, and in JPEG."""
+
 _ASSOCIATED, _STRAIGHT = 1, 2
 _TOLD = {
     34665: "EXIF",
@@ -39,25 +45,31 @@ _TOLD = {
 """Tags that are not carried over, and what the user calls them."""
 
 
-def read_tiff(file: BinaryIO, allow: Allow) -> Found | None:
-    """None: Pillow is to read it. Raises PictureError: several pages, kinds and depths that are not supported, damaged,
-    too large."""
+def read_tiff(file: BinaryIO, allow: Allow) -> Found:
+    """Gray, RGB and alpha of 8 and 16 bits; gray of fewer, palettes, CMYK with a profile, YCbCr. Raises PictureError:
+    several pages, kinds and depths that are not supported, damaged, too large."""
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        page, smaller = _only_page(tiff)
+        page, previews = _only_page(tiff)
         bits, alpha = _check_kind(page)
-        size = Size(page.imagelength, page.imagewidth)
-        each = page.samplesperpixel * max(bits // 8, 1)
-        allow(size, each)
+        size, channels = Size(page.imagelength, page.imagewidth), page.samplesperpixel
+        if page.photometric == _PALETTE:
+            channels, bits = 3, 16
+        allow(size, channels, max(bits, 8))
         if page.is_tiled:  # a tile is decoded as a whole
-            allow(Size(page.tilelength, page.tilewidth), each)
-        if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or bits < 8 or page.compression in _JPEG:
-            if bits > 8:
-                raise PictureError(f"has {bits} bits per channel, but is neither gray nor RGB; convert it to RGB")
-            return None
-        dropped = [*smaller, *told(page)]
-        return Found(_pixels(page, bits, alpha), _colour(page), _tag(page, 274, 1), tuple(dropped))
+            allow(Size(page.tilelength, page.tilewidth), channels, max(bits, 8))
+        if not all(page.databytecounts):
+            raise PictureError("damaged or unreadable (parts of the picture are missing)")
+        colour, dropped = _colour(page), (*previews, *told(page))
+        planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, channels of each]
+        stored = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1)
+        if page.photometric == _CMYK:
+            image = Image.fromarray(np.ascontiguousarray(stored), "CMYK")
+            pixels, colour = np.asarray(from_cmyk(image, colour.icc_profile)), replace(colour, icc_profile=None)
+        else:
+            pixels = _shown(page, stored, alpha)
+        return Found(pixels, colour, _tag(page, 274, 1), dropped)
 
 
 def told(page: TiffPage) -> list[str]:
@@ -101,23 +113,52 @@ def _check_kind(page: TiffPage) -> tuple[int, int | None]:
         raise PictureError(f"has {page.samplesperpixel} channels; keep gray, RGB and one alpha channel at most")
     kinds = _tag(page, 338, (_STRAIGHT,))  # old files name none
     kind = int(kinds[0] if isinstance(kinds, tuple) else kinds)
-    if extra and (kind not in (_ASSOCIATED, _STRAIGHT) or page.photometric not in (0, 1, _RGB)):
+    if extra and (kind not in (_ASSOCIATED, _STRAIGHT) or page.photometric not in _DEEP):
         raise PictureError("has a channel besides its colours that is no alpha channel; remove it")
+    if depths == {16} and page.photometric not in _DEEP:
+        raise PictureError("has 16 bits per channel, and is neither gray nor RGB; convert it to RGB")
+    _check_coding(page)
     return max(depths), kind if extra else None
 
 
-def _pixels(page: TiffPage, bits: int, alpha: int | None) -> np.ndarray:
-    if not all(page.databytecounts):
-        raise PictureError("damaged or unreadable (parts of the picture are missing)")
-    dtype = np.uint8 if bits == 8 else np.uint16
-    planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, channels of each]
-    pixels = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1).astype(dtype, copy=False)
+def _check_coding(page: TiffPage) -> None:
+    """Raises PictureError for what is compressed, or says its colours, in a way that is not supported."""
+    if page.compression == _OLD_JPEG:
+        raise PictureError("is compressed as TIFF's old JPEG; convert it to another compression")
+    if page.photometric == _CMYK and _tag(page, 332, 1) != 1:
+        raise PictureError("has inks other than CMYK; convert it to RGB")
+    if page.photometric == _YCBCR and page.compression not in _JPEG:
+        said = (_tag(page, 530, (2, 2)), _tag(page, 529, _COEFFICIENTS), _tag(page, 532, _REFERENCE))
+        if said != ((1, 1), _COEFFICIENTS, _REFERENCE):
+            raise PictureError("is YCbCr of a kind that is not supported; convert it to RGB")
+
+
+def _shown(page: TiffPage, stored: np.ndarray, alpha: int | None) -> np.ndarray:
+    """Numbers in the file → pixels as in `Picture`."""
+    bits = page.bitspersample
+    if page.photometric == _PALETTE:
+        return _palette(page)[stored[..., 0]]
+    if page.photometric == _YCBCR and page.compression not in _JPEG:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(stored), "YCbCr").convert("RGB"))
+    pixels = stored.astype(np.uint16 if bits == 16 else np.uint8, copy=False)
+    if bits < 8:
+        pixels = pixels * np.uint8(255 // (2**bits - 1))
     colours = pixels if alpha is None else pixels[..., :-1]
     if page.photometric == _WHITE_IS_ZERO:
         colours[...] = ~colours
     if alpha == _ASSOCIATED:
         _divide(colours, pixels[..., -1:])
     return pixels if pixels.shape[2] > 1 else pixels[..., 0]
+
+
+def _palette(page: TiffPage) -> np.ndarray:
+    """[numbers, 3], of 8 bits where these say all. TIFF has 16, most writers fill the upper 8, some the lower."""
+    colours = np.ascontiguousarray(np.asarray(page.colormap, np.uint16).T)
+    upper = colours >> 8
+    if colours.max(initial=0) < 256:
+        return colours.astype(np.uint8)
+    exact = np.array_equal(colours, upper * 257) or np.array_equal(colours, upper * 256)
+    return upper.astype(np.uint8) if exact else colours
 
 
 def _divide(colours: np.ndarray, alpha: np.ndarray) -> None:
@@ -154,5 +195,6 @@ def write_tiff(file: BinaryIO, picture: Picture) -> None:
         resolution=picture.colour.dpi,
         resolutionunit="inch" if picture.colour.dpi else None,
         metadata=None,
+        software=False,
         maxworkers=1,
     )

@@ -53,7 +53,7 @@ def _pnm(file: BinaryIO, picture: Picture, quality: int | None) -> None:
 
 
 def _bmp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    save("BMP", file, picture)
+    save("BMP", file, picture, dpi=picture.colour.dpi or (0, 0))  # Pillow makes up 96
 
 
 def _jpeg(file: BinaryIO, picture: Picture, quality: int | None) -> None:
@@ -97,6 +97,9 @@ WRITABLE: Mapping[str, Format] = {
 
 SUFFIXES = (*WRITABLE, ".pbm")
 """Files in a folder that are taken for pictures, in lower case."""
+
+WITH_QUALITY = frozenset(suffix for suffix, kind in WRITABLE.items() if kind.lossy)
+"""Suffixes of formats of which a quality can be chosen."""
 
 _SRGB_CICP = (1, 13)
 _SRGB_GAMMA = (0.45, 0.46)
