@@ -1,7 +1,7 @@
 """Videos, enlarged frame by frame: the same codec, depth and colours, the same times, sound and subtitles beside it.
 
-Three threads work at a time: one reads, one (the caller's) runs the model, one writes; a few frames are in flight.
-PyAV, FFmpeg for Python, reads and writes.
+Threads of their own read, run the model and write, with a few frames in flight between them. PyAV, FFmpeg for Python,
+decodes and encodes.
 
 Kept: the codec's kind, bits and chroma sampling; colour range, matrix, primaries and transfer; every frame's time and
 duration, as exactly as the target's container can say it (Matroska and WebM count milliseconds); rotation, pixel aspect
@@ -22,13 +22,13 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engines.base import NotInstalled
 from ribsr.base.errors import RibsrError, first_line
@@ -42,13 +42,19 @@ if TYPE_CHECKING:
 
     from engines.upscaler import Upscaler
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 SUFFIXES: Mapping[str, str] = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """Files that are taken for videos, in lower case → FFmpeg's name of the container that is written."""
 
 AHEAD = 3
 """Frames that are read before their turn."""
 
-BEHIND = 3
+MAKERS = 2
+"""Frames that are with the model. It runs for one at a time; the other becomes its input, or pixels, meanwhile."""
+
+BEHIND = 2
 """Enlarged frames that wait to be written. What the encoder looks ahead at comes on top."""
 
 
@@ -154,13 +160,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Part:
-    """packets: of the streams that are copied, which come before the frame. pixels: RGB [H, W, 3], uint8 or uint16;
-    None after the last frame. pts, duration: when it is shown and how long, in the stream's time base."""
+    """A frame, and the packets of streams that are copied which come before it. pixels: RGB [H, W, 3], uint8 or uint16.
+    pts, duration: when it is shown and how long, in the stream's time base."""
 
     packets: list[Packet]
-    pixels: np.ndarray | None = None
-    pts: int = 0
-    duration: int = 0
+    pixels: np.ndarray
+    pts: int
+    duration: int
 
 
 def enlarge_video(
@@ -184,12 +190,13 @@ def enlarge_video(
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
-    _check(source, target)
+    check(source, target)
     with Clip(source, say) as clip, _writing(target) as temporary:
         encoder = _choose(clip, target, codec, crf)
         with Film(clip, temporary, target, encoder, crf, upscaler.scale, say) as film:
             for done in _pass(clip, film, upscaler):
                 progress(done, clip.count)
+            film.finish(clip.rest)
         return Enlarged(clip.frames, clip.look.size, film.size, encoder, time.perf_counter() - start)
 
 
@@ -197,33 +204,35 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
     """Every part from the clip through the model to the film; yields how many frames are done."""
     from ribsr.base.pictures import Picture
 
+    def enlarge(part: Part) -> Part:
+        return replace(part, pixels=upscaler.enlarge(Picture(part.pixels)).pixels)
+
     parts = iter(clip)
-    written: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        try:
-            read = deque(reader.submit(next, parts, None) for _ in range(AHEAD))
-            for done in itertools.count(1):
-                part = read.popleft().result()
-                if part is None:
-                    break
-                read.append(reader.submit(next, parts, None))
-                if part.pixels is not None:
-                    pixels = upscaler.enlarge(Picture(part.pixels)).pixels
-                    part = Part(part.packets, pixels, part.pts, part.duration)
-                    yield done
-                written.append(writer.submit(film.write, part))
-                if len(written) > BEHIND:
-                    written.popleft().result()
-            written.append(writer.submit(film.finish))
-            while written:
-                written.popleft().result()
-        finally:
-            for pool in (reader, writer):
-                pool.shutdown(cancel_futures=True)
+    pools = reader, makers, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(MAKERS), ThreadPoolExecutor(1)
+    try:
+        read = _ahead(reader, lambda _: next(parts, None), itertools.repeat(None), AHEAD)
+        given = (part for part in itertools.takewhile(bool, read) if part)
+        made = _ahead(makers, enlarge, given, MAKERS)
+        for done, _ in enumerate(_ahead(writer, film.write, made, BEHIND), 1):
+            yield done
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
-def _check(source: Path, target: Path) -> None:
-    """Raises what ends it before anything is opened."""
+def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """work(item) of all items, in order, while `count` later ones are under way."""
+    under_way: deque[Future[R]] = deque()
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > count:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def check(source: Path, target: Path) -> None:
+    """Raises NotInstalled without PyAV, and VideoError where there is no video to read or it cannot be written."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -289,8 +298,8 @@ class Clip:
     """A video that is read: its streams, and what its first frame says. A context manager; iterating gives its Parts.
 
     look: of all frames. count: how many there are, if the file says so; frames: how many have been read. first: the
-    first frame. matrix: the display matrix, nine numbers, if it is to be turned. hdr: the first frame's mastering
-    display and light level, as FFmpeg lays them out in memory.
+    first frame. rest: packets of the streams that are copied, after the last. matrix: the display matrix, nine numbers,
+    if it is to be turned. hdr: the first frame's mastering display and light level, as FFmpeg has them in memory.
     """
 
     def __init__(self, path: Path, say: Callable[[str], object]):
@@ -326,6 +335,7 @@ class Clip:
         self._said: set[str] = set()
         self._end = Fraction(0)
         self._due: set[int] = set()
+        self.rest: list[Packet] = []
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
@@ -381,7 +391,7 @@ class Clip:
                 yield waiting, frame
                 waiting = []
         self._check_lost(None)
-        self._rest = waiting
+        self.rest = waiting
 
     def _check_lost(self, now: int | None) -> None:
         """Raises VideoError if a frame that was to come before the one of time `now`, or the end, did not: decoders
@@ -413,7 +423,6 @@ class Clip:
             self.frames += 1
             yield Part(packets, scaler.to_rgb(frame).to_ndarray(), frame.pts or 0, frame.duration)
         self._check_end()
-        yield Part(self._rest)
 
     def _check_frame(self, frame: VideoFrame) -> None:
         """Raises VideoError for a frame that does not go on from the last."""
@@ -662,20 +671,23 @@ class Film:
     def write(self, part: Part) -> None:
         """Raises VideoError where it cannot be written."""
         with self._telling():
-            for packet in part.packets:
-                if (copy := self._streams.get(packet.stream.index)) is not None:
-                    packet.stream = copy
-                    self._container.mux(packet)
-            if part.pixels is not None:
-                frame = self._painter.paint(part.pixels)
-                frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
-                self._container.mux(self._video.encode(frame))
+            self._copy(part.packets)
+            frame = self._painter.paint(part.pixels)
+            frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
+            self._container.mux(self._video.encode(frame))
 
-    def finish(self) -> None:
-        """Writes what the encoder holds back, and the end of the file."""
+    def finish(self, packets: list[Packet]) -> None:
+        """Writes what comes after the last frame, what the encoder holds back, and the end of the file."""
         with self._telling():
+            self._copy(packets)
             self._container.mux(self._video.encode(None))
             self._container.close()
+
+    def _copy(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            if (copy := self._streams.get(packet.stream.index)) is not None:
+                packet.stream = copy
+                self._container.mux(packet)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
