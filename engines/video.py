@@ -108,6 +108,9 @@ _HDR = {
 """Encoder → the option for its own parameters, what they call the mastering display and the light level, and what they
 multiply chromaticities and luminances with."""
 
+_READING = {"format_whitelist": "mov,matroska,mpegts,avi,flv", "protocol_whitelist": "file"}
+"""What files are taken for, whatever their suffix: no playlists, which name other files and servers."""
+
 _ONE_A_PACKET = ("h264", "hevc", "vp9", "av1", "ffv1")
 """Codecs of which every packet has just one frame that is shown."""
 
@@ -307,7 +310,7 @@ class Clip:
 
         self.path, self._say = path, say
         try:
-            self.container = av.open(str(path), "r", metadata_errors="replace")
+            self.container = av.open(f"file:{path}", "r", container_options=_READING, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{path}: not a video, or damaged ({_reason(error)})") from None
         try:
@@ -374,7 +377,7 @@ class Clip:
                     break
                 self._note_end(packet)
                 if packet.stream.index != self.video.index:  # `stream_index` is 0 in the marks of streams' ends
-                    if packet.dts is not None or packet.pts is not None:  # else it is such a mark
+                    if packet.size or packet.dts is not None:  # else it is such a mark; a cover has no time
                         waiting.append(packet)
                     continue
                 frames = [] if packet.is_corrupt else self.video.decode(packet)
@@ -567,7 +570,7 @@ class Film:
         self._streams: dict[int, Any] = {}
         self._check_size(encoder)
         kind = SUFFIXES[target.suffix.lower()]
-        self._container = av.open(str(temporary), "w", format=kind)
+        self._container = av.open(f"file:{temporary}", "w", format=kind)
         try:
             self._check_codec(encoder)
             self._video = self._add_video(encoder, crf, scale)
@@ -643,11 +646,12 @@ class Film:
         for stream in self._clip.container.streams:
             if stream.index == self._clip.video.index:
                 continue
-            cover = _is_cover(stream)
-            if stream.type == "data" or (cover and kind not in ("mp4", "mov")):
-                of_chapters = stream.type == "data" and stream.name == "bin_data" and chapters
-                if not of_chapters:  # which come as what they are
-                    dropped.append("a cover picture" if cover else f"a data track ({stream.name or 'unknown'})")
+            if stream.type == "data" and stream.name == "bin_data" and chapters:
+                continue  # these are the chapters, which come as such
+            cover = _is_cover(stream) and kind not in ("mp4", "mov")
+            unknown = stream.codec_context is None and stream.type != "attachment"
+            if cover or unknown or stream.type == "data":
+                dropped.append("a cover picture" if cover else f"a {stream.type} track ({stream.name or 'unknown'})")
                 continue
             try:
                 copy = self._container.add_stream_from_template(stream, opaque=True)

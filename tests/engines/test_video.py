@@ -395,6 +395,63 @@ def test_the_pixel_aspect_ratio_that_matroska_would_lose_is_named(tmp_path: Path
     assert "the pixel aspect ratio 4/3 cannot be kept in this kind of file; write .mp4" in note
 
 
+def test_a_cover_picture_is_kept_or_named(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "bare.mp4")
+    with av.open(str(source)) as bare, av.open(str(tmp_path / "in.mp4"), "w") as container:
+        copy: Any = container.add_stream_from_template(bare.streams.video[0], opaque=True)
+        cover: Any = container.add_stream("png", width=64, height=48, pix_fmt="rgb24")
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in bare.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                container.mux(packet)
+        container.mux(cover.encode(av.VideoFrame(64, 48, "rgb24")))
+    assert noted(tmp_path / "in.mp4", tmp_path / "out.mp4") == []
+    covers = []
+    for name in ("in.mp4", "out.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            found: Any = container.demux(container.streams[1])
+            covers.append([bytes(packet) for packet in found if packet.size])
+    assert covers[0] == covers[1] != []
+    (note,) = noted(tmp_path / "in.mp4", tmp_path / "out.mkv")
+    assert note.endswith("a cover picture is left out")
+
+
+def test_a_display_matrix_moves_by_enlarged_pixels(tmp_path: Path) -> None:
+    """Phones turn the picture about its corner, and move it back by its height."""
+
+    def prepare(_: Any, stream: Any) -> None:
+        stream.set_display_matrix((0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30))
+
+    source = make_clip(tmp_path / "in.mp4", prepare=prepare)
+    enlarge(source, tmp_path / "out.mp4")
+    data = bytes(decoded(tmp_path / "out.mp4")[0].side_data["DISPLAYMATRIX"])
+    assert np.frombuffer(data, np.int32).tolist() == [0, 65536, 0, -65536, 0, 0, 96 << 16, 0, 1 << 30]
+
+
+def test_full_range_in_the_old_way_stays_full_range(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", full=True)
+    enlarge(source, tmp_path / "out.mp4", crf=0)
+    before, after = decoded(source)[0], decoded(tmp_path / "out.mp4")[0]
+    assert before.format.name == after.format.name == "yuvj420p"
+    assert np.abs(middles(after).astype(int) - colours(0, full=True)).max() <= 8  # x264's losses, not 16 of a range
+
+
+def test_names_with_colons_and_percents_are_files(tmp_path: Path) -> None:
+    folder = tmp_path / "concat:a"
+    folder.mkdir()
+    source = make_clip(tmp_path / "in.mp4").rename(folder / "http:%d é.mp4")
+    assert enlarge(source, folder / "file:out %s.mkv").frames == 10
+
+
+def test_a_playlist_is_no_video(tmp_path: Path) -> None:
+    make_clip(tmp_path / "secret.mp4", times=(0, 1))
+    source = tmp_path / "in.mp4"
+    source.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(VideoError, match="not a video, or damaged"):
+        enlarge(source, tmp_path / "out.mp4")
+
+
 def test_crf_chooses_the_quality(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4")
     sizes = []
