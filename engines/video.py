@@ -577,10 +577,11 @@ class Film:
             self._add_others(kind)
             self._describe()
             self._container.start_encoding()
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except VideoError:
             self._abandon()
-            if isinstance(error, VideoError):
-                raise
+            raise
+        except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+            self._abandon()
             raise VideoError(f"{target}: {encoder} cannot be started for {self.size} ({_reason(error)})") from None
 
     def _check_codec(self, encoder: str) -> None:
@@ -646,19 +647,19 @@ class Film:
         for stream in self._clip.container.streams:
             if stream.index == self._clip.video.index:
                 continue
-            if stream.type == "data" and stream.name == "bin_data" and chapters:
+            if stream.type == "data" and _codec(stream) == "bin_data" and chapters:
                 continue  # these are the chapters, which come as such
             cover = _is_cover(stream) and kind not in ("mp4", "mov")
             unknown = stream.codec_context is None and stream.type != "attachment"
             if cover or unknown or stream.type == "data":
-                dropped.append("a cover picture" if cover else f"a {stream.type} track ({stream.name or 'unknown'})")
+                dropped.append("a cover picture" if cover else f"a {stream.type} track ({_codec(stream)})")
                 continue
             try:
                 copy = self._container.add_stream_from_template(stream, opaque=True)
             except ValueError:
                 advice = ".mkv" if self._clip.path.suffix.lower() == ".mkv" else f"{self._clip.path.suffix} or .mkv"
                 raise VideoError(
-                    f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({stream.name or 'unknown'}) "
+                    f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({_codec(stream)}) "
                     f"of {self._clip.path}; give OUT the suffix {advice}"
                 ) from None
             _copy_tags(stream, copy)
@@ -719,6 +720,10 @@ def _is_cover(stream: Any) -> bool:
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _codec(stream: Any) -> str:
+    return getattr(stream, "name", None) or "of an unknown codec"  # audio streams of such have no name at all
 
 
 def _copy_tags(source: Any, target: Any) -> None:
