@@ -18,6 +18,7 @@ range is 65280 of 65535.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import struct
 import time
@@ -188,13 +189,13 @@ def enlarge_video(
     quality, 0 the best; None: that of ENCODERS. say: is given what is left out or assumed, a line each. progress:
     called in this thread with the frames done, and their number as far as it is known.
 
-    Raises VideoError for what cannot be read or written as it is, NotInstalled without PyAV, and EngineError as
-    `Upscaler.enlarge` does.
+    Raises VideoError for what cannot be read or written as it is, NotInstalled without PyAV, EngineError as
+    `Upscaler.enlarge` does, and OSError as `atomic` does.
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
     check(source, target)
-    with Clip(source, say) as clip, _writing(target) as temporary:
+    with Clip(source, say) as clip, atomic(target) as temporary:
         encoder = _choose(clip, target, codec, crf)
         with Film(clip, temporary, target, encoder, crf, upscaler.scale, say) as film:
             for done in _pass(clip, film, upscaler):
@@ -287,16 +288,6 @@ def _is_there(name: str) -> bool:
         return False
 
 
-@contextmanager
-def _writing(target: Path) -> Iterator[Path]:
-    """`atomic`, whose errors are VideoErrors."""
-    try:
-        with atomic(target) as temporary:
-            yield temporary
-    except OSError as error:
-        raise VideoError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
-
-
 class Clip:
     """A video that is read: its streams, and what its first frame says. A context manager; iterating gives its Parts.
 
@@ -354,12 +345,12 @@ class Clip:
 
     def _check_kind(self, frame: VideoFrame) -> None:
         """Raises VideoError for a video of which something would be lost."""
-        reason = None
+        reason, colours = None, len(frame.format.components) > 1 and not frame.format.is_rgb
         if frame.interlaced_frame or self.video.codec_context.field_order > 1:
             reason = "is interlaced; deinterlace it first, as with ffmpeg -i IN -vf bwdif OUT"
         elif self.video.metadata.get("alpha_mode", "0") != "0" or any(c.is_alpha for c in frame.format.components):
             reason = "has an alpha channel, which is not supported yet; remove it first"
-        elif Look.of(frame).matrix not in (*_MATRICES, _RGB, _UNSPECIFIED):
+        elif colours and Look.of(frame).matrix not in _MATRICES:
             reason = f"has the colour matrix {frame.colorspace} of H.273, which is not supported; convert it to BT.709"
         if reason:
             raise VideoError(f"{self.path}: {reason}")
@@ -390,20 +381,19 @@ class Clip:
             for frame in frames:
                 if frame.is_corrupt:
                     raise self._damaged("parts of it cannot be decoded")
-                self._check_lost(frame.pts)
+                if frame.pts is not None:
+                    self._check_lost(frame.pts)
                 yield waiting, frame
                 waiting = []
-        self._check_lost(None)
+        self._check_lost(math.inf)
         self.rest = waiting
 
-    def _check_lost(self, now: int | None) -> None:
-        """Raises VideoError if a frame that was to come before the one of time `now`, or the end, did not: decoders
-        leave out what they cannot decode, and what depends on it. At a clip's start that is usual (open groups)."""
-        lost = {pts for pts in self._due if now is None or pts < now}
-        self._due -= lost
-        if now is not None:
-            self._due.discard(now)
-        if self._last is not None and lost:
+    def _check_lost(self, now: float) -> None:
+        """Raises VideoError if a frame did not come that is to be shown between the last and the one of time `now`:
+        decoders leave out what they cannot decode. Those before the first depend on what was cut off."""
+        lost = {pts for pts in self._due if pts < now}
+        self._due -= {*lost, now}
+        if self._last is not None and any(pts > self._last for pts in lost):
             raise self._damaged("the decoder leaves it out")
 
     def _note_end(self, packet: Packet) -> None:

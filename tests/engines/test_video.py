@@ -305,6 +305,7 @@ def test_codec_pixels_times_and_shape_are_kept(tmp_path: Path, codec: str, kind:
     with av.open(str(tmp_path / f"out{suffix}")) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.codec.canonical_name == kind
+        assert kind != "hevc" or stream.codec_tag == "hvc1"  # without which Apple's players show nothing
         assert suffix in (".mkv", ".webm") and kind != "h264" or stream.sample_aspect_ratio == Fraction(4, 3)
 
 
@@ -629,6 +630,23 @@ def test_a_file_that_is_cut_off_is_no_whole_video(tmp_path: Path, suffix: str) -
     with pytest.raises(VideoError, match="as if cut off|not a video, or damaged"):
         enlarge(source, tmp_path / f"out{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_frames_before_the_first_that_stands_alone_are_none(tmp_path: Path) -> None:
+    """A clip cut by `ffmpeg -c copy` at a key frame in whose group others are shown first."""
+    groups = "log-level=none:open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+    whole = make_clip(tmp_path / "whole.mkv", "libx265", times=tuple(range(40)), options={"x265-params": groups})
+    with av.open(str(whole)) as container, av.open(str(tmp_path / "in.mkv"), "w") as cut:
+        copy: Any = cut.add_stream_from_template(container.streams.video[0], opaque=True)
+        found: Any = [packet for packet in container.demux(video=0) if packet.size]
+        key = [index for index, packet in enumerate(found) if packet.is_keyframe][1]
+        assert found[key + 1].pts < found[key].pts
+        for packet in found[key:]:
+            packet.stream = copy
+            cut.mux(packet)
+    shown = len(decoded(tmp_path / "in.mkv"))
+    assert shown < len(found) - key
+    assert enlarge(tmp_path / "in.mkv", tmp_path / "out.mkv").frames == shown
 
 
 @pytest.mark.parametrize("error", [EngineError("the model broke"), KeyboardInterrupt()])
