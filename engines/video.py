@@ -49,6 +49,9 @@ R = TypeVar("R")
 SUFFIXES: Mapping[str, str] = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """Files that are taken for videos, in lower case → FFmpeg's name of the container that is written."""
 
+OLDEST = (18, 1)
+"""The first release of PyAV that tells whether a video is interlaced."""
+
 AHEAD = 3
 """Frames that are read before their turn."""
 
@@ -237,10 +240,13 @@ def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: in
 
 def check(source: Path, target: Path) -> None:
     """Raises NotInstalled without PyAV, and VideoError where there is no video to read or it cannot be written."""
+    needed = f"videos need PyAV {'.'.join(map(str, OLDEST))} or later, for Python 3.11 or later"
     try:
-        import av  # noqa: F401
+        import av
     except ImportError:
-        raise NotInstalled(f"videos need PyAV: {pip_install('video')}") from None
+        raise NotInstalled(f"{needed}: {pip_install('video')}") from None
+    if tuple(map(int, av.__version__.split(".")[:2])) < OLDEST:
+        raise NotInstalled(f"{needed}, and this is PyAV {av.__version__}: {pip_install('video')}")
     if not source.is_file():
         raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else 'no such file'}")
     if target.suffix.lower() not in SUFFIXES:

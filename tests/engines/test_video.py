@@ -591,9 +591,14 @@ def test_odd_sides_are_refused_by_encoders_that_take_none(tmp_path: Path) -> Non
         enlarge(source, tmp_path / "out.mkv", Repeating(3), codec="h264")
 
 
-def test_without_pyav_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_pyav_that_is_new_enough_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "__version__", "18.0.1")
+    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .* and this is PyAV 18.0.1: pip install "):
+        enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(NotInstalled, match=r"videos need PyAV: pip install .*video"):
+    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .*: pip install .*video"):
         enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
