@@ -516,11 +516,17 @@ def transparent(path: Path) -> Path:
     return make_clip(path, "ffv1", "yuva420p", frames=lambda _: av.VideoFrame(64, 48, "yuva420p"))
 
 
+def transparent_beside(path: Path) -> Path:
+    """VP9 has alpha in a stream of its own, of which FFmpeg's decoder says nothing."""
+    path = path.with_suffix(".webm")
+    return make_clip(path, "libvpx-vp9", "yuva420p", frames=lambda _: av.VideoFrame(64, 48, "yuva420p"))
+
+
 def not_linear(path: Path) -> Path:
     return make_clip(path, matrix=10, frames=lambda index: paint(colours(index), "yuv420p"))
 
 
-def motion_jpeg(path: Path) -> Path:
+def old_codec(path: Path) -> Path:
     return make_clip(path, "mpeg4")
 
 
@@ -533,8 +539,9 @@ def motion_jpeg(path: Path) -> Path:
         (empty, "not a video, or damaged"),
         (interlaced, "is interlaced; deinterlace it first"),
         (transparent, "has an alpha channel"),
+        (transparent_beside, "has an alpha channel"),
         (not_linear, "has the colour matrix 10 of H.273"),
-        (motion_jpeg, "there is no encoder for mpeg4; choose another with --codec: h264"),
+        (old_codec, "there is no encoder for mpeg4; choose another with --codec: h264"),
         (lambda path: path, "no such file"),
         (lambda path: path.parent, "is a folder, not a video"),
     ],
