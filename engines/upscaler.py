@@ -34,9 +34,8 @@ class Upscaler:
     """A model that enlarges whatever pictures are given to it, in tiles where needed:
 
         from engines import Upscaler
-
         with Upscaler("sst-light-x2") as upscaler:
-            upscaler(Image.open("photo.jpg")).save("large.png")
+            upscaler("photo.jpg").save("large.png")
 
     model: a file or bundled name, which `engines.open_engine` opens with `options` (device, threads, precision, …); or
     an engine that is open, which stays the caller's to close. tile: the largest tiles, None for those that suit memory;
@@ -96,8 +95,8 @@ class Upscaler:
           and alpha (straight); "NCHW": [N, C, H, W], each as if it were alone.
         - a Pillow picture → one, upright and with its colour profile and resolution. Of its modes 1 becomes L, and
           palettes what they show, RGB or RGBA.
-        - a `Picture` → one, as of `enlarge`; a path → the `Picture` at it enlarged, which
-          `ribsr.base.pictures.write_picture` writes, 16 bits and alpha too.
+        - a `ribsr.base.pictures.Picture` → one, as of `enlarge`; a path → what is made of the `Picture` there: it holds
+          16 bits per channel, too, and has `save`.
 
         Raises EngineError as `enlarge` does, and for what is none of these; PictureError for files and Pillow pictures
         that cannot be read or kept.
