@@ -104,7 +104,7 @@ class Upscaler:
         import numpy as np
         from PIL import Image
 
-        from ribsr.base.pictures import Picture, read_picture
+        from ribsr.base.pictures import Picture, from_image, read_picture, to_image
 
         if layout not in LAYOUTS:
             raise EngineError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
@@ -117,8 +117,6 @@ class Upscaler:
         if isinstance(picture, (str, Path)):
             return self.enlarge(read_picture(picture))
         if isinstance(picture, Image.Image):
-            from ribsr.base.pictures import from_image, to_image
-
             return to_image(self.enlarge(from_image(picture)))
         raise EngineError(
             f"a picture must be a numpy array, a Pillow picture, a path or a Picture, got {type(picture).__name__}"

@@ -113,6 +113,39 @@ def test_a_path_gives_a_picture(upscaler: Upscaler, tmp_path: Path, kind: Callab
 
 
 @pytest.mark.parametrize(
+    ("mode", "becomes"),
+    [("L", "L"), ("LA", "LA"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("1", "L"), ("P", "RGB"), ("I;16", "I;16")],
+)
+def test_pillow_pictures(upscaler: Upscaler, mode: str, becomes: str) -> None:
+    colours = Image.fromarray(noise((9, 13, 4)))
+    image = Image.fromarray(noise((9, 13), np.uint16)) if mode == "I;16" else colours.convert("RGB").convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(colours.getchannel("A"))
+    image.info.update(icc_profile=b"a profile", dpi=(300, 150))
+    made = upscaler(image)
+    assert (made.mode, made.size) == (becomes, (26, 18))
+    assert made.info == {"icc_profile": b"a profile", "dpi": (300, 150)}
+    shown = image if mode == becomes else image.convert(becomes)
+    np.testing.assert_array_equal(np.asarray(made), upscaler(np.asarray(shown)))
+
+
+def test_pillow_pictures_from_files(upscaler: Upscaler, tmp_path: Path) -> None:
+    """Not read yet when they are given, with an orientation, and with transparent colours."""
+    image, exif = Image.fromarray(noise((9, 13, 3))), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.convert("P").save(tmp_path / "palette.png", transparency=3)
+    with Image.open(tmp_path / "turned.png") as opened:
+        made = upscaler(opened)
+    assert made.size == (18, 26)
+    np.testing.assert_array_equal(np.asarray(made), upscaler(tmp_path / "turned.png").pixels)
+    with Image.open(tmp_path / "palette.png") as opened:
+        assert upscaler(opened).mode == "RGBA"
+    with pytest.raises(PictureError, match="convert it to RGB"):
+        upscaler(image.convert("CMYK"))
+
+
+@pytest.mark.parametrize(
     ("picture", "options", "reason"),
     [
         (None, {}, "a picture must be a numpy array, a Pillow picture, a path or a Picture, got NoneType"),
