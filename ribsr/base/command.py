@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import os
@@ -44,6 +45,7 @@ class Program(click.Command):
     """What runs as a program: Ctrl-C and SIGTERM end it soon (`ribsr.base.interrupt`), and `| head` in silence."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        _print_anything()
         if args or extra.get("args") is not None:  # called from Python, which has its own ways with signals
             return super().main(*args, **extra)
         interrupt.watch()
@@ -62,6 +64,38 @@ class Program(click.Command):
         if number:
             interrupt.leave(code or 0)  # what still runs in other threads is not waited for
         return sys.exit(code)
+
+
+_PLAIN = {"→": "->", "≤": "<=", "≥": ">=", "×": "x", "…": "...", "–": "-", "—": "-", "·": "-", "²": "^2", "√": "sqrt "}
+"""What our lines hold that is not in every code page, and what says the same in ASCII."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding lacks: ASCII that says the same, else an escape such as \\u4e2d, or
+    \\xe9 for a byte of a file name that is no text. A handler for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if "\u2800" <= character <= "\u28ff":  # what rich's spinners turn
+        return "*"
+    if "\udc80" <= character <= "\udcff":  # how Python holds bytes that it could not decode
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error("ribsr.plainly", _plainly)
+
+
+def _print_anything() -> None:
+    """Lets no character end a command: redirected output has the code page of the system or of PYTHONIOENCODING."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ribsr.plainly")
 
 
 class Group(Program, click.Group):
@@ -147,10 +181,12 @@ def _one_line(text: str) -> str:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Prints a line. What would act on the terminal is escaped; what it cannot show (`→`, the bytes of a name from
-    another system) becomes a `?`."""
-    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
-    click.echo(printable(text).encode(encoding, "replace").decode(encoding), err=err)
+    """Prints a line. What would act on the terminal is escaped, and what it cannot show is put in other characters, also
+    where no command of ours has begun."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # Named, since click prints in UTF-8 where a stream is ASCII.
+    click.echo(printable(text).encode(encoding, "ribsr.plainly").decode(encoding), file=stream)
 
 
 def report(error: Exception, line: str) -> None:
