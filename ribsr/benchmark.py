@@ -8,7 +8,7 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +63,14 @@ def bicubic(scale: int) -> Upscaler:
 def read_original(path: Path, scale: int) -> np.ndarray:
     """What a model is compared with: uint8 RGB [H, W, 3] or gray [H, W], cut so that `scale` divides H and W.
 
-    Raises DataError for a picture that cannot be read, or is too small for a score.
+    Raises DataError for a picture that cannot be read, has 16 bits or alpha, or is too small for a score.
     """
     picture = read_picture(path)
+    if picture.depth != 8 or picture.has_alpha:
+        kind = "an alpha channel" if picture.has_alpha else f"{picture.depth} bits per channel"
+        raise DataError(
+            f"{path}: has {kind}; only RGB and gray pictures of 8 bits are scored: convert it to that first"
+        )
     original = resize.crop_to_multiple(picture.pixels, scale)
     if min(original.shape[:2]) - 2 * scale < metrics.WINDOW:
         window = Size(metrics.WINDOW, metrics.WINDOW)
@@ -73,16 +78,24 @@ def read_original(path: Path, scale: int) -> np.ndarray:
     return original
 
 
-def score(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool = False) -> Iterator[Score]:
-    """Makes each picture `scale` times smaller, enlarges it again and compares: luma, without a border of `scale`.
+def why_not(path: Path, scale: int) -> str | None:
+    """Why a picture cannot be scored; None if it can be."""
+    try:
+        read_original(path, scale)
+    except DataError as error:
+        return str(error)
+    return None
 
-    as_rgb: treat gray pictures as RGB ones (see the module). Raises DataError for pictures that cannot be scored.
+
+def score(upscaler: Upscaler, path: Path, scale: int, as_rgb: bool = False) -> Score:
+    """Makes a picture `scale` times smaller, enlarges it again and compares: luma, without a border of `scale`.
+
+    as_rgb: treat a gray picture as an RGB one (see the module). Raises DataError for one that cannot be scored.
     """
-    for path in paths:
-        original = read_original(path, scale)
-        plane = original.ndim == 2
-        pixels = np.stack([original] * 3, axis=-1) if plane else original
-        to_plane = metrics.gray if plane and not as_rgb else metrics.luma
-        enlarged = upscaler(resize.downscale(pixels, scale))
-        a, b = (metrics.crop_border(to_plane(of), scale) for of in (pixels, enlarged))
-        yield Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))
+    original = read_original(path, scale)
+    plane = original.ndim == 2
+    pixels = np.stack([original] * 3, axis=-1) if plane else original
+    to_plane = metrics.gray if plane and not as_rgb else metrics.luma
+    enlarged = upscaler(resize.downscale(pixels, scale))
+    a, b = (metrics.crop_border(to_plane(of), scale) for of in (pixels, enlarged))
+    return Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))

@@ -181,8 +181,8 @@ def _one_line(text: str) -> str:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Prints a line. What would act on the terminal is escaped, and what it cannot show is put in other characters, also
-    where no command of ours has begun."""
+    """Prints a line, also where no command of ours has begun. What would act on the terminal is escaped, and what it
+    cannot show is put in other characters."""
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Named, since click prints in UTF-8 where a stream is ASCII.
