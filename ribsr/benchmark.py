@@ -8,14 +8,14 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ribsr import metrics, resize
-from ribsr.base.pictures import PictureError, pictures_in, read_picture
+from ribsr.base.pictures import SUFFIXES, PictureError, pictures_in, read_picture
 from ribsr.base.sizes import Size
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
@@ -49,6 +49,12 @@ def find_sets(*folders: Path) -> dict[str, list[Path]]:
         sets.update(found)
     names = Counter(folder.resolve().name for folder in sets)
     return {of.resolve().name if names[of.resolve().name] == 1 else str(of): found for of, found in sets.items()}
+
+
+def sidecars(folders: Iterable[Path]) -> int:
+    """How many files of some folders are called like pictures, but for a `._` in front: what macOS keeps of pictures
+    besides, on disks of other systems. `pictures_in` leaves them out."""
+    return sum(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.glob("._*"))
 
 
 def _set_in(folder: Path) -> list[Path]:
@@ -87,15 +93,16 @@ def why_not(path: Path, scale: int) -> str | None:
     return None
 
 
-def score(upscaler: Upscaler, path: Path, scale: int, as_rgb: bool = False) -> Score:
-    """Makes a picture `scale` times smaller, enlarges it again and compares: luma, without a border of `scale`.
+def score(upscaler: Upscaler, paths: Iterable[Path], scale: int, as_rgb: bool = False) -> Iterator[Score]:
+    """Makes each picture `scale` times smaller, enlarges it again and compares: luma, without a border of `scale`.
 
-    as_rgb: treat a gray picture as an RGB one (see the module). Raises DataError for one that cannot be scored.
+    as_rgb: treat gray pictures as RGB ones (see the module). Raises DataError for pictures that cannot be scored.
     """
-    original = read_original(path, scale)
-    plane = original.ndim == 2
-    pixels = np.stack([original] * 3, axis=-1) if plane else original
-    to_plane = metrics.gray if plane and not as_rgb else metrics.luma
-    enlarged = upscaler(resize.downscale(pixels, scale))
-    a, b = (metrics.crop_border(to_plane(of), scale) for of in (pixels, enlarged))
-    return Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))
+    for path in paths:
+        original = read_original(path, scale)
+        plane = original.ndim == 2
+        pixels = np.stack([original] * 3, axis=-1) if plane else original
+        to_plane = metrics.gray if plane and not as_rgb else metrics.luma
+        enlarged = upscaler(resize.downscale(pixels, scale))
+        a, b = (metrics.crop_border(to_plane(of), scale) for of in (pixels, enlarged))
+        yield Score(path.name, metrics.psnr(a, b), metrics.ssim(a, b))

@@ -328,7 +328,7 @@ class Run:
     def _score(self, name: str, paths: list[Path]) -> None:
         """One set's row, unless a picture cannot be read any more: the mean of others would mislead."""
         try:
-            scores = [benchmark.score(self.upscale, path, self.recipe.scale) for path in paths]
+            scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
         except DataError as error:
             self.report.say(f"step {self.step}: {name} is not scored: {error}")
             return

@@ -72,6 +72,7 @@ def joined() -> Iterator[Process]:
     distributed.init_process_group(backend, device_id=gpu)
     try:
         waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(waiting, distributed.ProcessGroup)  # which it is in every process of the group
         yield Process(distributed.get_rank(), distributed.get_world_size(), device, waiting)
     finally:
         distributed.destroy_process_group()
