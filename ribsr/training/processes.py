@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from ribsr.base.errors import RibsrError
 
 PATIENCE = timedelta(days=365)
 """How long processes wait for the first one: as long as it lives, unlike NCCL, which gives up after ten minutes."""
+
+FAREWELL = 5
+"""Seconds for which processes outlive the first one where it fails: torchrun ends all of them as soon as one has ended,
+and what the first one says must not be cut off."""
 
 
 class TrainingError(RibsrError, RuntimeError):
@@ -55,6 +60,7 @@ class Process:
             if self.waiting is not None:
                 distributed.broadcast(failed, 0, group=self.waiting)
         if failed.item():
+            time.sleep(FAREWELL)
             raise TrainingError("the first process cannot go on; what it says tells why")
 
 
