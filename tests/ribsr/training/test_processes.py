@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 from ribsr.base.files import locked
 from ribsr.training import recipe
 from ribsr.training.loop import read_state
