@@ -150,11 +150,13 @@ main()
     ],
     ids=str,
 )
-def test_no_character_ends_a_command(code_page: dict[str, str]) -> None:
+def test_no_character_ends_a_command(tmp_path: Path, code_page: dict[str, str]) -> None:
     """Wherever it is printed, and by whom: the last line is the command's own error, and nothing before it is lost."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON"))}
     environment = {**clean, **code_page, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", PRINTS_ANYTHING], env=environment, capture_output=True, check=False)
+    (tmp_path / "program.py").write_text(PRINTS_ANYTHING, encoding="utf-8")
+    program = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(program, env=environment, capture_output=True, check=False)
     assert done.returncode == 1
     assert b"Unicode" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(b"Error: caf")
