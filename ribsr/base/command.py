@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -102,6 +102,13 @@ class Group(Program, click.Group):
     """A group of Commands."""
 
 
+class _Failure(click.ClickException):
+    """What ends a command, printed by `echo`: click would print it in UTF-8 where stderr is ASCII."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        echo(f"Error: {self.format_message()}", err=True)
+
+
 class Command(Program):
     """A click command with `-v/--verbose`; any exception becomes one line `Error: …` and exit code 1.
 
@@ -132,7 +139,7 @@ class Command(Program):
         except Exception as error:
             if verbose:
                 raise
-            raise click.ClickException(message(error)) from error
+            raise _Failure(message(error)) from error
 
 
 def _nobody_reads() -> int:

@@ -65,9 +65,10 @@ def weights_path(recipe: Recipe) -> Path:
 def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     """Trains to the recipe's last step, or to the first one after `stop_after` seconds, and writes the state there.
 
-    Goes on from the output folder's state.pt if there is one. Raises TrainingError (another recipe's state there, loss
-    or weights not finite), CheckpointError, DataError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the
-    last step written (several processes stop at the next record).
+    Goes on from the output folder's state.pt if there is one. Raises DataError before anything takes long (`check`),
+    TrainingError (another recipe's state there, another run in the folder, loss or weights not finite),
+    CheckpointError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the last step written (several
+    processes stop at the next record, or are ended by `interrupt.watch` before it).
     """
     with joined() as process, ExitStack() as held:
         sets: dict[str, list[Path]] = {}
@@ -326,11 +327,12 @@ class Run:
                     self._score(name, paths)
 
     def _score(self, name: str, paths: list[Path]) -> None:
-        """One set's row, unless a picture cannot be read any more: the mean of others would mislead."""
+        """One set's row; none where a picture cannot be read any more, or enlarged in this memory: a mean of the others
+        would mislead, and training goes on."""
         try:
             scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
-        except DataError as error:
-            self.report.say(f"step {self.step}: {name} is not scored: {error}")
+        except (DataError, torch.cuda.OutOfMemoryError, MemoryError) as error:
+            self.report.say(f"step {self.step}: {name} is not scored: {first_line(error)}")
             return
         psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
         self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")

@@ -97,7 +97,7 @@ def interruptions() -> Iterator[list[type[KeyboardInterrupt]]]:
 
     def note(number: int, _: object) -> None:
         came.append(interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        if signal.SIGINT in before and not distributed.is_torchelastic_launched():
+        if signal.SIGINT in before and "WORLD_SIZE" not in os.environ:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:

@@ -159,5 +159,5 @@ def test_no_character_ends_a_command(tmp_path: Path, code_page: dict[str, str]) 
     done = subprocess.run(program, env=environment, capture_output=True, check=False)
     assert done.returncode == 1
     assert b"Unicode" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(b"Error: caf")
+    assert done.stderr.splitlines()[-1].startswith(rb"Error: caf\xe9 ")
     assert done.stdout.count(b"caf") >= 4

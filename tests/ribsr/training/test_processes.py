@@ -101,9 +101,9 @@ def test_a_second_run_into_a_folder_is_refused_by_its_first_process_alone(plan: 
 def test_a_second_interrupt_is_the_first_once_more_below_torchrun(
     monkeypatch: pytest.MonkeyPatch, below_torchrun: bool
 ) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     if below_torchrun:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", "2")
     came: list[type[KeyboardInterrupt]] = []
     interrupted = False
     try:
