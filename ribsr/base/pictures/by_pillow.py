@@ -1,4 +1,4 @@
-"""What Pillow reads and writes without loss: JPEG, WebP, BMP, AVIF, and PPM in text or single bits."""
+"""What Pillow reads and writes without loss: JPEG, BMP, AVIF, WebP (writing alone), and PPM in text or single bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from PIL import (
     ImageCms,
     JpegImagePlugin,
     PpmImagePlugin,
-    WebPImagePlugin,
 )
 
 from ribsr.base.pictures import avif
@@ -24,7 +23,6 @@ from ribsr.base.sizes import Size
 
 OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
     "JPEG": JpegImagePlugin.jpeg_factory,  # MPO, too, which is what many phones call JPEG
-    "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,

@@ -21,6 +21,7 @@ from ribsr.base.pictures.picture import Picture, PictureError, to_input
 from ribsr.base.pictures.png import read_png
 from ribsr.base.pictures.pnm import CHANNELS, header, read_pnm
 from ribsr.base.pictures.tiff import read_tiff
+from ribsr.base.pictures.webp import read_webp
 from ribsr.base.pictures.writing import SUFFIXES
 from ribsr.base.sizes import Size
 
@@ -195,6 +196,8 @@ def _decoded(file: BinaryIO, allow: Allow) -> Found:
             return read_pnm(file, allow)
         if most > 255:
             raise PictureError("is a PPM or PGM of text and more than 8 bits; convert it to PNG")
+    if kind == "WebP":
+        return read_webp(file, allow)
     if kind == "TIFF":
         return read_tiff(file, allow)
     return read_by_pillow(kind, file, allow)

@@ -50,10 +50,11 @@ def tiff(
     tags: Sequence[tuple[int, int, tuple[int, ...] | bytes]] = (),
     pages: int = 1,
 ) -> bytes:
-    """Without compression, in one strip a plane. tags: number, type (3 short, 4 long, 5 ratio, 7 bytes), values."""
+    """Without compression, in one strip a plane. tags: number, type (3 short, 4 long, 5 ratio, 7 bytes), values; they
+    take the place of those that the array asks for."""
     channels = 1 if array.ndim == 2 else array.shape[2]
     planes = [array[..., i] for i in range(channels)] if planar and channels > 1 else [array]
-    strips = [plane.astype(plane.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    strips = [plane.astype(np.dtype(f"{order}u{plane.dtype.itemsize}")).tobytes() for plane in planes]
     body, offsets = b"", []
     for strip in strips:
         offsets.append(8 + len(body))
@@ -70,8 +71,9 @@ def tiff(
         (279, 4, tuple(map(len, strips))),
         (284, 3, (2 if len(planes) > 1 else 1,)),
         *([(338, 3, (extra,))] if extra is not None and channels in (2, 4) and photometric != 5 else []),
-        *tags,
     ]
+    named = {entry[0] for entry in tags}
+    entries = [entry for entry in entries if entry[0] not in named] + list(tags)
     out = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8 + len(body)) + body
     for page in range(pages):
         out += _directory(sorted(entries), len(out), order, last=page == pages - 1)
