@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ribsr.base.command import Command, FiniteRange, Group
+from ribsr.base.command import Command, FiniteRange, Group, echo
 
 
 @click.group(cls=Group)
@@ -37,7 +37,7 @@ def train(config: Path, init: str | None, output: str | None, stop_after: float 
     with Report(followed.steps if first else None) as report:
         run(followed, stop_after, report)
     if first:
-        click.echo(f"wrote {weights_path(followed)}")
+        echo(f"wrote {weights_path(followed)}")
 
 
 @main.command(cls=Command)

@@ -8,14 +8,14 @@ whose errors are 219/255 as large: 1.32 dB more for that picture, 0.09 dB for Se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ribsr import metrics, resize
-from ribsr.base.pictures import PictureError, pictures_in, read_picture
+from ribsr.base.pictures import SUFFIXES, PictureError, pictures_in, read_picture
 from ribsr.base.sizes import Size
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
@@ -51,6 +51,12 @@ def find_sets(*folders: Path) -> dict[str, list[Path]]:
     return {of.resolve().name if names[of.resolve().name] == 1 else str(of): found for of, found in sets.items()}
 
 
+def sidecars(folders: Iterable[Path]) -> int:
+    """How many files of some folders are called like pictures, but for a `._` in front: what macOS keeps of pictures
+    besides, on disks of other systems. `pictures_in` leaves them out."""
+    return sum(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.glob("._*"))
+
+
 def _set_in(folder: Path) -> list[Path]:
     return pictures_in(folder / "HR" if (folder / "HR").is_dir() else folder)
 
@@ -63,9 +69,14 @@ def bicubic(scale: int) -> Upscaler:
 def read_original(path: Path, scale: int) -> np.ndarray:
     """What a model is compared with: uint8 RGB [H, W, 3] or gray [H, W], cut so that `scale` divides H and W.
 
-    Raises DataError for a picture that cannot be read, or is too small for a score.
+    Raises DataError for a picture that cannot be read, has 16 bits or alpha, or is too small for a score.
     """
     picture = read_picture(path)
+    if picture.depth != 8 or picture.has_alpha:
+        kind = "an alpha channel" if picture.has_alpha else f"{picture.depth} bits per channel"
+        raise DataError(
+            f"{path}: has {kind}; only RGB and gray pictures of 8 bits are scored: convert it to that first"
+        )
     original = resize.crop_to_multiple(picture.pixels, scale)
     if min(original.shape[:2]) - 2 * scale < metrics.WINDOW:
         window = Size(metrics.WINDOW, metrics.WINDOW)
@@ -73,7 +84,16 @@ def read_original(path: Path, scale: int) -> np.ndarray:
     return original
 
 
-def score(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool = False) -> Iterator[Score]:
+def why_not(path: Path, scale: int) -> str | None:
+    """Why a picture cannot be scored; None if it can be."""
+    try:
+        read_original(path, scale)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def score(upscaler: Upscaler, paths: Iterable[Path], scale: int, as_rgb: bool = False) -> Iterator[Score]:
     """Makes each picture `scale` times smaller, enlarges it again and compares: luma, without a border of `scale`.
 
     as_rgb: treat gray pictures as RGB ones (see the module). Raises DataError for pictures that cannot be scored.

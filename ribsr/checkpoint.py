@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from ribsr import bundled, configs
@@ -56,7 +56,9 @@ def save(model: RIBModel, path: str | Path) -> None:
     config = configs.to_dict(model.config)
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
-            save_file(params, temporary, metadata={"ribsr": str(FORMAT), "config": json.dumps(config)})
+            # In two steps: safetensors writes to no folder whose name is not text.
+            metadata = {"ribsr": str(FORMAT), "config": json.dumps(config)}
+            temporary.write_bytes(to_safetensors(params, metadata))
         else:
             torch.save({"ribsr": FORMAT, "config": config, "params": params}, temporary)
 

@@ -117,7 +117,7 @@ def gpu_query(fields: str) -> list[str]:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         command += ["-i", visible]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30)
     except (subprocess.SubprocessError, OSError):
         return []
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]

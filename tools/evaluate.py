@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.base import EngineError, check_finite
+from engines.base import EngineError, OutOfMemory, check_finite
 from engines.options import engine_options, tile_option
-from ribsr.base.command import Command
+from ribsr.base.command import Command, message, report
 from tools._common import conclude, console, json_option, model_name, open_model, progress, show_table, where
 
 if TYPE_CHECKING:
@@ -65,15 +65,50 @@ def opened(name: str, scale: int | None, options: dict[str, Any]) -> Iterator[tu
         yield as_upscaler(engine), {"file": name, "description": asdict(description)}
 
 
-def summary(scores: list[Score]) -> dict[str, Any]:
-    """Means over a set, and its pictures. An infinite PSNR (equal pictures) is null in JSON."""
-    psnr, ssim = (math.fsum(getattr(score, of) for score in scores) / len(scores) for of in ("psnr", "ssim"))
-    pictures = [{"picture": score.picture, "psnr": finite(score.psnr), "ssim": score.ssim} for score in scores]
-    return {"psnr": finite(psnr), "ssim": ssim, "pictures": pictures}
+@dataclass
+class Scored:
+    """A model on a set: the scores of the pictures, and why others have none."""
+
+    scores: list[Score] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def mean(self, of: str) -> float:
+        """Of the pictures with a score; NaN where there is none."""
+        return math.fsum(getattr(score, of) for score in self.scores) / len(self.scores) if self.scores else math.nan
+
+    def __str__(self) -> str:
+        """As the table shows it."""
+        shown = f"{self.mean('psnr'):.3f} / {self.mean('ssim'):.4f}" if self.scores else "-"
+        count = len(self.scores)
+        return f"{shown} ({count} of {count + len(self.failed)})" if self.failed else shown
+
+    def to_json(self) -> dict[str, Any]:
+        """An infinite PSNR (equal pictures) is null, and so are the means of no pictures."""
+        return {
+            "psnr": finite(self.mean("psnr")),
+            "ssim": finite(self.mean("ssim")),
+            "pictures": [{"picture": of.picture, "psnr": finite(of.psnr), "ssim": of.ssim} for of in self.scores],
+            "failed": [{"picture": picture, "reason": reason} for picture, reason in self.failed.items()],
+        }
 
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def evaluate(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool) -> Scored:
+    """Scores every picture; those that cannot be read, or enlarged in this memory, are named, and the others go on."""
+    from ribsr import benchmark
+
+    scored = Scored()
+    for path in paths:
+        try:
+            scored.scores += benchmark.score(upscaler, [path], scale, as_rgb)
+        except (benchmark.DataError, OutOfMemory, MemoryError) as error:
+            reason = message(error)
+            scored.failed[path.name] = reason
+            report(error, reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
+    return scored
 
 
 def show(out: Any, results: list[dict[str, Any]]) -> None:
@@ -83,10 +118,8 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
     rows = []
     for result in results:
         description = result["description"]
-        of = [result["sets"][name] for name in sets]
-        scores = (f"{'inf' if one['psnr'] is None else format(one['psnr'], '.3f')} / {one['ssim']:.4f}" for one in of)
         about = (where(description), description["precision"]) if description else ("numpy", "")
-        rows.append((result["file"], *about, *scores))
+        rows.append((result["file"], *about, *(str(result["sets"][name]) for name in sets)))
     show_table(out, columns, rows)
 
 
@@ -106,7 +139,9 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 @json_option
 @engine_options
 @tile_option
+@click.pass_context
 def main(
+    context: click.Context,
     names: tuple[str, ...],
     folders: tuple[Path, ...],
     scale: int | None,
@@ -115,14 +150,20 @@ def main(
     json_target: str | None,
     **options: Any,
 ) -> None:
-    """PSNR (dB) and SSIM of MODELs (.pt, .onnx, .plan; a checkpoint in half precision as x2.pt@fp16)."""
+    """PSNR (dB) and SSIM of MODELs (.pt, .onnx, .plan; a checkpoint in half precision as x2.pt@fp16).
+
+    Pictures are RGB or gray, of 8 bits. Those that cannot be scored are named; the means are then those of the others,
+    `(4 of 5)`, and the exit code is 1.
+    """
     if not names and not bicubic:
         raise click.UsageError("nothing to evaluate: name a model, or give --bicubic")
     from ribsr import benchmark
 
     out = console(stderr=json_target == "-")
     sets = benchmark.find_sets(*folders)
-    results = []
+    if count := benchmark.sidecars({path.parent for paths in sets.values() for path in paths}):
+        out.print(f"Note: {count} sidecar files (._*) are skipped; they are no pictures", soft_wrap=True)
+    results: list[dict[str, Any]] = []
     for name in [*names, *(["bicubic"] if bicubic else [])]:  # bicubic has no scale of its own
         with opened(name, scale, options) as (upscaler, entry):
             scale = used = int(entry["description"]["scale"]) if entry["description"] else scale or DEFAULT_SCALE
@@ -131,11 +172,16 @@ def main(
             entry["sets"] = {}
             for title, paths in sets.items():
                 with progress(f"{name} on {title}"):
-                    entry["sets"][title] = summary(list(benchmark.score(upscaler, paths, used, gray_as_rgb)))
+                    entry["sets"][title] = evaluate(upscaler, paths, used, gray_as_rgb)
         results.insert(0 if name == "bicubic" else len(results), entry)
     show(out, results)
-    protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane"}
+    complete = not any(scored.failed for result in results for scored in result["sets"].values())
+    protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane", "complete": complete}
+    for result in results:
+        result["sets"] = {title: scored.to_json() for title, scored in result["sets"].items()}
     conclude(out, "evaluate", {**protocol, "results": results}, json_target)
+    if not complete:
+        context.exit(1)
 
 
 if __name__ == "__main__":

@@ -291,8 +291,8 @@ def main(
     if images and sizes:
         raise click.UsageError("--image and --size exclude each other")
     out = console(stderr=json_target == "-")
-    comparisons, skipped = _comparisons(names, record, options)
     pictures = [(path, read_input(path)) for path in images]
+    comparisons, skipped = _comparisons(names, record, options)
     rule = None if max_error is None else Rule.exact(max_error)
     reports, passed = [], True
     for name, *models in comparisons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import os
@@ -9,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -44,6 +45,7 @@ class Program(click.Command):
     """What runs as a program: Ctrl-C and SIGTERM end it soon (`ribsr.base.interrupt`), and `| head` in silence."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        _print_anything()
         if args or extra.get("args") is not None:  # called from Python, which has its own ways with signals
             return super().main(*args, **extra)
         interrupt.watch()
@@ -64,8 +66,47 @@ class Program(click.Command):
         return sys.exit(code)
 
 
+_PLAIN = {"→": "->", "≤": "<=", "≥": ">=", "×": "x", "…": "...", "–": "-", "—": "-", "·": "-", "²": "^2", "√": "sqrt "}
+"""What our lines hold that is not in every code page, and what says the same in ASCII."""
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding lacks: ASCII that says the same, else an escape such as \\u4e2d, or
+    \\xe9 for a byte of a file name that is no text. A handler for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if "\u2800" <= character <= "\u28ff":  # what rich's spinners turn
+        return "*"
+    if "\udc80" <= character <= "\udcff":  # how Python holds bytes that it could not decode
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error("ribsr.plainly", _plainly)
+
+
+def _print_anything() -> None:
+    """Lets no character end a command: redirected output has the code page of the system or of PYTHONIOENCODING."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ribsr.plainly")
+
+
 class Group(Program, click.Group):
     """A group of Commands."""
+
+
+class _Failure(click.ClickException):
+    """What ends a command, printed by `echo`: click would print it in UTF-8 where stderr is ASCII."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        echo(f"Error: {self.format_message()}", err=True)
 
 
 class Command(Program):
@@ -98,7 +139,7 @@ class Command(Program):
         except Exception as error:
             if verbose:
                 raise
-            raise click.ClickException(message(error)) from error
+            raise _Failure(message(error)) from error
 
 
 def _nobody_reads() -> int:
@@ -147,10 +188,12 @@ def _one_line(text: str) -> str:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Prints a line. What would act on the terminal is escaped; what it cannot show (`→`, the bytes of a name from
-    another system) becomes a `?`."""
-    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
-    click.echo(printable(text).encode(encoding, "replace").decode(encoding), err=err)
+    """Prints a line, also where no command of ours has begun. What would act on the terminal is escaped, and what it
+    cannot show is put in other characters."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # Named, since click prints in UTF-8 where a stream is ASCII.
+    click.echo(printable(text).encode(encoding, "ribsr.plainly").decode(encoding), file=stream)
 
 
 def report(error: Exception, line: str) -> None:

@@ -73,22 +73,24 @@ def checked(kind: type, values: Mapping[Any, Any], spelled: Mapping[str, str] | 
     number. A field that is a dataclass itself is a section, all of whose fields must be there. spelled: what the user's
     file calls a field, where that differs.
 
-    Raises ValueError, which names the field and what it may be: a value of another type, also NaN and infinity, and
-    text with control characters; an unknown field.
+    Raises ValueError, which names every field that is wrong, and what it may be: a value of another type, also NaN and
+    infinity, and text with control characters; an unknown field.
     """
     hints = get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise ValueError(f"unknown field {shown(name)}; there are {', '.join(sorted(hints))}")
-    converted = {}
+    converted, wrong = {}, []
     for name, value in values.items():
+        if name not in hints:
+            wrong.append(f"unknown field {shown(name)}; there are {', '.join(sorted(hints))}")
+            continue
         called = (spelled or {}).get(name, name)
         try:
             converted[name] = _convert(hints[name], value)
         except TypeError:
-            raise ValueError(f"{called} must be {_described(hints[name])}, got {shown(value)}") from None
+            wrong.append(f"{called} must be {_described(hints[name])}, got {shown(value)}")
         except ValueError as error:  # of a section
-            raise ValueError(f"{called}.{error}") from None
+            wrong.append(f"{called}.{error}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
     return converted
 
 

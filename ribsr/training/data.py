@@ -19,7 +19,7 @@ from torch import Tensor
 from ribsr import resize
 from ribsr.base.pictures import pictures_in, read_rgb
 from ribsr.base.sizes import Size
-from ribsr.benchmark import DataError
+from ribsr.benchmark import DataError, sidecars
 from ribsr.training.recipe import Folder
 
 
@@ -32,11 +32,14 @@ class Pair:
 
 
 def read_pairs(folders: Sequence[Folder], scale: int, crop: int, say: Callable[[str], None]) -> list[Pair]:
-    """All usable pictures of the folders. Those that are not are named to `say`, with the reason, and left out.
+    """All usable pictures of the folders: RGB of 8 bits, large enough. Others are named to `say`, with the reason, and
+    left out.
 
     crop: side of the low-resolution crops, which must fit into a picture. Raises DataError when none is usable.
     """
     jobs = [(path, folder.low) for folder in folders for path in pictures_in(Path(folder.high))]
+    if count := sidecars(Path(folder.high) for folder in folders):
+        say(f"skipped {count} sidecar files (._*), which are no pictures")
     pairs = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reading = [pool.submit(_read_pair, path, low, scale, crop) for path, low in jobs]
@@ -46,8 +49,7 @@ def read_pairs(folders: Sequence[Folder], scale: int, crop: int, say: Callable[[
         except DataError as error:  # one bad picture does not end the others
             say(f"skipped {error}")
     if not pairs:
-        where = ", ".join(folder.high for folder in folders) or "the recipe, whose train lists no folders"
-        raise DataError(f"no usable training pictures in {where}")
+        raise DataError(f"no usable training pictures in {', '.join(folder.high for folder in folders)}")
     return pairs
 
 

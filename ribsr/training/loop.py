@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 import csv
-import gc
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,19 +28,27 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ribsr import benchmark, checkpoint
 from ribsr.base import interrupt
-from ribsr.base.errors import RibsrError, first_line, shown
+from ribsr.base.errors import first_line, shown
 from ribsr.base.files import amount, atomic, check_folder, locked
-from ribsr.base.pictures import to_input, to_pixels
+from ribsr.base.pictures import pictures_in, to_input, to_pixels
+from ribsr.benchmark import DataError
 from ribsr.configs import CONFIGS
 from ribsr.layers import RIBModel
 from ribsr.models import build
 from ribsr.training import fast
 from ribsr.training.data import Batches, Crops, read_pairs, storage_device
+from ribsr.training.processes import Process, TrainingError, interruptions, joined
 from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 
 STATE_FORMAT = 1
 STATE_PARTS = {"recipe", "step", "model", "average", "optimizer"}
+
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""How tables are opened: sets have their folders' names, which need not be text."""
+
+MOST_NAMED = 5
+"""Pictures of the validation that are named where they cannot be scored; the others are counted."""
 
 FREE_FIELDS = ("output", "validation", "log_every", "validate_every", "save_every", "compile")
 """Fields of a recipe that may change between a run and its continuation: the weights do not depend on them.
@@ -56,92 +62,27 @@ def weights_path(recipe: Recipe) -> Path:
     return Path(recipe.output) / f"{recipe.network().name}-x{recipe.scale}.safetensors"
 
 
-class TrainingError(RibsrError, RuntimeError):
-    """A run that cannot start or go on; one line: what is wrong, where, what to do."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those of a run (`torchrun` starts one per GPU), and where it computes."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        """Whether it writes files and talks."""
-        return self.rank == 0
-
-
-@contextmanager
-def joined() -> Iterator[Process]:
-    """This process, joined with the others where torchrun has started it."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ:
-        yield Process(0, 1, device)
-        return
-    backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    distributed.init_process_group(backend, device_id=gpu)
-    try:
-        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
-        distributed.barrier()  # nobody leaves while the first process still validates
-    finally:
-        distributed.destroy_process_group()
-        # The run, a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
-        # they end with the interpreter.
-        gc.collect()
-
-
-@contextmanager
-def interruptions() -> Iterator[list[type[KeyboardInterrupt]]]:
-    """Yields a list to which Ctrl-C and SIGTERM only add what is to be raised for them, until the block ends; a second
-    Ctrl-C interrupts. Ignored signals stay ignored."""
-    came: list[type[KeyboardInterrupt]] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: object) -> None:
-        came.append(interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        if signal.SIGINT in before:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        if threading.current_thread() is threading.main_thread():  # others may not handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, note)
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     """Trains to the recipe's last step, or to the first one after `stop_after` seconds, and writes the state there.
 
-    Goes on from the output folder's state.pt if there is one. Raises TrainingError (another recipe's state there, loss
-    or weights not finite), CheckpointError, DataError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the
-    last step written (several processes stop at the next record).
+    Goes on from the output folder's state.pt if there is one. Raises DataError before anything takes long (`check`),
+    TrainingError (another recipe's state there, another run in the folder, loss or weights not finite),
+    CheckpointError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the last step written (several
+    processes stop at the next record, or are ended by `interrupt.watch` before it).
     """
-    with joined() as process:
-        if recipe.batch % process.world:
-            raise TrainingError(f"batch {recipe.batch} cannot be shared by {process.world} processes; change it")
-        sets = validation_sets(recipe) if process.first else {}
-        with alone(recipe, process):
-            Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
+    with joined() as process, ExitStack() as held:
+        sets: dict[str, list[Path]] = {}
+        with process.ahead():
+            if process.first:
+                sets = check(recipe, process.world)
+                held.enter_context(alone(Path(recipe.output)))
+        Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
 
 
 @contextmanager
-def alone(recipe: Recipe, process: Process) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Makes the output folder and holds it; nobody else may write there. Raises TrainingError if somebody does."""
-    folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
-    if not process.first:
-        yield
-        return
     check_folder(folder)
     with locked(folder / ".lock") as free:
         if not free:
@@ -152,7 +93,7 @@ def alone(recipe: Recipe, process: Process) -> Iterator[None]:
 
 
 class Run:
-    """A run in progress. sets: what `validation_sets` finds, in the first process."""
+    """A run in progress. sets: what `check` finds, in the first process."""
 
     def __init__(self, recipe: Recipe, process: Process, report: Report, sets: dict[str, list[Path]]):
         self.recipe, self.process, self.report, self.sets = recipe, process, report, sets
@@ -219,33 +160,42 @@ class Run:
 
     def go(self, stop_after: float | None) -> None:
         """The loop: updates, and now and then a record, a state, a validation."""
-        recipe, start = self.recipe, time.monotonic()
         self._resume_table("log.csv", "step", "loss", "lr", "steps_per_second")
         scored = self._resume_table("validation.csv", "step", "set", "psnr", "ssim")
         with interruptions() as came, interrupt.at_last(self.keep):
-            if self._due(recipe.validate_every) and scored != self.step:  # killed between state and validation
+            try:
+                if self._due(self.recipe.validate_every):
+                    self.validate(scored)
+                self._train(stop_after, came)
+            except RuntimeError:
+                if not came:
+                    raise
+                self.keep()  # another process ended first, by the same signal
+                raise came[0] from None
+
+    def _train(self, stop_after: float | None, came: list[type[KeyboardInterrupt]]) -> None:
+        recipe, start, stop = self.recipe, time.monotonic(), False
+        since, clock = self.step, start
+        while not stop and self.step < recipe.steps:
+            self.update()
+            if record := self._due(recipe.log_every):
+                loss = self.mean_loss(self.step - since)
+                rate = (self.step - since) / (time.monotonic() - clock)
+                lr = recipe.learning_rate(self.step - 1)
+                self._write_row("log.csv", self.step, f"{loss:.6g}", f"{lr:.4g}", f"{rate:.4g}")
+                self.report.progress(self.step, loss, rate)
+                since, clock = self.step, time.monotonic()
+            late = stop_after is not None and time.monotonic() - start > stop_after
+            late, interrupted = self._agree(late, bool(came), record)
+            stop = late or interrupted
+            if stop or self._due(recipe.save_every):
+                self.save()
+            if interrupted:
+                self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
+                raise came[0] if came else KeyboardInterrupt
+            if stop or self._due(recipe.validate_every):
                 self.validate()
-            stop, since, clock = False, self.step, time.monotonic()
-            while not stop and self.step < recipe.steps:
-                self.update()
-                if record := self._due(recipe.log_every):
-                    loss = self.mean_loss(self.step - since)
-                    rate = (self.step - since) / (time.monotonic() - clock)
-                    lr = recipe.learning_rate(self.step - 1)
-                    self._write_row("log.csv", self.step, f"{loss:.6g}", f"{lr:.4g}", f"{rate:.4g}")
-                    self.report.progress(self.step, loss, rate)
-                    since, clock = self.step, time.monotonic()
-                late = stop_after is not None and time.monotonic() - start > stop_after
-                late, interrupted = self._agree(late, bool(came), record)
-                stop = late or interrupted
-                if stop or self._due(recipe.save_every):
-                    self.save()
-                if interrupted:
-                    self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
-                    raise came[0] if came else KeyboardInterrupt
-                if stop or self._due(recipe.validate_every):
-                    self.validate()
-                    clock = time.monotonic()  # the rate is that of training alone
+                clock = time.monotonic()  # the rate is that of training alone
 
     def _due(self, every: int) -> bool:
         """Whether this is a step for what is done every so many steps, and after the last."""
@@ -353,26 +303,40 @@ class Run:
         if not self.process.first:
             return None
         if self.step > 0 and path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", **TEXT) as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
             kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.step]
-        with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
             csv.writer(file).writerows([columns, *kept])
         return int(kept[-1][0]) if kept else None
 
     def _write_row(self, name: str, *values: object) -> None:
         """To the CSV file of that name; the first value is the step."""
         if self.process.first:
-            with open(self.folder / name, "a", newline="", encoding="utf-8") as file:
+            with open(self.folder / name, "a", newline="", **TEXT) as file:
                 csv.writer(file).writerow(values)
 
-    def validate(self) -> None:
-        """Scores the averaged weights on the benchmark sets, which only the first process has."""
-        for name, paths in self.sets.items():
+    def validate(self, scored: int | None = None) -> None:
+        """Scores the averaged weights on the benchmark sets, in the first process; the others wait for it.
+
+        scored: the last step whose scores are written already, when the run goes on from it.
+        """
+        with self.process.ahead():
+            if self.process.first and scored != self.step:
+                for name, paths in self.sets.items():
+                    self._score(name, paths)
+
+    def _score(self, name: str, paths: list[Path]) -> None:
+        """One set's row; none where a picture cannot be read any more, or enlarged in this memory: a mean of the others
+        would mislead, and training goes on."""
+        try:
             scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
-            psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
-            self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
-            self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
+        except (DataError, torch.cuda.OutOfMemoryError, MemoryError) as error:
+            self.report.say(f"step {self.step}: {name} is not scored: {first_line(error)}")
+            return
+        psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
+        self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
+        self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
 
     def upscale(self, pixels: np.ndarray) -> np.ndarray:
         """The averaged model on an 8-bit picture [H, W, 3], in float32."""
@@ -381,13 +345,36 @@ class Run:
             return to_pixels(self.average(x).cpu().numpy())
 
 
-def validation_sets(recipe: Recipe) -> dict[str, list[Path]]:
-    """The benchmark sets of a run. Raises DataError now for what would end it at its first validation."""
-    sets = benchmark.find_sets(*map(Path, recipe.validation))
+def check(recipe: Recipe, world: int) -> dict[str, list[Path]]:
+    """The benchmark sets to validate on. Raises, before anything takes long, TrainingError where so many processes
+    cannot share a batch, and DataError that says what else would end the run later: all of it at once."""
+    if recipe.batch % world:
+        raise TrainingError(f"batch {recipe.batch} cannot be shared by {world} processes; change it")
+    if not recipe.train:
+        raise DataError("the recipe's train lists no folders of pictures; name some")
+    folders = dict.fromkeys(name for folder in recipe.train for name in (folder.high, folder.low) if name is not None)
+    wrong = [reason for name in folders if (reason := _unusable(Path(name)))]
+    sets: dict[str, list[Path]] = {}
+    try:
+        sets = benchmark.find_sets(*map(Path, recipe.validation))
+    except DataError as error:
+        wrong.append(str(error))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda path: benchmark.read_original(path, recipe.scale), chain(*sets.values())):
-            pass
+        reasons = pool.map(lambda path: benchmark.why_not(path, recipe.scale), chain(*sets.values()))
+    unscored = [reason for reason in reasons if reason]
+    wrong += unscored[:MOST_NAMED]
+    if more := unscored[MOST_NAMED:]:
+        wrong.append(f"and {len(more)} more pictures of validation")
+    if wrong:
+        raise DataError("; ".join(wrong))
     return sets
+
+
+def _unusable(folder: Path) -> str | None:
+    try:
+        return None if pictures_in(folder) else f"{folder}: holds no pictures"
+    except DataError as error:
+        return str(error)
 
 
 def read_state(path: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -71,26 +71,42 @@ class Recipe:
     save_every: int = 1_000
 
     def __post_init__(self) -> None:
+        if wrong := list(self._wrong()):
+            raise RecipeError("; ".join(wrong))
+
+    def _wrong(self) -> Iterator[str]:
+        """A line for each value that is none."""
         for name in ("steps", "batch", "crop", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+                yield f"{name} must be at least 1, got {getattr(self, name)}"
         for name in ("seed", "weight_decay"):
             if getattr(self, name) < 0:
-                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
+                yield f"{name} must not be negative, got {getattr(self, name)}"
+        if self.seed >= 2**63:
+            yield f"seed must be below 2**63, got {shown(self.seed)}"
         if self.batch * self.crop**2 > LARGEST_BATCH:
-            raise RecipeError(f"batch {self.batch} of crop {self.crop} is more than {LARGEST_BATCH} pixels")
+            yield f"batch {self.batch} of crop {self.crop} is more than {LARGEST_BATCH} pixels"
         if not 0 <= self.warmup <= self.steps:
-            raise RecipeError(f"warmup must be 0 to steps ({self.steps}), got {self.warmup}")
-        if not 0 < self.lr < math.inf or not 0 <= self.ema < 1:
-            raise RecipeError(f"lr must be positive and ema 0 to below 1, got {self.lr} and {self.ema}")
+            yield f"warmup must be 0 to steps ({self.steps}), got {self.warmup}"
+        if not 0 < self.lr < math.inf:
+            yield f"lr must be positive, got {self.lr}"
+        if not 0 <= self.ema < 1:
+            yield f"ema must be 0 to below 1, got {self.ema}"
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise RecipeError(f"betas must be 0 to below 1, got {list(self.betas)}")
+            yield f"betas must be 0 to below 1, got {list(self.betas)}"
         if min(self.milestones, default=0) < 0:
-            raise RecipeError(f"milestones must not be negative, got {list(self.milestones)}")
+            yield f"milestones must not be negative, got {list(self.milestones)}"
         if self.clip is not None and self.clip <= 0:
-            raise RecipeError(f"clip must be positive, or null for no limit, got {self.clip}")
+            yield f"clip must be positive, or null for no limit, got {self.clip}"
         if self.scale not in (2, 3, 4):
-            raise RecipeError(f"scale must be 2, 3 or 4, got {self.scale}")
+            yield f"scale must be 2, 3 or 4, got {self.scale}"
+        for name, paths in self._paths().items():
+            if "" in paths:
+                yield f"{name} must name a path, got an empty text"
+
+    def _paths(self) -> dict[str, list[str | None]]:
+        folders = [name for folder in self.train for name in (folder.high, folder.low)]
+        return {"output": [self.output], "init": [self.init], "train": folders, "validation": [*self.validation]}
 
     def network(self) -> Config:
         """The configuration to train. Raises RecipeError when there is none, or its file cannot be read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,34 @@ def test_sets_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
     assert benchmark.find_sets(one.parent, tmp_path / "two") == expected
 
 
-def test_what_the_reader_refuses_is_not_scored(tmp_path: Path) -> None:
+def test_nothing_is_cut_for_a_score(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "deep.png")
+    Image.new("LA", (40, 40)).save(tmp_path / "alpha.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "key.png", transparency=(1, 2, 3))
-    for name in ("deep.png", "key.png"):
-        with pytest.raises(DataError, match=rf"{name}: has "):
+    pages = [Image.new("RGB", (40, 40), (value, 0, 0)) for value in (1, 2, 3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    for name, kind in (
+        ("deep.png", "has 16 bits"),
+        ("alpha.png", "has|is gray with an alpha"),
+        ("key.png", "has"),
+        ("pages.tif", "holds 3"),
+    ):
+        assert re.search(rf"{name}: ({kind})", str(benchmark.why_not(tmp_path / name, 2)))
+        with pytest.raises(DataError, match=rf"{name}: ({kind})"):
             list(benchmark.score(benchmark.bicubic(2), [tmp_path / name], 2))
+
+
+def test_a_gray_picture_stays_a_plane(tmp_path: Path) -> None:
+    assert benchmark.read_original(photograph(tmp_path / "gray.png", gray=True), 1).shape == (60, 71)
+    assert benchmark.why_not(tmp_path / "gray.png", 2) is None
+
+
+def test_sidecars_are_no_pictures_and_counted(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "1.png")
+    for name in ("._1.png", "._2.PNG", "._notes.txt", "._DS"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert benchmark.find_sets(tmp_path) == {tmp_path.name: [path]}
+    assert benchmark.sidecars([tmp_path]) == 2
 
 
 def test_pictures_are_scored_upright(tmp_path: Path) -> None:

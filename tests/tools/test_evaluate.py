@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from engines import OutOfMemory
 from ribsr.base.files import sha256
 from tests.engines import fakes
 from tools.evaluate import main
@@ -89,6 +90,57 @@ def test_what_cannot_be_scored_is_an_error(benchmark: Path) -> None:
         assert result.exit_code == 1
         assert result.stderr.splitlines()[-1].startswith(message)
     assert "nothing to evaluate" in run().stderr
+
+
+def test_a_picture_that_cannot_be_scored_ends_nothing(benchmark: Path) -> None:
+    folder = benchmark / "sets" / "A" / "HR"
+    (mean,) = [result["sets"]["A"]["psnr"] for result in report("--bicubic")["results"]]
+    Image.new("RGBA", (40, 40)).save(folder / "0.png")
+    (folder / "9.png").write_bytes(b"\x89PNG broken")
+    (folder / "._1.png").touch()
+    result = run("x2.pt", "--bicubic", "--json", "-")
+    assert result.exit_code == 1
+    errors = [line.split("/HR/")[1] for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert [line.split(":")[0] for line in errors] == ["0.png", "9.png"] * 2
+    seen = json.loads(result.stdout)
+    assert seen["complete"] is False
+    for one in seen["results"]:
+        assert [of["picture"] for of in one["sets"]["A"]["pictures"]] == ["1.png", "2.png"]
+        assert [of["picture"] for of in one["sets"]["A"]["failed"]] == ["0.png", "9.png"]
+        assert one["sets"]["B"]["failed"] == []
+    assert seen["results"][0]["sets"]["A"]["psnr"] == mean
+    shown = run("--bicubic")
+    assert f"{mean:.3f} / " in shown.stdout
+    assert shown.stdout.count("(2 of 4)") == 1
+    assert "Note: 1 sidecar files (._*) are skipped" in shown.stdout
+
+
+def test_a_set_without_a_score_has_no_mean(benchmark: Path) -> None:
+    path = benchmark / "sets" / "B" / "HR" / "3.png"
+    path.write_bytes(path.read_bytes()[:100])
+    result = run("--bicubic", "--json", "-")
+    assert result.exit_code == 1
+    of = json.loads(result.stdout)["results"][0]["sets"]["B"]
+    assert (of["psnr"], of["ssim"], of["pictures"], len(of["failed"])) == (None, None, [], 1)
+    assert "- (0 of 1)" in run("--bicubic").stdout
+
+
+def test_a_picture_too_large_for_the_memory_ends_nothing(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.ort import ORTEngine
+
+    really = ORTEngine.run
+
+    def limited(self: ORTEngine, x: np.ndarray) -> np.ndarray:
+        if x.shape[-1] == 30:  # of A's first picture
+            raise OutOfMemory("x2.onnx: out of memory")
+        return really(self, x)
+
+    monkeypatch.setattr(ORTEngine, "run", limited)
+    result = run("x2.onnx", "--json", "-")
+    assert result.exit_code == 1
+    assert "Error: sets/A/HR/1.png: x2.onnx: out of memory" in result.stderr
+    of = json.loads(result.stdout)["results"][0]["sets"]["A"]
+    assert [one["picture"] for one in of["pictures"]] == ["2.png"]
 
 
 def test_gray_pictures_follow_the_convention_asked_for(benchmark: Path) -> None:

@@ -67,6 +67,28 @@ def test_it_runs_from_a_clone_and_finds_all_models(folder: Path) -> None:
     assert os.access(ROOT / "tools" / "parity.py", os.X_OK)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_the_table_goes_through_any_code_page(folder: Path, encoding: str) -> None:
+    program = [sys.executable, ROOT / "tools" / "parity.py", "x2.pt", "x2.onnx"]
+    environment = {**os.environ, "PYTHONPATH": "", "PYTHONIOENCODING": encoding}
+    result = subprocess.run(program, capture_output=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    (row,) = [line for line in result.stdout.decode("ascii").splitlines() if line.startswith("|x2.onnx")]
+    assert "max <= 0.0001" in row
+    assert row.endswith("pass|")
+
+
+def test_pictures_are_compared_as_their_reader_takes_them(folder: Path) -> None:
+    for kind, name in (("L", "gray"), ("I;16", "deep"), ("RGBA", "alpha")):
+        Image.new(kind, (24, 20)).save(f"{name}.png")
+    code, seen = report("x2.pt", "x2.onnx", "--image", "gray.png", "--image", "deep.png")
+    assert code == 0
+    assert list(seen["comparisons"][0]["models"][0]["pictures"]) == ["gray.png", "deep.png"]
+    result = run("gone.pt", "x2.onnx", "--image", "alpha.png")  # before models are opened
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: alpha.png: has an alpha channel")
+
+
 def test_right_models_pass(folder: Path) -> None:
     code, seen = report("x2.pt", "x2.onnx", "x2.fp16.onnx", "x2.pt@bf16")
     assert code == 0

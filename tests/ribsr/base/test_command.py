@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -16,6 +19,8 @@ from ribsr.base.errors import RibsrError
 from ribsr.base.installation import pip_install
 from ribsr.base.interrupt import Terminated
 from ribsr.base.pictures import PictureError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Group(Exception):
@@ -98,9 +103,61 @@ def test_extras_install_what_they_are_named_for() -> None:
             assert f'"{named.get(package, package.replace("_", "-"))}' in line, (package, extra)
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "caf? → é"), ("latin-1", "caf? ? é"), ("ascii", "caf? ? ?")])
-def test_what_a_terminal_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", r"caf\xe9 ≤ é 中"), ("latin-1", r"caf\xe9 <= é \u4e2d"), ("ascii", r"caf\xe9 <= \xe9 \u4e2d")],
+)
+def test_what_a_terminal_lacks_is_put_in_other_characters(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding, errors="strict"))
-    echo("caf\udce9 → é")
+    echo("caf\udce9 ≤ é 中")
     assert written.getvalue().decode(encoding) == f"{shown}\n"
+
+
+PRINTS_ANYTHING = """
+import click, warnings
+from rich.console import Console
+from ribsr.base.command import Command, echo
+
+@click.command(cls=Command, help="Help with ≤.")
+def main():
+    name = "caf\\udce9 → ≤ é 中 😀"
+    print(name)
+    click.echo(name)
+    click.echo(name, err=True)
+    echo(name)
+    for stderr in (False, True):
+        console = Console(stderr=stderr, force_terminal=True)
+        console.print(name, markup=False)
+        with console.status(name):
+            console.print("in between")
+    warnings.warn(name)
+    raise ValueError(name)
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "code_page",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252:strict"},
+        {"PYTHONIOENCODING": "utf-8:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=str,
+)
+def test_no_character_ends_a_command(tmp_path: Path, code_page: dict[str, str]) -> None:
+    """Wherever it is printed, and by whom: the last line is the command's own error, and nothing before it is lost."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON"))}
+    environment = {**clean, **code_page, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "program.py").write_text(PRINTS_ANYTHING, encoding="utf-8")
+    program = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(program, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"Unicode" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(rb"Error: caf\xe9 ")
+    assert done.stdout.count(b"caf") >= 4

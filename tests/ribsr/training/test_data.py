@@ -90,13 +90,16 @@ def test_unusable_pictures_are_named_and_skipped(tmp_path: Path) -> None:
     Image.fromarray(noise(40, 40)[..., 0]).save(tmp_path / "gray.png")
     Image.fromarray(noise(40, 40)).convert("RGBA").save(tmp_path / "alpha.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    (tmp_path / "notes.txt").touch()
+    Image.fromarray(noise(40, 40)[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
+    for name in ("notes.txt", "._good.png", "._small.png"):
+        (tmp_path / name).touch()
     said: list[str] = []
     (pair,) = read_pairs([Folder(str(tmp_path))], 2, 8, said.append)
     assert (pair.low.shape, pair.high.shape) == ((16, 20, 3), (32, 40, 3))
     np.testing.assert_array_equal(pair.low, resize.downscale(pair.high, 2))
+    assert said.pop(0) == "skipped 2 sidecar files (._*), which are no pictures"
     reasons = {line.split(".")[0].rsplit("/", 1)[1]: line for line in said}
-    assert sorted(reasons) == ["alpha", "broken", "gray", "small"]
+    assert sorted(reasons) == ["alpha", "broken", "deep", "gray", "small"]
     assert "is gray" in reasons["gray"]
     assert "15x33" not in reasons["small"]
     assert "14x32 is too small for crops of 16 pixels" in reasons["small"]

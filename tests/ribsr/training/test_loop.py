@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,47 +20,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 import ribsr
-from ribsr import configs
 from ribsr.base.errors import RibsrError
 from ribsr.base.files import locked
 from ribsr.benchmark import DataError
-from ribsr.configs import SSTConfig
 from ribsr.training import fast, recipe
 from ribsr.training.loop import Run, TrainingError, initial_model, read_state, train
 from ribsr.training.recipe import Folder, Recipe
 from ribsr.training.report import Report
+from tests.ribsr.training.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
-
-TINY = SSTConfig("tiny", 6, (2, 2), (4, 8), (4, 4), 1, 1.5, "direct")
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> Recipe:
-    """Six steps of the tiny network on two photographs; validated on one."""
-    (tmp_path / "pictures").mkdir()
-    for name in ("chelsea", "coffee"):
-        image = Image.open(ROOT / "engines" / "samples" / f"{name}.png")
-        image.crop((40, 40, 120, 110)).save(tmp_path / "pictures" / f"{name}.png")
-    (tmp_path / "tiny.json").write_text(json.dumps(configs.to_dict(TINY)))
-    return Recipe(
-        model=str(tmp_path / "tiny.json"),
-        output=str(tmp_path / "run"),
-        train=(Folder(str(tmp_path / "pictures")),),
-        steps=6,
-        batch=4,
-        crop=8,
-        lr=1e-2,
-        warmup=2,
-        schedule="cosine",
-        clip=1.0,
-        ema=0.9,
-        precision="fp32",
-        compile=False,
-        log_every=2,
-        save_every=3,
-        validate_every=3,
-    )
 
 
 class Said(Report):
@@ -233,6 +202,52 @@ def test_a_run_killed_before_its_validation_makes_up_for_it(
         assert [row[0] for row in rows(killed, "validation.csv")] == ["step", "3"]
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_where_another_process_ends_first_the_last_step_is_kept(plan: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes get a signal; one that waits for another, which has ended by it, gets an error instead."""
+    update, said = Run.update, Said()
+
+    def deserted(run: Run) -> None:
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("Connection closed by peer")
+        update(run)
+
+    monkeypatch.setattr(Run, "update", deserted)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, None, said)
+    assert state(plan)["step"] == 4
+    assert "interrupted: step 4 is in" in said.lines[-1]
+
+
+def test_a_picture_that_goes_missing_ends_no_run(plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(tmp_path / "pictures", tmp_path / name)
+    update, said = Run.update, Said()
+
+    def losing(run: Run) -> None:
+        (tmp_path / "a" / "coffee.png").unlink(missing_ok=True)
+        update(run)
+
+    monkeypatch.setattr(Run, "update", losing)
+    train(replace(plan, validation=(str(tmp_path / "a"), str(tmp_path / "b"))), None, said)
+    assert [row[:2] for row in rows(plan, "validation.csv")[1:]] == [["3", "b"], ["6", "b"]]
+    (line,) = (line for line in said.lines if line.startswith("step 6: a "))
+    assert line == f"step 6: a is not scored: {tmp_path / 'a' / 'coffee.png'}: no such file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text here")
+def test_names_that_are_no_text_end_no_run(plan: Recipe, tmp_path: Path) -> None:
+    odd = replace(plan, output=str(tmp_path / "run\udce9"), validation=(str(tmp_path / "set\udce9"),))
+    shutil.copytree(tmp_path / "pictures", odd.validation[0])
+    train(replace(odd, steps=3, warmup=0), None, Report())
+    before = (Path(odd.output) / "validation.csv").read_bytes()
+    assert b"\n3,set\xe9," in before
+    train(replace(odd, steps=3, warmup=0), None, Report())
+    assert (Path(odd.output) / "validation.csv").read_bytes() == before
+    assert (Path(odd.output) / "tiny-x2.safetensors").exists()
+
+
 def test_divergence_keeps_the_last_good_state(plan: Recipe) -> None:
     train(replace(plan, steps=3, warmup=3, schedule="multistep"), None, Report())
     path = Path(plan.output) / "state.pt"
@@ -289,6 +304,7 @@ def test_another_recipe_or_a_damaged_state_is_refused(plan: Recipe) -> None:
     ("kind", "message"),
     [
         (None, r"odd: there is no such folder"),
+        ("empty", r"odd: holds no pictures"),
         ("RGBA", r"z\.png: has an alpha channel"),
         ("small", r"z\.png: 12x30 is too small: SSIM needs 11x11 inside a border of 2 pixels"),
     ],
@@ -298,10 +314,31 @@ def test_what_would_end_the_first_validation_ends_the_run_before_its_first_step(
 ) -> None:
     if kind is not None:
         (tmp_path / "odd").mkdir()
+    if kind not in (None, "empty"):
         image = Image.new("RGB", (12, 30)) if kind == "small" else Image.new(kind, (40, 40))
         image.save(tmp_path / "odd" / "z.png")
     with pytest.raises(DataError, match=message):
         train(replace(plan, validation=(str(tmp_path / "pictures"), str(tmp_path / "odd"))), None, Report())
+    assert not Path(plan.output).exists()
+
+
+def test_all_that_would_end_a_run_is_said_at_once(plan: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "set").mkdir()
+    Image.new("RGBA", (40, 40)).save(tmp_path / "set" / "alpha.png")
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "set" / "deep.png")
+    Image.new("L", (40, 40)).save(tmp_path / "set" / "gray.png")
+    folders = (*plan.train, Folder(str(tmp_path / "empty"), str(tmp_path / "nowhere")))
+    with pytest.raises(DataError) as caught:
+        train(replace(plan, train=folders, validation=(str(tmp_path / "set"),)), None, Report())
+    told = str(caught.value).split("; ")
+    assert f"{tmp_path / 'empty'}: holds no pictures" in told
+    assert f"{tmp_path / 'nowhere'}: there is no such folder" in told
+    assert [line.split("/")[-1] for line in told if "/set/" in line] == [
+        "alpha.png: has an alpha channel", "deep.png: has 16 bits per channel",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="the recipe's train lists no folders of pictures"):
+        train(replace(plan, train=()), None, Report())
     assert not Path(plan.output).exists()
 
 

@@ -102,6 +102,20 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
         ("model: sst\ntrain: [{high: a, 3: b}]", "train must list folders"),
         ("model: sst\n3: 4", "unknown field 3; there are"),
         ("model: sst\na: 2001-99-99", "not YAML"),
+        ("model: sst\nseed: 1e30", "seed must be below 2**63, got 1000000"),
+        ("model: sst\noutput: ''", "output must name a path, got an empty text"),
+        ("model: sst\ntrain: [a, '']", "train must name a path"),
+        ("model: sst\ntrain: [{high: a, low: ''}]", "train must name a path"),
+        ("model: sst\nvalidation: ['']", "validation must name a path"),
+        ("model: sst\ninit: ''", "init must name a path"),
+        (
+            "model: sst\nlr: fast\nsteps: 2.5\nspeed: 9",
+            "lr must be a number, got 'fast'; steps must be a whole number, got 2.5; unknown field 'speed'; there are",
+        ),
+        (
+            "model: sst\nbatch: 0\nclip: -1\nema: 1",
+            "batch must be at least 1, got 0; ema must be 0 to below 1, got 1.0; clip must be positive, or null",
+        ),
     ],
 )
 def test_nonsense_is_named(tmp_path: Path, text: str, message: str) -> None:

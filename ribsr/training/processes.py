@@ -1,0 +1,111 @@
+"""The processes of a run: `torchrun` starts one per GPU, and signals reach all of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ribsr.base import interrupt
+from ribsr.base.errors import RibsrError
+
+PATIENCE = timedelta(days=365)
+"""How long processes wait for the first one: as long as it lives, unlike NCCL, which gives up after ten minutes."""
+
+FAREWELL = 5
+"""Seconds for which processes outlive the first one where it fails: torchrun ends all of them as soon as one has ended,
+and what the first one says must not be cut off."""
+
+
+class TrainingError(RibsrError, RuntimeError):
+    """A run that cannot start or go on; one line: what is wrong, where, what to do."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of a run, and where it computes. waiting: the group in which others wait for the first
+    one; None where there are no others."""
+
+    rank: int
+    world: int
+    device: torch.device
+    waiting: distributed.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether it writes files and talks."""
+        return self.rank == 0
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """What the first process does in this block, the others wait for at its end, however long it takes.
+
+        Raises TrainingError in the others where it fails in the first.
+        """
+        failed = torch.ones(1)
+        try:
+            yield
+            failed.zero_()
+        finally:
+            if self.waiting is not None:
+                distributed.broadcast(failed, 0, group=self.waiting)
+        if failed.item():
+            time.sleep(FAREWELL)
+            raise TrainingError("the first process cannot go on; what it says tells why")
+
+
+@contextmanager
+def joined() -> Iterator[Process]:
+    """This process, joined with the others where torchrun has started it."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield Process(0, 1, device)
+        return
+    backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    distributed.init_process_group(backend, device_id=gpu)
+    try:
+        waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(waiting, distributed.ProcessGroup)  # which it is in every process of the group
+        yield Process(distributed.get_rank(), distributed.get_world_size(), device, waiting)
+    finally:
+        distributed.destroy_process_group()
+        # The run, a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
+        # they end with the interpreter.
+        gc.collect()
+
+
+@contextmanager
+def interruptions() -> Iterator[list[type[KeyboardInterrupt]]]:
+    """Yields a list to which Ctrl-C and SIGTERM only add what is to be raised for them, until the block ends; a second
+    Ctrl-C interrupts, but not below torchrun, which sends every process once more what the terminal has sent it.
+    Ignored signals stay ignored."""
+    came: list[type[KeyboardInterrupt]] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        came.append(interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        if signal.SIGINT in before and "WORLD_SIZE" not in os.environ:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, note)
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

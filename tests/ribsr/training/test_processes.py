@@ -1,0 +1,116 @@
+"""Runs of two processes, as torchrun starts them: who waits for whom, and how all of them end."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ribsr.base.files import locked
+from ribsr.training import recipe
+from ribsr.training.loop import read_state
+from ribsr.training.processes import interruptions
+from ribsr.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[3]
+IMPATIENT = str(Path(__file__).with_name("impatient.py"))
+
+if os.name != "posix":
+    pytest.skip("signals and torchrun as on POSIX systems", allow_module_level=True)
+
+
+def start(folder: Path, plan: Recipe, *program: str) -> subprocess.Popen[str]:
+    """`torchrun --nproc-per-node 2 PROGRAM recipe.yaml`, in a process group of its own, as a terminal starts it."""
+    import yaml
+
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(plan)))
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            *program,
+            "recipe.yaml",
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def test_others_wait_for_a_validation_longer_than_any_collective_may_take(plan: Recipe, tmp_path: Path) -> None:
+    plan = replace(plan, steps=4, validate_every=2, validation=(str(tmp_path / "pictures"),))
+    run = start(tmp_path, plan, IMPATIENT)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
+    with open(Path(plan.output) / "validation.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["step", "2", "4"]
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_a_signal_ends_all_processes_and_the_last_step_is_kept(plan: Recipe, tmp_path: Path, to_all: bool) -> None:
+    """Ctrl-C reaches every process, and torchrun sends it to them once more; `kill` reaches torchrun alone."""
+    plan = replace(plan, steps=10**9, log_every=10**8, save_every=10**8, validate_every=10**8, clip=None)
+    run = start(tmp_path, plan, "-m", "ribsr", "train")
+    try:
+        while not (Path(plan.output) / "validation.csv").exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        time.sleep(5)  # some steps
+        os.killpg(run.pid, signal.SIGINT) if to_all else os.kill(run.pid, signal.SIGTERM)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    state = read_state(Path(plan.output) / "state.pt", plan)
+    assert state is not None
+    assert f"interrupted: step {state['step']} is in " in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)  # nobody is left
+
+
+def test_a_second_run_into_a_folder_is_refused_by_its_first_process_alone(plan: Recipe, tmp_path: Path) -> None:
+    Path(plan.output).mkdir()
+    with locked(Path(plan.output) / ".lock"):
+        run = start(tmp_path, plan, "-m", "ribsr", "train")
+        _, errors = run.communicate(timeout=300)
+    assert run.returncode == 1
+    told = [line for line in errors.splitlines() if line.startswith("Error: ")]
+    assert told == [
+        f"Error: {plan.output}: another run is training into this folder; wait for it, stop it, or give another output"
+    ]
+    assert [path.name for path in Path(plan.output).iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("below_torchrun", [False, True])
+def test_a_second_interrupt_is_the_first_once_more_below_torchrun(
+    monkeypatch: pytest.MonkeyPatch, below_torchrun: bool
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if below_torchrun:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    came: list[type[KeyboardInterrupt]] = []
+    interrupted = False
+    try:
+        with interruptions() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        interrupted = True
+    assert interrupted is not below_torchrun
+    assert set(came) == {KeyboardInterrupt}
