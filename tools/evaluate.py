@@ -164,6 +164,10 @@ def main(
     if count := benchmark.sidecars({path.parent for paths in sets.values() for path in paths}):
         out.print(f"Note: {count} sidecar files (._*) are skipped; they are no pictures", soft_wrap=True)
     results: list[dict[str, Any]] = []
+    if len(names) > 1:  # one that cannot be opened, or has another scale, is to be known before minutes of work
+        for name in names:
+            with opened(name, scale, options) as (_, entry):
+                scale = int(entry["description"]["scale"]) if entry["description"] else scale
     for name in [*names, *(["bicubic"] if bicubic else [])]:  # bicubic has no scale of its own
         with opened(name, scale, options) as (upscaler, entry):
             scale = used = int(entry["description"]["scale"]) if entry["description"] else scale or DEFAULT_SCALE

@@ -151,11 +151,15 @@ def test_gray_pictures_follow_the_convention_asked_for(benchmark: Path) -> None:
     assert difference == pytest.approx(1.322, abs=1e-3)
 
 
-def test_the_scale_is_that_of_the_first_model(benchmark: Path) -> None:
+def test_the_scale_is_that_of_the_first_model(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.write_checkpoint(Path("x3.pt"), scale=3)
     seen = report("x3.pt", "--bicubic")
     assert (seen["scale"], seen["border"]) == (3, 3)
     assert [result["file"] for result in seen["results"]] == ["bicubic", "x3.pt"]
-    result = run("x3.pt", "x2.pt")
-    assert result.exit_code == 1
-    assert "Error: x2.pt: enlarges x2, not x3" in result.stderr
+    scored: list[str] = []
+    monkeypatch.setattr("tools.evaluate.evaluate", lambda *_: scored.append("x"))
+    for last, message in (("x2.pt", "x2.pt: enlarges x2, not x3"), ("gone.onnx", "gone.onnx: no such file")):
+        result = run("x3.pt", last)
+        assert result.exit_code == 1
+        assert f"Error: {message}" in result.stderr
+    assert not scored  # known before the first is
