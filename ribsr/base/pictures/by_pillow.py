@@ -158,12 +158,15 @@ def from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Where it says one; Pillow makes up 72 or 96 for some files that say none."""
-    if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit") and 0x011A not in image.getexif():
-        return None
+    """Where the file says one. Of JPEGs that leave it to EXIF, Pillow takes one number for both, or makes up 72."""
     try:
-        across, down = map(float, image.info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
+            exif = image.getexif()
+            unit = {2: 1.0, 3: 2.54}[exif.get(0x0128, 2)]
+            across, down = unit * float(exif[0x011A]), unit * float(exif[0x011B])
+        else:
+            across, down = map(float, image.info["dpi"])
+    except Exception:  # noqa: BLE001 (what Pillow raises for EXIF that is none is of nearly any type)
         return None
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
