@@ -63,11 +63,24 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
             pixels, profile = _shown(image)
         if kind == "AVIF" and avif.is_gray(file) and pixels.ndim == 3:  # Pillow has them as RGB if they have alpha
             pixels = pixels[..., 0] if pixels.shape[2] == 3 else pixels[..., [0, -1]]
-        if kind == "BMP" and _has_fourth(file, image):
-            dropped.append("a fourth byte in each pixel, which may be alpha")
+        if kind == "BMP":
+            profile = _bmp_profile(file)
+            if _has_fourth(file, image):
+                dropped.append("a fourth byte in each pixel, which may be alpha")
         cicp = avif.cicp(file) if kind == "AVIF" and profile is None else None
         colour = Colour(icc_profile=profile, cicp=cicp, dpi=_dpi(image))
         return Found(pixels, colour, orientation(image), tuple(dropped))
+
+
+def _bmp_profile(file: BinaryIO) -> bytes | None:
+    """That of a BMP whose header is of version 5, which Pillow passes over."""
+    file.seek(0)
+    head = file.read(138)
+    if len(head) < 138 or int.from_bytes(head[14:18], "little") < 124 or head[70:74] != b"DEBM":  # an embedded one
+        return None
+    offset, length = (int.from_bytes(head[at : at + 4], "little") for at in (126, 130))
+    file.seek(14 + offset)
+    return file.read(min(length, 2**26)) or None
 
 
 def _has_fourth(file: BinaryIO, image: Image.Image) -> bool:
@@ -145,12 +158,15 @@ def from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Where it says one; Pillow makes up 72 or 96 for some files that say none."""
-    if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit") and 0x011A not in image.getexif():
-        return None
+    """Where the file says one. Of JPEGs that leave it to EXIF, Pillow takes one number for both, or makes up 72."""
     try:
-        across, down = map(float, image.info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
+            exif = image.getexif()
+            unit = {2: 1.0, 3: 2.54}[exif.get(0x0128, 2)]
+            across, down = unit * float(exif[0x011A]), unit * float(exif[0x011B])
+        else:
+            across, down = map(float, image.info["dpi"])
+    except Exception:  # noqa: BLE001 (what Pillow raises for EXIF that is none is of nearly any type)
         return None
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 

@@ -365,6 +365,31 @@ def test_resolutions_and_none_that_is_made_up(tmp_path: Path, kind: str) -> None
         exif = Image.Exif()
         exif[0x0112] = 1
         assert read(tmp_path, by_pillow(RGB, kind, exif=exif)).colour.dpi is None
+        exif[0x011A], exif[0x011B] = 240.0, 120.0
+        assert read(tmp_path, by_pillow(RGB, kind, exif=exif)).colour.dpi == (240, 120)
+        exif[0x0128] = 3
+        assert read(tmp_path, by_pillow(RGB, kind, exif=exif)).colour.dpi == pytest.approx((609.6, 304.8))
+        exif[0x0128] = 1  # a ratio
+        assert read(tmp_path, by_pillow(RGB, kind, exif=exif)).colour.dpi is None
+
+
+def test_profiles_of_bmp(tmp_path: Path) -> None:
+    plain = by_pillow(RGB, "BMP")
+    start, pixels = 14 + 124, plain[54:]
+    head = struct.pack("<2sIII", b"BM", start + len(pixels) + len(SRGB), 0, start)
+    info = struct.pack("<I", 124) + plain[18:54] + bytes(16) + b"DEBM" + bytes(48)
+    info += struct.pack("<IIII", 4, 124 + len(pixels), len(SRGB), 0)
+    picture = read(tmp_path, head + info + pixels + SRGB)
+    same(picture.pixels, RGB)
+    assert picture.colour.icc_profile == SRGB
+
+
+def test_a_fourth_byte_in_bmp_is_told(tmp_path: Path) -> None:
+    opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    for array, told in ((opaque, False), (made.pixels(4), True)):
+        picture = read(tmp_path, by_pillow(array, "BMP"))
+        same(picture.pixels, array[..., :3].copy("C"))
+        assert bool(picture.dropped) == told
 
 
 def test_profiles_of_other_channels_are_dropped_and_told(tmp_path: Path) -> None:
@@ -568,18 +593,23 @@ def test_pictures_that_end_too_early_are_refused(tmp_path: Path, suffix: str) ->
         assert refused(tmp_path, whole[:length])
 
 
-@pytest.mark.parametrize(("channels", "depth"), ALL)
-@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize(
+    ("suffix", "channels", "depth"),
+    [
+        (suffix, channels, depth)
+        for suffix in WRITTEN
+        for channels, depth in ALL
+        if (channels in (1, 3) or suffix in (".png", ".webp", ".tiff", ".avif"))
+        and (depth == 8 or suffix in (".png", ".tiff", ".ppm"))
+    ],
+)
 def test_damaged_pictures_are_read_or_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str, channels: int, depth: int
 ) -> None:
     """Another exception than PictureError, or a line on the terminal, fails. Only PNG has checksums over everything."""
     path = tmp_path / f"a{suffix}"
     array = made.pixels(channels, depth, (24, 20))
-    try:
-        write_picture(path, Picture(array))
-    except PictureError:
-        pytest.skip("the format has no such pictures")
+    write_picture(path, Picture(array))
     whole, rng = path.read_bytes(), np.random.default_rng(depth)
     for _ in range(40):
         data = bytearray(whole)
