@@ -11,6 +11,10 @@ _SRGB = {(primaries, transfer) for primaries in (1, 2) for transfer in (2, 13)}
 """sRGB and unspecified, which is taken for it."""
 
 
+_BEGINNING = 2**20
+"""Bytes, in which the `meta` box nearly always is."""
+
+
 def depth(file: BinaryIO) -> int:
     """8, 10 or 12; of several pictures in the file the most."""
     boxes = _boxes(file, b"av1C")
@@ -34,20 +38,23 @@ def cicp(file: BinaryIO) -> tuple[int, int, int, int] | None:
 
 
 def deep_pixels(file: BinaryIO) -> np.ndarray:
-    """Of 10 or 12 bits as uint16, all of its range, not turned."""
+    """Of 10 or 12 bits as uint16, all of its range, not turned; uint8 if it has just 8."""
     import imagecodecs
 
     file.seek(0)
     pixels = imagecodecs.avif_decode(file.read())
+    if pixels.dtype == np.uint8:  # what is deep is another picture of the file
+        return pixels
     most = 2 ** depth(file) - 1
     wide = pixels.astype(np.uint32) * 65535
     return ((wide + most // 2) // most).astype(np.uint16)
 
 
 def _boxes(file: BinaryIO, kind: bytes) -> list[bytes]:
-    """What follows each such name in the `meta` box, 12 bytes of it."""
+    """What follows each such name before the pixels, 12 bytes of it; in all of the file where nothing stands before."""
     file.seek(0)
-    head = file.read(2**20)
-    end = head.find(b"mdat")
-    meta = head[: end if end >= 0 else None]
-    return [part[:12] for part in meta.split(kind)[1:]]
+    head = file.read(_BEGINNING)
+    described = head.split(b"mdat")[0]
+    if b"av1C" not in described:
+        described = head + file.read()
+    return [part[:12] for part in described.split(kind)[1:]]

@@ -63,11 +63,24 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
             pixels, profile = _shown(image)
         if kind == "AVIF" and avif.is_gray(file) and pixels.ndim == 3:  # Pillow has them as RGB if they have alpha
             pixels = pixels[..., 0] if pixels.shape[2] == 3 else pixels[..., [0, -1]]
-        if kind == "BMP" and _has_fourth(file, image):
-            dropped.append("a fourth byte in each pixel, which may be alpha")
+        if kind == "BMP":
+            profile = _bmp_profile(file)
+            if _has_fourth(file, image):
+                dropped.append("a fourth byte in each pixel, which may be alpha")
         cicp = avif.cicp(file) if kind == "AVIF" and profile is None else None
         colour = Colour(icc_profile=profile, cicp=cicp, dpi=_dpi(image))
         return Found(pixels, colour, orientation(image), tuple(dropped))
+
+
+def _bmp_profile(file: BinaryIO) -> bytes | None:
+    """That of a BMP whose header is of version 5, which Pillow passes over."""
+    file.seek(0)
+    head = file.read(138)
+    if len(head) < 138 or int.from_bytes(head[14:18], "little") < 124 or head[70:74] != b"DEBM":  # an embedded one
+        return None
+    offset, length = (int.from_bytes(head[at : at + 4], "little") for at in (126, 130))
+    file.seek(14 + offset)
+    return file.read(min(length, 2**26)) or None
 
 
 def _has_fourth(file: BinaryIO, image: Image.Image) -> bool:

@@ -15,6 +15,9 @@ from ribsr.base.sizes import Size
 CHANNELS = {b"P5": 1, b"P6": 3}
 """Of the kinds that are read here: gray and RGB, in bytes."""
 
+_ROWS = 64
+"""Written at once: turned to big-endian all of them would take the picture's memory again."""
+
 
 def header(file: BinaryIO) -> tuple[bytes, Size, int]:
     """Kind, size and the largest number (1 for bitmaps, which name none); then the file is at the pixels.
@@ -74,4 +77,6 @@ def write_pnm(file: BinaryIO, picture: Picture) -> None:
     """Gray or RGB of 8 or 16 bits, which decide the kind, whatever the suffix says."""
     kind, most = ("P5" if picture.is_gray else "P6"), 2**picture.depth - 1
     file.write(f"{kind}\n{picture.size.width} {picture.size.height}\n{most}\n".encode())
-    file.write(np.ascontiguousarray(picture.pixels, ">u2" if picture.depth == 16 else np.uint8).data)
+    for start in range(0, picture.size.height, _ROWS):
+        rows = picture.pixels[start : start + _ROWS]
+        file.write(np.ascontiguousarray(rows, ">u2" if picture.depth == 16 else np.uint8).data)

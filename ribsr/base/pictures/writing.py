@@ -72,13 +72,13 @@ def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
     save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
 
 
-_PNG = Format("PNG", _png, 3, deep=True, alpha=True, dpi=True)
-_WEBP = Format("WebP", _webp, 32, longest=16383, alpha=True, gray=False, lossy=True)
+_PNG = Format("PNG", _png, 4, deep=True, alpha=True, dpi=True)
+_WEBP = Format("WebP", _webp, 36, longest=16383, alpha=True, gray=False, lossy=True)
 _TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=True)
 _JPEG = Format("JPEG", _jpeg, 4, longest=65500, dpi=True, lossy=True)
 _BMP = Format("BMP", _bmp, 4, profile=False, dpi=True)
-_PNM = Format("PPM", _pnm, 3, deep=True, profile=False)
-_AVIF = Format("AVIF", _avif, 28, longest=65536, alpha=True, lossy=True)
+_PNM = Format("PPM", _pnm, 1, deep=True, profile=False)
+_AVIF = Format("AVIF", _avif, 42, longest=65536, alpha=True, lossy=True)
 
 WRITABLE: Mapping[str, Format] = {
     ".png": _PNG,
@@ -130,13 +130,19 @@ def check_output(
             raise PictureError(f"{path}: the quality {quality} is not from 1 to 100")
     if picture is not None and (lost := _lost(path.suffix.lower(), picture)):
         raise PictureError(f"{path}: {kind.name} cannot hold {lost}")
+    _check_name(path)
     try:
         check_target(path)
-        longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     except OSError as error:
         raise PictureError(_named(path, error)) from None
-    if len(os.fsencode(path.name)) > longest:
-        raise PictureError(f"{path}: the name is too long for the file system, which takes {longest} bytes")
+
+
+def _check_name(path: Path) -> None:
+    """Raises PictureError where the file system takes no name that is so long."""
+    if hasattr(os, "pathconf") and path.parent.is_dir():
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+        if len(os.fsencode(path.name)) > longest:
+            raise PictureError(f"{path}: the name is too long for the file system, which takes {longest} bytes")
 
 
 def left_out(path: str | Path, picture: Picture) -> tuple[str, ...]:

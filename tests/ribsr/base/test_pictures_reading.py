@@ -367,6 +367,25 @@ def test_resolutions_and_none_that_is_made_up(tmp_path: Path, kind: str) -> None
         assert read(tmp_path, by_pillow(RGB, kind, exif=exif)).colour.dpi is None
 
 
+def test_profiles_of_bmp(tmp_path: Path) -> None:
+    plain = by_pillow(RGB, "BMP")
+    start, pixels = 14 + 124, plain[54:]
+    head = struct.pack("<2sIII", b"BM", start + len(pixels) + len(SRGB), 0, start)
+    info = struct.pack("<I", 124) + plain[18:54] + bytes(16) + b"DEBM" + bytes(48)
+    info += struct.pack("<IIII", 4, 124 + len(pixels), len(SRGB), 0)
+    picture = read(tmp_path, head + info + pixels + SRGB)
+    same(picture.pixels, RGB)
+    assert picture.colour.icc_profile == SRGB
+
+
+def test_a_fourth_byte_in_bmp_is_told(tmp_path: Path) -> None:
+    opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    for array, told in ((opaque, False), (made.pixels(4), True)):
+        picture = read(tmp_path, by_pillow(array, "BMP"))
+        same(picture.pixels, array[..., :3].copy("C"))
+        assert bool(picture.dropped) == told
+
+
 def test_profiles_of_other_channels_are_dropped_and_told(tmp_path: Path) -> None:
     gray = made.pixels(1)
     for array, profile, fits in (
