@@ -257,19 +257,10 @@ class Tiled(Engine):
         own. advance: called with 1 after every tile. Raises EngineError as `run` does, for pixels of other kinds, and
         at the first tile whose result is not finite; prefix: how that begins.
         """
-        import numpy as np
-
         planes.check_pixels(pixels)
-        size, scale = Size(*pixels.shape[:2]), self._inner.scale
-        own, large = planes.channels(pixels) * pixels.itemsize, size.times(scale)
+        size, own = Size(*pixels.shape[:2]), planes.channels(pixels) * pixels.itemsize
         cuts = self.spans(size, result or own, alpha=planes.has_alpha(pixels))
-        try:
-            canvas = np.empty((*large, *pixels.shape[2:]), pixels.dtype)
-        except MemoryError:
-            raise EngineError(
-                f"{self._inner.path}: out of memory: what {size} gives, {large}, takes "
-                f"{memory.told(own * large.height * large.width)} by itself; free memory, or give less"
-            ) from None
+        canvas = empty_result(self._inner.path, (*size.times(self._inner.scale), *pixels.shape[2:]), pixels.dtype)
         for tile, row, column in _tiles_of(pixels, cuts, axes=(0, 1)):
             self._enlarge_tile(tile, row, column, canvas, prefix or f"{self._inner.path}:")
             advance(1)
@@ -327,6 +318,19 @@ class Tiled(Engine):
     def release(self) -> None:
         self._chosen.clear()
         self._engine.release()
+
+
+def empty_result(path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory for a result. Raises EngineError where there is none; path: the model's, which begins the message."""
+    import numpy as np
+
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):  # the latter where no address would do
+        raise EngineError(
+            f"{path}: out of memory: the result, {list(shape)}, takes {memory.told(math.prod(shape) * dtype.itemsize)} "
+            "by itself; free memory, or give less"
+        ) from None
 
 
 def _tiles_of(x: np.ndarray, cuts: Cuts, axes: tuple[int, int] = (2, 3)) -> Iterator[tuple[np.ndarray, Span, Span]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from engines import planes
 from engines.base import WHOLE, Description, Engine, EngineError, LayerTime, OutOfMemory
-from engines.tiles import Tiled
+from engines.tiles import Tiled, empty_result
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -123,25 +123,23 @@ class Upscaler:
         )
 
     def _array(self, array: np.ndarray, layout: str) -> np.ndarray:
-        import numpy as np
-
         if layout == "HWC":
             if array.ndim == 4:
                 raise EngineError(
                     f"layout HWC takes one picture, [H, W] or [H, W, C], got {list(array.shape)}; give batches as "
                     'layout="NCHW"'
                 )
-            return self._pixels(array)
+            return self._run(_Job(array))
         if array.ndim != 4 or not 1 <= array.shape[1] <= 4 or min(array.shape) < 1:
             raise EngineError(f"layout NCHW takes [N, C, H, W] with 1 to 4 channels, got {list(array.shape)}")
-        made = np.empty((*array.shape[:2], *Size.of(array).times(self.scale)), array.dtype)
-        for place, pixels in zip(made, array, strict=True):
-            place[...] = self._pixels(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
+        shape = (*array.shape[:2], *Size.of(array).times(self.scale))
+        made = empty_result(self._engine.describe().path, shape, array.dtype)
+        for i, (place, pixels) in enumerate(zip(made, array, strict=True)):
+            job = _Job(pixels.transpose(1, 2, 0), waiting=len(array) - i)
+            place[...] = self._run(job).transpose(2, 0, 1)
         return made
 
-    def enlarge(
-        self, picture: Picture, *, target: Path | str = "", advance: Advance = lambda done, count: None
-    ) -> Picture:
+    def enlarge(self, picture: Picture, *, target: Path | str = "", advance: Advance | None = None) -> Picture:
         """The picture `scale` times as large, with its colour; what was dropped when it was read stays told.
 
         target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
@@ -149,14 +147,11 @@ class Upscaler:
         smallest tiles need too much memory, too, for values that are not finite, and for pixels of other kinds
         (`planes.check_pixels`).
         """
-        return replace(picture, pixels=self._pixels(picture.pixels, target, advance))
+        return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress)))
 
-    def _pixels(
-        self, pixels: np.ndarray, target: Path | str = "", advance: Advance = lambda done, count: None
-    ) -> np.ndarray:
+    def _run(self, job: _Job) -> np.ndarray:
         """`Tiled.enlarge` in tiles for which memory suffices."""
-        planes.check_pixels(pixels)
-        job = _Job(pixels, target, advance)
+        planes.check_pixels(job.pixels)
         tile = first = self._tile
         while True:
             tiled = Tiled(self._engine, tile, self._memory)
@@ -215,13 +210,21 @@ class Upscaler:
         self.close()
 
 
+def _no_progress(done: int, count: int) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True)
 class _Job:
-    """Pixels, where they are to be written, and who is told of tiles."""
+    """Pixels, where they are to be written, and who is told of tiles.
+
+    waiting: results of this size for which memory has been asked, and that do not take it yet.
+    """
 
     pixels: np.ndarray
-    target: Path | str
-    advance: Advance
+    target: Path | str = ""
+    advance: Advance = _no_progress
+    waiting: int = 0
 
     @property
     def size(self) -> Size:
@@ -233,11 +236,12 @@ class _Job:
 
     @property
     def result(self) -> int:
-        """Bytes that a pixel of the result takes until the caller is done with it."""
+        """Bytes that a pixel of the result takes until the caller is done with it, and of those that wait."""
         from ribsr.base.pictures import bytes_to_write
 
         count, depth = planes.channels(self.pixels), 8 * self.pixels.itemsize
-        return bytes_to_write(self.target, count, depth) if str(self.target) else count * self.pixels.itemsize
+        own = count * self.pixels.itemsize
+        return (bytes_to_write(self.target, count, depth) if str(self.target) else own) + self.waiting * own
 
 
 class _Shared(Engine):

