@@ -21,10 +21,6 @@ SIDECAR = "._"
 """How the names of files begin in which macOS keeps attributes where file systems have none: `._photo.png`."""
 
 
-WITH_QUALITY = (".jpg", ".jpeg", ".webp", ".avif")
-"""Suffixes of formats that have a quality to choose."""
-
-
 class Job(NamedTuple):
     """A picture or a video, and where what is made of it goes."""
 
@@ -65,7 +61,7 @@ def find_jobs(
     Raises EngineError, PictureError or OSError if there is nothing to do, or OUT does not suit: no file can be written
     there, it is IN or the model's file, or the same for two pictures.
     """
-    from ribsr.base.pictures import check_output
+    from ribsr.base.pictures import WITH_QUALITY, check_output
 
     if not all((target, *sources)):
         raise EngineError("the name of IN or OUT is empty; for the folder that you are in, write .")
@@ -82,7 +78,7 @@ def find_jobs(
     _check_targets(plan.jobs, model)
     pictures = [job for job in plan.jobs if not is_video(job.source)]
     if quality is not None and not any(takes_quality(job.target) for job in pictures):
-        raise EngineError(f"{out}: --quality is for {', '.join(WITH_QUALITY)}, and no result is such a picture")
+        raise EngineError(f"{out}: --quality is for {', '.join(sorted(WITH_QUALITY))}, and no result is such a picture")
     if one and pictures:
         place = pictures[0].target
         check_output(place if place.parent.is_dir() else out.parent / place.name, quality=quality)
@@ -256,6 +252,8 @@ def is_video(path: Path) -> bool:
 
 def takes_quality(path: Path) -> bool:
     """Whether a picture's format has a quality to choose."""
+    from ribsr.base.pictures import WITH_QUALITY
+
     return path.suffix.lower() in WITH_QUALITY
 
 

@@ -98,7 +98,7 @@ def enlarge_all(
         ThreadPoolExecutor(threads) as enlargers,
     ):
         while coming or waiting or leaving:
-            while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale)):
+            while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale, max_pixels)):
                 job = coming.popleft()
                 reading = [readers.submit(_read, job, upscaler.scale, _quality(job, quality), max_pixels)]
                 waiting.append(Waiting(Leaving(job, cost, Future()), reading))
@@ -120,19 +120,17 @@ def _quality(job: Job, quality: int | None) -> int | None:
     return quality if takes_quality(job.target) else None
 
 
-def _cost(job: Job, scale: int) -> int:
+def _cost(job: Job, scale: int, max_pixels: int | None = None) -> int:
     """Bytes, by what the picture's file declares. Decoders and turning take as much again as the pixels."""
-    from PIL import Image
-
-    from ribsr.base.pictures import bytes_to_write
+    from ribsr.base.pictures import bytes_to_write, read_header
 
     try:
-        with Image.open(job.source) as image:
-            size, channels, depth = Size(image.height, image.width), len(image.getbands()), 8
+        found = read_header(job.source, max_pixels)
     except Exception:  # noqa: BLE001
         return 0  # reading it will say why
-    read, made = 2 * channels * depth // 8, scale**2 * bytes_to_write(job.target, channels, depth)
-    return (read + made) * size.height * size.width
+    read = 2 * found.channels * found.depth // 8
+    made = scale**2 * bytes_to_write(job.target, found.channels, found.depth)
+    return (read + made) * found.size.height * found.size.width
 
 
 def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> Picture:

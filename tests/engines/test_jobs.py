@@ -187,8 +187,8 @@ def test_formats_and_qualities() -> None:
     for words, options, message in (
         (["in/a.png", "o.png"], {"suffix": ".webp"}, "--format is for folders"),
         (["in", "out"], {"suffix": ".gif"}, "--format .gif: cannot write pictures of this kind; choose one of .png"),
-        (["in", "out"], {"suffix": ".png", "quality": 80}, "--quality is for .jpg, "),
-        (["in/a.png", "o.png"], {"quality": 80}, "--quality is for .jpg, "),
+        (["in", "out"], {"suffix": ".png", "quality": 80}, "--quality is for .avif, .jpeg, .jpg, "),
+        (["in/a.png", "o.png"], {"quality": 80}, "--quality is for .avif, .jpeg, .jpg, "),
     ):
         with pytest.raises(EngineError, match=message):
             plan(*words, **options)

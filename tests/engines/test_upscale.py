@@ -267,11 +267,12 @@ def test_a_picture_too_large_for_a_decoder_is_named(
     def fails(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", fails)
+    monkeypatch.setattr("ribsr.base.pictures.reading.read_png", fails)
     result = run(onnx_file, folder, tmp_path / "out")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == f"Error: {folder / 'a.webp'}: too large for this machine's memory"
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    for name, line in zip(("b.png", "d.PNG", "e.png"), result.stderr.splitlines(), strict=False):
+        assert line == f"Error: {folder / name}: too large for this machine's memory"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp"}
 
 
 def test_ctrl_c_is_no_affair_of_one_picture(
