@@ -83,19 +83,20 @@ class ORTEngine(Engine):
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._description.device == CPU)
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
-        # What a run takes is known on a CPU only.
-        on_cpu = self._description.device == CPU
-        self._network = memory.Network.of(read_shapes(path), stamp.windows) if on_cpu else None
+        self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
-        graphs = self._graphs
-        if graphs is None:
+        if (graphs := self._graphs) is None:
             y = self._guarded(x, lambda session: self._infer(session, x))
-            self._held = max(self._held, self._total(Size.of(x), len(x)) or 0)
-            return y
-        return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+        else:
+            y = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+        # A recorded run keeps all that it took: nothing of that is for other sizes.
+        recorded = graphs is not None and graphs.has(x.shape)
+        held = memory.FIRST_RUN["onnxruntime"] if recorded else self._total(Size.of(x), len(x))
+        self._held = max(self._held, held)
+        return y
 
     def _infer(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
         import onnxruntime as ort
@@ -105,16 +106,17 @@ class ORTEngine(Engine):
         return outputs[0]
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
-        """As `Engine.needs`; known on a CPU only."""
-        total = self._total(size, batch)
-        return None if total is None else max(0, total - self._held)
+        if self._graphs is not None and self._graphs.has((batch, 3, *size)):
+            return 0
+        return max(0, self._total(size, batch) - self._held)
 
-    def _total(self, size: Size, batch: int) -> int | None:
-        """Bytes of a run on the CPU whose arena is empty; None on a GPU."""
-        if self._network is None:
-            return None
+    def _total(self, size: Size, batch: int) -> int:
+        """Bytes of a run whose arena is empty: the first."""
         told, threads = self._description, self._threads or os.cpu_count() or 1
-        return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
+        if told.device == CPU:
+            return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
+        each = memory.onnxruntime_on_gpu(self._network, told.form, told.precision, size)
+        return batch * each + memory.FIRST_RUN["onnxruntime"]
 
     def device_memory(self) -> int | None:
         if not self._description.device.startswith(CUDA):
@@ -126,7 +128,8 @@ class ORTEngine(Engine):
 
     def release(self) -> None:
         """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
-        self._held = 0
+        loaded = 0 if self._description.device == CPU else memory.FIRST_RUN["onnxruntime"]
+        self._held = min(self._held, loaded)
         limits, batch = self._description.limits, self._description.batch or 1
         if limits.fixed or self._graphs is not None:  # as large as any other
             return
@@ -247,6 +250,10 @@ class _Graphs:
         self._scale, self._runner = scale, runner
         self._thread = ThreadPoolExecutor(1, "ribsr-graphs")
         self._bound: dict[tuple[int, ...], _Bound] = {}
+
+    def has(self, shape: tuple[int, ...]) -> bool:
+        """Whether the work for inputs of this shape is recorded."""
+        return shape in self._bound
 
     def use(self, session: onnxruntime.InferenceSession, x: np.ndarray, use: Callable[[_Bound], Any]) -> Any:
         """use(the buffers for x), in that thread. It must leave nothing of what the next run overwrites."""
