@@ -281,6 +281,9 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     return [LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
 
 
+FATAL = 4
+"""The severity of log lines that are shown."""
+
 OLDEST = (1, 16)
 """ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
 
@@ -299,6 +302,8 @@ def import_runtime() -> Any:
         raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
     if _release(onnxruntime.__version__) < OLDEST:
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
+    # What is part of no session logs here, such as cuDNN when it tries one plan after another. Errors are exceptions.
+    onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
 
 
@@ -327,7 +332,7 @@ def _session_options(ort: Any, threads: int | None, profile: Path | None, patter
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = patterns
-    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
+    options.log_severity_level = FATAL  # errors come as exceptions; the log would repeat them on stderr
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
