@@ -3,7 +3,8 @@
     with open_engine("x2.onnx") as engine:
         y = engine.run(x)  # float32 [B, 3, H, W] → [B, 3, sH, sW]
 
-`Tiled(open_engine("x2.fp16.plan"))` is an engine for pictures of any size.
+`Tiled(open_engine("x2.fp16.plan"))` is an engine for pictures of any size; `Upscaler("x2.onnx")` takes pictures
+as people have them.
 
 Importing it is instant: a runtime is imported when its first engine opens. Only `engines.pytorch` imports torch.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from engines.base import MOST_THREADS, Description, Engine, EngineError, OutOfMemory, Timer
 from engines.tiles import Tiled
+from engines.upscaler import Upscaler
 from ribsr import bundled
 from ribsr.base.installation import check_folders
 
@@ -29,6 +31,7 @@ __all__ = [
     "Runtime",
     "Tiled",
     "Timer",
+    "Upscaler",
     "is_checkpoint",
     "open_engine",
     "runtime_of",

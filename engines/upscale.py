@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.base import PRECISIONS, EngineError, OutOfMemory
+from engines.base import PRECISIONS, EngineError
 from engines.jobs import Job, find_jobs, left_out, unfinished
 from engines.memory import GIB
 from engines.options import engine_options, memory_option, tile_option
 from engines.tiles import Tiled
+from engines.upscaler import Upscaler
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from engines import Engine
+    from ribsr.base.pictures import Picture
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,11 +33,11 @@ READERS = 2
 WRITERS = min(8, os.cpu_count() or 1)
 """Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
 
-Read = tuple["np.ndarray", bytes | None]
-"""A picture's pixels, uint8 RGB [H, W, 3], and its colour profile."""
+Made = tuple[Path, Size, "Picture"]
+"""Where it goes, the size that it was, and what was made of it."""
 
-Made = tuple[Path, Size, "np.ndarray", bytes | None]
-"""Where it goes, the size that it was, what was made of it, uint8 RGB [sH, sW, 3], and the colour profile."""
+Advance = Callable[[int, int], object]
+"""Called with the tiles done, and of how many."""
 
 
 @click.command(cls=Command)
@@ -90,8 +88,9 @@ def main(
             if tile is not None:  # one that cuts nothing would fail for every picture
                 Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
         allowed = None if memory is None else round(memory * GIB)
-        enlarger = Enlarger(engine, tile, allowed, bar=not whole_folder and sys.stderr.isatty())
-        for (picture, enlarged), outcome in _enlarge_all(jobs, enlarger):
+        upscaler = Upscaler(engine, tile=tile, memory=allowed, say=_note)
+        show = _bar() if not whole_folder and sys.stderr.isatty() else lambda done, count: None
+        for (picture, enlarged), outcome in _enlarge_all(jobs, upscaler, show):
             if (error := outcome.exception()) is None:
                 before, after = outcome.result()
                 echo(f"{picture} {before} → {enlarged} {after}")
@@ -105,101 +104,59 @@ def main(
     of_all = f" for {len(jobs)} pictures" if whole_folder else ""
     click.echo(
         f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
-        f"{description.runtime_version} on {description.device}, {enlarger.seconds:.2f} s{of_all}"
+        f"{description.runtime_version} on {description.device}, {upscaler.seconds:.2f} s{of_all}"
     )
     if failed:
         raise EngineError(f"{source}: {failed} of {len(jobs)} pictures failed, as said above")
 
 
-class Enlarger:
-    """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
-
-    tile: the largest tiles, None for those that suit memory; smaller ones from the picture on for which memory does not
-    suffice all the same. memory: bytes to do with, None for what is free. bar: show a picture's tiles as a progress
-    bar. seconds: that all runs took. scale: the engine's.
-    """
-
-    def __init__(self, engine: Engine, tile: Size | None, memory: int | None = None, *, bar: bool = False):
-        self._engine, self._tile, self._memory, self._bar = engine, tile, memory, bar
-        self._said: set[str] = set()
-        self.scale = engine.describe().scale
-        self.seconds = 0.0
-
-    def run(self, pixels: np.ndarray, target: Path | str = "") -> np.ndarray:
-        """uint8 RGB [H, W, 3] → [sH, sW, 3]. Raises EngineError where the smallest tiles need too much memory, too, and
-        for values that are not finite; target: where the picture would have gone, for that message."""
-        from ribsr.base.pictures import bytes_to_write
-
-        start, tile = time.perf_counter(), self._tile
-        try:
-            while True:
-                tiled = Tiled(self._engine, tile, self._memory)
-                try:
-                    made = self._attempt(tiled, pixels, target)
-                    self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
-                    return made
-                except (OutOfMemory, MemoryError):
-                    tile = self._smaller(tiled, Size(*pixels.shape[:2]), bytes_to_write(target))
-                self._engine.release()  # here the error, and what it kept alive, is gone
-        finally:
-            self.seconds += time.perf_counter() - start
-
-    def _attempt(self, tiled: Tiled, pixels: np.ndarray, target: Path | str) -> np.ndarray:
-        from ribsr.base.pictures import bytes_to_write
-
-        size, result, prefix = Size(*pixels.shape[:2]), bytes_to_write(target), f"{target}: not written, since"
-        rows, columns = tiled.spans(size, result)
-        count, largest = len(rows) * len(columns), tiled.largest(size, result)
-        if count > 1:
-            self._say(f"{size} in {count} tiles of {largest}")
-        elif largest != size:
-            self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
-        if count == 1 or not self._bar:
-            return tiled.enlarge(pixels, result=result, prefix=prefix)
-        with click.progressbar(length=count, file=sys.stderr) as bar:
-            return tiled.enlarge(pixels, bar.update, result=result, prefix=prefix)
-
-    def _smaller(self, tiled: Tiled, size: Size, result: int) -> Size:
-        largest, tile = tiled.largest(size, result), tiled.smaller(size, result)
-        if tile is None:
-            path = self._engine.describe().path
-            raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
-        self._say(f"out of memory on {largest}; trying smaller tiles")
-        return tile
-
-    def _say(self, note: str) -> None:
-        if note not in self._said:
-            self._said.add(note)
-            click.echo(f"Note: {note}", err=True)
+def _note(line: str) -> None:
+    click.echo(f"Note: {line}", err=True)
 
 
-def _enlarge_all(jobs: list[Job], enlarger: Enlarger) -> Iterator[tuple[Job, Future[tuple[Size, Size]]]]:
+def _bar() -> Advance:
+    """Shows a picture's tiles as a progress bar, from the first one on."""
+    bars: list[Any] = []
+
+    def advance(done: int, count: int) -> None:
+        if not bars:
+            bars.append(click.progressbar(length=count, file=sys.stderr).__enter__())
+        bars[0].update(1)
+        if done == count:
+            bars.pop().__exit__(None, None, None)
+
+    return advance
+
+
+def _enlarge_all(
+    jobs: list[Job], upscaler: Upscaler, advance: Advance
+) -> Iterator[tuple[Job, Future[tuple[Size, Size]]]]:
     """Every job with the sizes before and after, or the exception that ended it, in order, once it is over.
 
     Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
     Whatever exception one picture causes is its own affair: Pillow and the runtimes raise many, memory may run out.
     """
-    from ribsr.base.pictures import Picture, check_output, read_rgb, write_picture
+    from ribsr.base.pictures import check_output, read_rgb, write_picture
 
-    def read(job: Job) -> Read:
+    def read(job: Job) -> Picture:
         picture = read_rgb(job[0])
-        check_output(job[1], picture.size.times(enlarger.scale), picture.icc_profile)
-        return picture.pixels, picture.icc_profile
+        check_output(job[1], picture.size.times(upscaler.scale), picture)
+        return picture
 
-    def enlarged(reads: Iterator[Future[Read]]) -> Iterator[Made | Exception]:
+    def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[Made | Exception]:
         for (_, target), outcome in zip(jobs, reads, strict=True):
             try:
-                pixels, icc_profile = outcome.result()
-                yield target, Size(*pixels.shape[:2]), enlarger.run(pixels, target), icc_profile
+                picture = outcome.result()
+                yield target, picture.size, upscaler.enlarge(picture, target=target, advance=advance)
             except Exception as error:  # noqa: BLE001
                 yield error
 
     def finish(made: Made | Exception) -> tuple[Size, Size]:
         if isinstance(made, Exception):
             raise made
-        target, size, pixels, icc_profile = made
-        write_picture(target, Picture(pixels, icc_profile))
-        return size, Size(*pixels.shape[:2])
+        target, size, picture = made
+        write_picture(target, picture)
+        return size, picture.size
 
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
         reads = _ahead(readers, read, jobs, READERS)

@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from engines import EngineError, OutOfMemory, Tiled, memory, open_engine, upscale
+from engines import EngineError, OutOfMemory, Tiled, Upscaler, memory, open_engine, upscale
 from engines.memory import GIB, Network
 from engines.metadata import read_shapes
 from engines.ort import CUDA, ORTEngine
 from engines.tiles import BYTES, FLOATS, Cuts
-from ribsr.base.pictures import bytes_to_write, to_input, to_pixels
+from ribsr.base.pictures import Picture, bytes_to_write, to_input, to_pixels
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 from tests.engines.test_tiles import Layer
@@ -448,8 +448,8 @@ def test_what_is_held_is_given_back_before_smaller_tiles() -> None:
             events.append("released")
 
     events: list[str] = []
-    made = upscale.Enlarger(Wrong(each=1), None).run(np.zeros((300, 300, 3), np.uint8))
-    assert made.shape == (600, 600, 3)
+    made = Upscaler(Wrong(each=1)).enlarge(Picture(np.zeros((300, 300, 3), np.uint8)))
+    assert made.pixels.shape == (600, 600, 3)
     assert events[:3] == ["released", "released", "ran"]
     assert set(events[2:]) == {"ran"}
 
@@ -505,7 +505,7 @@ WRITTEN = """
 import sys
 from pathlib import Path
 import numpy as np
-from engines import upscale
+from engines import Upscaler
 from ribsr.base.pictures import Picture, write_picture
 from tests.engines.test_tiles import Layer
 from ribsr.base.sizes import Size
@@ -524,7 +524,7 @@ write_picture(Path(sys.argv[1]).with_name("warm" + Path(sys.argv[1]).suffix), Pi
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 before = status("VmRSS:")
-write_picture(sys.argv[1], Picture(upscale.Enlarger(Nearest(), Size(256, 256)).run(pixels)))
+write_picture(sys.argv[1], Upscaler(Nearest(), tile=Size(256, 256)).enlarge(Picture(pixels)))
 print((status("VmHWM:") - before) / (4 * 2000 * 3000))
 """
 

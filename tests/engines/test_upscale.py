@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import Engine, EngineError, OutOfMemory, Tiled, open_engine, upscale
+from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, upscale
+from engines import upscaler as upscaler_module
 from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
@@ -301,9 +302,9 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
 
     monkeypatch.setattr(ORTEngine, "run", limited)
     with open_engine(onnx_file) as engine:
-        enlarger = upscale.Enlarger(engine, Size(140, 100))
+        upscaler = Upscaler(engine, tile=Size(140, 100))
         with pytest.raises(EngineError, match="tiles cannot be smaller"):
-            enlarger.run(read_rgb(tmp_path / "in" / "a.png").pixels)
+            upscaler.enlarge(read_rgb(tmp_path / "in" / "a.png"))
         hopeless = False
         asked_for: list[Size | None] = []
 
@@ -311,8 +312,8 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
             asked_for.append(tile)
             return Tiled(engine, tile, memory)
 
-        monkeypatch.setattr(upscale, "Tiled", noted)
-        enlarger.run(read_rgb(tmp_path / "in" / "b.png").pixels)
+        monkeypatch.setattr(upscaler_module, "Tiled", noted)
+        upscaler.enlarge(read_rgb(tmp_path / "in" / "b.png"))
     assert asked_for == [Size(140, 100)]
 
 

@@ -19,6 +19,7 @@ from ribsr.base.errors import RibsrError
 from ribsr.base.pictures import (
     SUFFIXES,
     WRITABLE,
+    Colour,
     Picture,
     PictureError,
     pictures_in,
@@ -93,7 +94,7 @@ def test_the_colour_profile_is_carried(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".bmp", ".ppm"])
 def test_formats_without_colour_profiles_refuse_them(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(PictureError, match=r"cannot hold the picture's colour profile; write \.png"):
-        write_picture(tmp_path / f"a{suffix}", Picture(RGB, PROFILE))
+        write_picture(tmp_path / f"a{suffix}", Picture(RGB, Colour(PROFILE)))
     assert not list(tmp_path.iterdir())
 
 

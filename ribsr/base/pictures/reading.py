@@ -9,40 +9,17 @@ and what phones put behind the picture of an MPO file.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from ribsr.base.errors import RibsrError, first_line
-from ribsr.base.files import atomic, check_target
-from ribsr.base.sizes import UNLIMITED, Size
+from ribsr.base.errors import first_line
+from ribsr.base.pictures.picture import Colour, Picture, PictureError, to_input
+from ribsr.base.pictures.writing import SUFFIXES
 
 READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's formats whose bit depth is known before Pillow converts to 8 bits. MPO is what many phones call JPEG."""
-
-WRITABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".bmp": ("BMP", {}),
-    ".ppm": ("PPM", {}),
-}
-"""Suffix → Pillow's format and how it is saved. All but JPEG are lossless."""
-
-SUFFIXES = tuple(WRITABLE)
-"""Files in a folder that are taken for pictures, in lower case."""
-
-_WITHOUT_PROFILE = ("BMP", "PPM")
-
-_LONGEST_SIDE = {"WEBP": 16383, "JPEG": 65500}
-"""Pixels that a format or its library allows."""
 
 _MODES = {
     "1": "is black and white",
@@ -74,24 +51,7 @@ _TURNS = {
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
-class PictureError(RibsrError, ValueError):
-    """A picture, or a folder of them, that cannot be read, used or written."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """pixels: uint8, RGB [H, W, 3] or gray [H, W]. icc_profile: the colour profile's bytes, if any."""
-
-    pixels: np.ndarray
-    icc_profile: bytes | None = None
-
-    @property
-    def size(self) -> Size:
-        height, width = self.pixels.shape[:2]
-        return Size(height, width)
-
-
-def pictures_in(folder: str | Path) -> list[Path]:
+def pictures_in(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The picture files of a folder, sorted by name; hidden ones, and those in its subfolders, are not among them.
 
     Raises PictureError if there is no such folder.
@@ -103,7 +63,7 @@ def pictures_in(folder: str | Path) -> list[Path]:
     return sorted(path for path in named if path.is_file())
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
     """The RGB or gray picture at `path`, upright: an EXIF orientation is applied.
 
     Raises PictureError: no such file, not a picture, damaged, too large, or of a kind that is not supported yet (see
@@ -115,7 +75,7 @@ def read_picture(path: str | Path) -> Picture:
         with Image.open(path) as image:
             _check_kind(path, image)
             pixels = np.asarray(_upright(image), dtype=np.uint8)
-            return Picture(pixels, image.info.get("icc_profile"))
+            return Picture(pixels, Colour(icc_profile=image.info.get("icc_profile")))
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -140,25 +100,6 @@ def read_rgb(path: str | Path) -> Picture:
 def read_input(path: str | Path) -> np.ndarray:
     """The RGB picture at `path` as a model takes it (`to_input`). Raises PictureError as `read_rgb` does."""
     return to_input(read_rgb(path).pixels)
-
-
-def to_input(pixels: np.ndarray) -> np.ndarray:
-    """What models take: uint8 RGB [H, W, 3] → float32 [1, 3, H, W], black 0 to white 1."""
-    x = pixels.transpose(2, 0, 1)[None].astype(np.float32, order="C")
-    x /= np.float32(255)
-    return x
-
-
-def to_pixels(y: np.ndarray) -> np.ndarray:
-    """What models give, as it is written: float [1, 3, H, W] → uint8 RGB [H, W, 3] (`to_bytes`)."""
-    return to_bytes(y[0]).transpose(1, 2, 0)
-
-
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """float [..] in [0, 1] → uint8, clipped and rounded to nearest."""
-    scaled = np.clip(values, 0, 1)
-    scaled *= np.float32(255)
-    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def check_source(path: Path) -> None:
@@ -222,46 +163,3 @@ def _ppm_maximum(path: Path) -> int:
     if words[0] in (b"P1", b"P4") or len(words) < 4 or not words[3].isdigit():
         return 1
     return int(words[3])
-
-
-def check_output(path: str | Path, size: Size | None = None, icc_profile: bytes | None = None) -> None:
-    """Raises PictureError unless a picture can be written at `path`: a known suffix, in a folder that takes files, and
-    of a format that can hold a picture of that size with that colour profile."""
-    path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise PictureError(f"{path}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
-    kind = WRITABLE[path.suffix.lower()][0]
-    if size is not None and max(size) > (longest := _LONGEST_SIDE.get(kind, UNLIMITED)):
-        raise PictureError(f"{path}: {size} is too large for {kind}, whose sides have {longest} pixels at most")
-    if icc_profile is not None and kind in _WITHOUT_PROFILE:
-        raise PictureError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
-    try:
-        check_target(path)
-    except OSError as error:
-        raise PictureError(str(error)) from None
-
-
-def bytes_to_write(path: str | Path) -> int:
-    """Bytes of memory that a pixel takes while a picture is written at `path`: measured with Pillow 13, 3 of them in
-    `Picture.pixels`, 4 in Pillow's copy. Its WebP encoder takes more; no format is written strip by strip, since Pillow
-    saves what it has as a whole."""
-    return 30 if Path(path).suffix.lower() == ".webp" else 7
-
-
-def write_picture(path: str | Path, picture: Picture) -> None:
-    """Writes `picture` in the format of the suffix; whole or not at all.
-
-    Raises PictureError: an unknown suffix, no such folder, a format that cannot hold this picture (its size, its colour
-    profile), a full disk.
-    """
-    path = Path(path)
-    check_output(path, picture.size, picture.icc_profile)
-    kind, options = WRITABLE[path.suffix.lower()]
-    if picture.icc_profile is not None:
-        options = {**options, "icc_profile": picture.icc_profile}
-    image = Image.fromarray(picture.pixels)
-    try:
-        with atomic(path) as temporary:
-            image.save(temporary, kind, **options)
-    except (OSError, ValueError, struct.error) as error:
-        raise PictureError(f"{path}: cannot be written ({first_line(error)})") from error

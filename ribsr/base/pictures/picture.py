@@ -1,0 +1,91 @@
+"""What a picture is in memory, and what models take and give of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ribsr.base.errors import RibsrError
+from ribsr.base.sizes import Size
+
+
+class PictureError(RibsrError, ValueError):
+    """A picture, or a folder of them, that cannot be read, used or written."""
+
+
+@dataclass(frozen=True)
+class Colour:
+    """What the numbers in a picture's pixels mean, and how large they are printed; None: the file does not say.
+
+    icc_profile: the profile's bytes. gamma: PNG's gAMA, the exponent of the file (1/2.2 is 0.45455). chromaticities:
+    PNG's cHRM, x and y of white, red, green and blue. cicp: the four numbers of ITU-T H.273 (primaries, transfer,
+    matrix, full range), of PNG's cICP or AVIF. srgb_intent: PNG's sRGB, a rendering intent of 0 to 3. dpi: pixels per
+    inch, across and down.
+    """
+
+    icc_profile: bytes | None = None
+    gamma: float | None = None
+    chromaticities: tuple[float, ...] | None = None
+    cicp: tuple[int, int, int, int] | None = None
+    srgb_intent: int | None = None
+    dpi: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, upright.
+
+    pixels: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB, [H, W, 4] RGB and alpha. Alpha is
+    straight: colours are not premultiplied. dropped: what its file holds besides and is not carried over, as in "EXIF".
+    """
+
+    pixels: np.ndarray
+    colour: Colour = Colour()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        height, width = self.pixels.shape[:2]
+        return Size(height, width)
+
+    @property
+    def depth(self) -> int:
+        """Bits per channel: 8 or 16."""
+        return 8 * self.pixels.dtype.itemsize
+
+    @property
+    def channels(self) -> int:
+        """1 to 4, alpha among them."""
+        return 1 if self.pixels.ndim == 2 else self.pixels.shape[2]
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.channels in (2, 4)
+
+    @property
+    def is_gray(self) -> bool:
+        """With or without alpha."""
+        return self.channels < 3
+
+
+def to_input(pixels: np.ndarray) -> np.ndarray:
+    """What models take: uint8 or uint16, RGB [H, W, 3] or gray [H, W] → float32 [1, 3, H, W], black 0 to white 1."""
+    planes = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    x = np.empty((1, 3, *planes.shape[1:]), np.float32)
+    x[0] = planes  # gray: the same three times
+    x /= np.float32(np.iinfo(pixels.dtype).max)
+    return x
+
+
+def to_pixels(y: np.ndarray, depth: int = 8) -> np.ndarray:
+    """What models give, as it is written: float [1, 3, H, W] → RGB [H, W, 3], uint8 or uint16 (`to_bytes`)."""
+    return to_bytes(y[0], depth).transpose(1, 2, 0)
+
+
+def to_bytes(values: np.ndarray, depth: int = 8) -> np.ndarray:
+    """float [..] in [0, 1] → uint8, or uint16 where depth is 16; clipped and rounded to nearest."""
+    dtype = {8: np.uint8, 16: np.uint16}[depth]
+    scaled = np.clip(values, 0, 1)
+    scaled *= np.float32(np.iinfo(dtype).max)
+    return np.rint(scaled, out=scaled).astype(dtype)
