@@ -307,6 +307,36 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
+def check_cuda() -> None:
+    """Opens a session of one node on the GPU. Raises EngineError where that fails, and says why."""
+    ort = import_runtime()
+    if CUDA not in ort.get_available_providers():
+        raise EngineError(_no_provider(ort))
+    driver.capability()  # ONNX Runtime would complain of its libraries first
+    complaint = _preload(ort)
+    options = _session_options(ort, None, None, patterns=False)
+    try:
+        session = ort.InferenceSession(_IDENTITY, options, providers=[CUDA, CPU], enable_fallback=0)
+    except (*_runtime_errors(), ValueError, RuntimeError) as error:
+        raise EngineError(f"ONNX Runtime failed on the GPU ({first_line(error)})") from None
+    if CUDA not in session.get_providers():
+        raise EngineError(_why_dropped(complaint))
+
+
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""An ONNX file: y = Identity(x) of one number, opset 17."""
+
+
+def _no_provider(ort: Any) -> str:
+    return (
+        f"this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
+        f"pip uninstall onnxruntime && {pip_install('ort-gpu')}"
+    )
+
+
 def _check_numpy() -> None:
     """Raises EngineError where ONNX Runtime would end its import with a page of text and no message."""
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -368,10 +398,7 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session on the device asked for."""
     available = CUDA in ort.get_available_providers()
     if wishes.device == "cuda" and not available:
-        raise EngineError(
-            f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
-            f"pip uninstall onnxruntime && {pip_install('ort-gpu')}, or use --device cpu"
-        )
+        raise EngineError(f"device cuda was asked for, but {_no_provider(ort)}, or use --device cpu")
     reason = "--device cpu was given" if available else "this ONNX Runtime has no CUDA provider"
     notes = ()
     if wishes.device != "cpu" and available:

@@ -237,6 +237,10 @@ def test_nothing_is_said_of_plans_that_cudnn_tries(files: Files, capfd: pytest.C
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_least_of_sessions_opens() -> None:
+    module.check_cuda()
+
+
 def test_times_and_profiles(engine: Engine) -> None:
     assert isinstance(engine, ORTEngine)
     x = samples.sample("astronaut", Size(360, 640))
