@@ -21,7 +21,7 @@ from tests.engines import fakes
 ROOT = Path(__file__).resolve().parents[1]
 
 MOMENTS = int(os.environ.get("KILLED_MOMENTS", "2"))
-"""Of each job. Of 50, as it has to hold for, `KILLED_MOMENTS=50 pytest tests/test_killed.py -k export` takes 20 minutes."""
+"""Of each job. 50 have been tried: `KILLED_MOMENTS=50 pytest tests/test_killed.py -k export`, a quarter of an hour."""
 
 RECIPE = {
     "model": "tiny.json", "output": "run", "train": ["in"], "validation": ["in"], "steps": 12, "batch": 2, "crop": 8,
