@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import click
 
 from engines.base import DEVICES, MOST_THREADS
 from ribsr.base.command import F, FiniteRange, SizeType
+
+
+def _added(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    """In the order in which help is to show them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def engine_options(command: F) -> F:
@@ -36,9 +46,43 @@ def engine_options(command: F) -> F:
             "--cuda-graphs", is_flag=True, help="Plans, ONNX files with our kernels: launch repeated sizes at once."
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _added(command, options)
+
+
+def picture_options(command: F) -> F:
+    """Adds `suffix`, `quality` and `max_pixels`, for reading and writing pictures."""
+    options = [
+        click.option(
+            "--format", "suffix", type=SuffixType(), help="Of a folder's results; default: each picture's own."
+        ),
+        click.option(
+            "--quality", type=click.IntRange(1, 100), help="Of JPEG (95 without), AVIF and WebP (lossless without)."
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            help="Refuse larger pictures; take all others, however small their files are.",
+        ),
+    ]
+    return _added(command, options)
+
+
+def video_options(command: F) -> F:
+    """Adds `codec` and `crf`, as `engines.video.enlarge_video` takes them."""
+    options = [
+        click.option("--codec", metavar="NAME", help="Of videos: h264, hevc, vp9, av1, ...; default: that of IN."),
+        click.option("--crf", type=click.IntRange(min=0), help="Of videos: constant quality, 0 the best."),
+    ]
+    return _added(command, options)
+
+
+class SuffixType(click.ParamType):
+    """A format by its suffix, `.png` or `png`."""
+
+    name = "SUFFIX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return f".{str(value).lower().removeprefix('.')}"
 
 
 tile_option = click.option(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engines import memory
+from engines import memory, planes
 from engines.base import Description, Engine, EngineError, LayerTime, check_finite, check_input, out_of_memory
 from ribsr.base.sizes import UNLIMITED, Limits, Size
 
@@ -29,12 +29,6 @@ LEAST_OVERLAP = 64
 
 FLOATS = 12
 """Bytes of a pixel of `Tiled.run`'s result."""
-
-BYTES = 7
-"""Bytes of a pixel of `Tiled.enlarge`'s result until most formats are written (`pictures.bytes_to_write`)."""
-
-STRIP = 64
-"""Rows that are rounded to bytes at a time."""
 
 Cuts = tuple[tuple["Span", ...], tuple["Span", ...]]
 """Rows of tiles, and columns."""
@@ -113,7 +107,7 @@ class Tiled(Engine):
     def __init__(self, engine: Engine, tile: Size | None = None, memory: int | None = None):
         self._engine, self._inner = engine, engine.describe()
         self._by_memory, self._memory = tile is None, memory
-        self._chosen: dict[tuple[int, Size, int], Limits] = {}
+        self._chosen: dict[tuple[int, Size, int, bool], Limits] = {}
         self._grid = grid(self._inner.windows)
         self._least = Size(*(least_overlap(step) + step for step in self._grid))
         taken = self._inner.limits
@@ -126,18 +120,18 @@ class Tiled(Engine):
             notes = (*notes, f"pictures larger than {self._tiles.most} are cut into tiles")
         return replace(self._inner, limits=Limits(), notes=notes)
 
-    def spans(self, size: Size, result: int = FLOATS, batch: int = 1) -> Cuts:
+    def spans(self, size: Size, result: int = FLOATS, batch: int = 1, alpha: bool = False) -> Cuts:
         """How a picture is cut: rows of tiles, and columns; the same for the same size each time.
 
-        result: bytes of a pixel of the result, such as FLOATS or BYTES. Raises EngineError if tiles are to be smaller
-        than the engine takes, or too small to overlap on the grid, and if memory does not suffice for the result or for
-        the smallest tiles.
+        result: bytes of a pixel of the result, such as FLOATS. alpha: whether the picture has it. Raises EngineError if
+        tiles are to be smaller than the engine takes, or too small to overlap on the grid, and if memory does not
+        suffice for the result or for the smallest tiles.
         """
         if not self._by_memory:
             return self._cut(size, self._tiles)
-        key = (batch, size, result)
+        key = (batch, size, result, alpha)
         if key not in self._chosen:
-            self._chosen[key] = self._fitting(size, result, batch)
+            self._chosen[key] = self._fitting(*key)
         return self._cut(size, self._chosen[key])
 
     def _cut(self, size: Size, tiles: Limits) -> Cuts:
@@ -155,7 +149,7 @@ class Tiled(Engine):
         rows, columns = map(cut, size, self._grid, tiles.least, tiles.most)
         return rows, columns
 
-    def _fitting(self, size: Size, result: int, batch: int) -> Limits:
+    def _fitting(self, batch: int, size: Size, result: int, alpha: bool) -> Limits:
         """The limits of tiles with which the least is computed twice, of those for which memory suffices."""
         tiles, scale = self._tiles, self._inner.scale
         gpu = self._engine.device_memory()
@@ -172,7 +166,8 @@ class Tiled(Engine):
 
         def fits(tile: Size) -> bool:
             needed = self._engine.needs(tile, batch)
-            beside = 0 if gpu is not None else batch * (FLOATS + 2 * FLOATS * scale**2) * tile.height * tile.width
+            floats = (1 + alpha) * (FLOATS + 2 * FLOATS * scale**2)  # the tile, what the engine gives, what is kept
+            beside = 0 if gpu is not None else batch * floats * tile.height * tile.width
             return needed is None or needed + beside <= room
 
         if fits(self._largest(self._cut(size, tiles))):
@@ -213,13 +208,13 @@ class Tiled(Engine):
     def _largest(cuts: Cuts) -> Size:
         return Size(*(max(span.size for span in spans) for spans in cuts))
 
-    def largest(self, size: Size, result: int = FLOATS) -> Size:
+    def largest(self, size: Size, result: int = FLOATS, alpha: bool = False) -> Size:
         """The sides of the largest tile that a picture is cut into. Raises EngineError as `spans` does."""
-        return self._largest(self.spans(size, result))
+        return self._largest(self.spans(size, result, alpha=alpha))
 
-    def smaller(self, size: Size, result: int = FLOATS) -> Size | None:
+    def smaller(self, size: Size, result: int = FLOATS, alpha: bool = False) -> Size | None:
         """About half the largest tile that a picture is cut into; None if it cannot be smaller."""
-        sides = list(self.largest(size, result))
+        sides = list(self.largest(size, result, alpha))
         floors = list(map(max, self._tiles.least, self._least))
         for axis in sorted((0, 1), key=lambda axis: -sides[axis]):
             if sides[axis] > floors[axis]:
@@ -251,44 +246,63 @@ class Tiled(Engine):
         pixels: np.ndarray,
         advance: Callable[[int], object] = lambda tiles: None,
         *,
-        result: int = BYTES,
+        result: int | None = None,
         prefix: str = "",
     ) -> np.ndarray:
-        """A picture as it is read to one as it is written: uint8 RGB [H, W, 3] → [sH, sW, 3], the same as of `run`.
+        """A picture as it is read to one as it is written, of the same dtype and channels (`planes.check_pixels`):
+        [H, W, ..] → [sH, sW, ..], clipped; uint8 and uint16 rounded to nearest. RGB is the same as of `run`.
 
-        Only the tile at work is in floats: 3 bytes a pixel of the result otherwise. result: bytes of a pixel that it
-        takes until the caller is done with it. Raises EngineError as `run` does, and at the first tile whose result is
-        not finite; prefix: how that begins.
+        Only the tile at work is in floats. One with alpha that is not opaque everywhere runs twice, one that nothing is
+        seen of not at all. result: bytes of a pixel that the result takes until the caller is done with it; None: its
+        own. advance: called with 1 after every tile. Raises EngineError as `run` does, for pixels of other kinds, and
+        at the first tile whose result is not finite; prefix: how that begins.
         """
         import numpy as np
 
-        from ribsr.base.pictures import to_input, to_pixels
-
+        planes.check_pixels(pixels)
         size, scale = Size(*pixels.shape[:2]), self._inner.scale
-        rows, columns = cuts = self.spans(size, result)
-        large = size.times(scale)
+        own, large = planes.channels(pixels) * pixels.itemsize, size.times(scale)
+        cuts = self.spans(size, result or own, alpha=planes.has_alpha(pixels))
         try:
-            canvas = np.empty((*large, 3), np.uint8)
+            canvas = np.empty((*large, *pixels.shape[2:]), pixels.dtype)
         except MemoryError:
             raise EngineError(
                 f"{self._inner.path}: out of memory: what {size} gives, {large}, takes "
-                f"{memory.told(3 * large.height * large.width)} by itself; free memory, or give less"
+                f"{memory.told(own * large.height * large.width)} by itself; free memory, or give less"
             ) from None
-        whole = (rows[0].size, columns[0].size) == size
         for tile, row, column in _tiles_of(pixels, cuts, axes=(0, 1)):
-            kept = (row.kept(scale), column.kept(scale))
-            x = to_input(tile)
-            if whole:
-                y = self._engine.run(x)
-            else:
-                y = np.empty((1, 3, *(part.stop - part.start for part in kept)), np.float32)
-                self._engine.run_into(x, y, kept)
-            check_finite(y, prefix or f"{self._inner.path}:")
-            place = canvas[row.place(scale), column.place(scale)]
-            for start in range(0, len(place), STRIP):
-                place[start : start + STRIP] = to_pixels(y[:, :, start : start + STRIP])
+            self._enlarge_tile(tile, row, column, canvas, prefix or f"{self._inner.path}:")
             advance(1)
         return canvas
+
+    def _enlarge_tile(self, tile: np.ndarray, row: Span, column: Span, canvas: np.ndarray, prefix: str) -> None:
+        """A tile of a picture to its place in the result."""
+        scale = self._inner.scale
+        place = canvas[row.place(scale), column.place(scale)]
+        x, alpha = planes.split(tile)
+        enlarged = None
+        if alpha is not None:
+            if not alpha.any():
+                place[...] = 0
+                return
+            gray, _ = planes.split(alpha)
+            made = planes.as_gray(self._run_tile(gray, row, column, prefix))
+            enlarged = planes.within(made, alpha, (row.kept(1), column.kept(1)))
+        planes.put(place, self._run_tile(x, row, column, prefix), enlarged)
+
+    def _run_tile(self, x: np.ndarray, row: Span, column: Span, prefix: str) -> np.ndarray:
+        """What is kept of the engine's result for a tile [1, 3, H, W]."""
+        import numpy as np
+
+        kept = (row.kept(self._inner.scale), column.kept(self._inner.scale))
+        sides = tuple(part.stop - part.start for part in kept)
+        if sides == Size.of(x).times(self._inner.scale):
+            y = self._engine.run(x)
+        else:
+            y = np.empty((1, 3, *sides), np.float32)
+            self._engine.run_into(x, y, kept)
+        check_finite(y, prefix)
+        return y
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`, each layer's time summed up over the picture's tiles."""

@@ -1,176 +1,191 @@
-"""`python -m engines.upscale MODEL IN OUT`: a picture, or a folder of them, enlarged."""
+"""`python -m engines.upscale MODEL IN... OUT`: pictures, folders of them, and videos, enlarged."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-from engines.base import PRECISIONS, EngineError
-from engines.jobs import Job, find_jobs, left_out, unfinished
+from engines import video
+from engines.base import PRECISIONS, Description, Engine, EngineError
+from engines.jobs import MOST_NAMED, Job, Plan, find_jobs, is_video, unfinished
 from engines.memory import GIB
-from engines.options import engine_options, memory_option, tile_option
+from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
+from engines.pipeline import Enlarged, enlarge_all, room
 from engines.tiles import Tiled
-from engines.upscaler import Upscaler
+from engines.upscaler import Advance, Upscaler
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
-if TYPE_CHECKING:
-    from ribsr.base.pictures import Picture
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-READERS = 2
-"""Pictures of a folder that are read before their turn."""
-
-WRITERS = min(8, os.cpu_count() or 1)
-"""Pictures that are written at the same time: compressing one of 4K as PNG takes seconds, making it on a GPU less."""
-
-Made = tuple[Path, Size, "Picture"]
-"""Where it goes, the size that it was, and what was made of it."""
-
-Advance = Callable[[int, int], object]
-"""Called with the tiles done, and of how many."""
+Outcome = tuple[Job, "Future[Enlarged] | Future[video.Enlarged]"]
+"""What became of a picture or a video."""
 
 
 @click.command(cls=Command)
 @click.argument("model_file", metavar="MODEL")
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="IN...", nargs=-1, required=True)
+@click.argument("target", metavar="OUT")
 @engine_options
 @tile_option
 @memory_option
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of checkpoints; other files fix it at export.")
+@click.option("-r", "--recursive", is_flag=True, help="Folders with all folders in them, whose structure is kept.")
 @click.option("--skip-existing", is_flag=True, help="Go on with a folder: leave out what is there, and whole.")
+@picture_options
+@video_options
 def main(
     model_file: str,
-    source: Path,
-    target: Path,
+    sources: tuple[str, ...],
+    target: str,
     tile: Size | None,
     memory: float | None,
+    recursive: bool,
     skip_existing: bool,
+    suffix: str | None,
+    quality: int | None,
+    max_pixels: int | None,
+    codec: str | None,
+    crf: int | None,
     **options: Any,
 ) -> None:
-    """Enlarges the picture IN with MODEL (.onnx, .plan, or a checkpoint for PyTorch) and writes OUT.
+    """Enlarges pictures with MODEL (.onnx, .plan, or a checkpoint for PyTorch): the file IN becomes OUT.
 
     The suffix of OUT chooses its format; if OUT is a folder, the picture goes there under its name. An existing OUT is
     replaced, unless it is IN or MODEL. A picture that MODEL does not take whole, for its size or for want of memory, is
     cut into tiles, and a note says so: into the best for which there is memory, unless --tile names others.
 
-    If IN is a folder, so is OUT, which is made if need be: every picture of IN goes there under its name. Those that
-    fail are reported, and the others go on. Hidden files are no pictures; what else is left out is named.
+    Several IN, folders, and patterns such as 'photos/*.png' go to the folder OUT, which is made if need be: every
+    picture under its own name. Those that fail are reported, and the others go on. Hidden files are no pictures; what
+    else of a folder is left out is named.
+
+    Videos (.mp4, .mkv, ...) become videos, frame by frame; in folders they are left out.
     """
     from engines import open_engine
 
-    whole_folder = source.is_dir()
-    jobs = find_jobs(source, target, Path(model_file))
-    if whole_folder and (others := left_out(source)):
-        echo(f"Note: {source}: {others}", err=True)
+    plan = find_jobs(sources, target, Path(model_file), recursive=recursive, suffix=suffix, quality=quality)
+    _check_video(plan, codec, crf)
+    for note in plan.notes:
+        _note(note)
+    jobs = plan.jobs
     if skip_existing:
-        count, jobs = len(jobs), unfinished(jobs)
-        click.echo(f"Note: {count - len(jobs)} of {count} are there already", err=True)
+        jobs = unfinished(jobs)
+        _note(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are there already")
         if not jobs:
             return
-    failed = 0
-    with open_engine(model_file, **options) as engine:
-        description = engine.describe()
-        for note in description.notes:
-            echo(f"Note: {note}", err=True)
-        if whole_folder:
-            target.mkdir(exist_ok=True)
-            if tile is not None:  # one that cuts nothing would fail for every picture
-                Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
-        allowed = None if memory is None else round(memory * GIB)
+    allowed = None if memory is None else round(memory * GIB)
+    with open_engine(model_file, **options) as engine, ExitStack() as stack:
+        for note in engine.describe().notes:
+            _note(note)
+        _make_ready(plan, jobs, engine, tile)
         upscaler = Upscaler(engine, tile=tile, memory=allowed, say=_note)
-        show = _bar() if not whole_folder and sys.stderr.isatty() else lambda done, count: None
-        for (picture, enlarged), outcome in _enlarge_all(jobs, upscaler, show):
-            if (error := outcome.exception()) is None:
-                before, after = outcome.result()
-                echo(f"{picture} {before} → {enlarged} {after}")
-            elif not whole_folder or not isinstance(error, Exception):
-                raise error
-            else:
-                failed += 1
-                line = message(error)  # that of a runtime names the model's file alone
-                own = line.startswith((f"{picture}: ", f"{enlarged}: "))
-                report(error, line if own else f"{picture}: {line}")
-    of_all = f" for {len(jobs)} pictures" if whole_folder else ""
-    click.echo(
-        f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
-        f"{description.runtime_version} on {description.device}, {upscaler.seconds:.2f} s{of_all}"
-    )
-    if failed:
-        raise EngineError(f"{source}: {failed} of {len(jobs)} pictures failed, as said above")
+        pictures = enlarge_all(
+            (job for job in jobs if not is_video(job.source)),
+            upscaler,
+            quality=quality,
+            max_pixels=max_pixels,
+            most=room(allowed),
+            advance=_bar(stack) if plan.one and sys.stderr.isatty() else lambda done, count: None,
+        )
+        failed = _told(pictures, plan.one)
+        failed += _told(_videos(jobs, upscaler, codec, crf), plan.one)
+        _summarise(engine.describe(), upscaler.seconds, len(jobs), failed, plan.one)
+
+
+def _check_video(plan: Plan, codec: str | None, crf: int | None) -> None:
+    """Raises what makes videos impossible from the start, and what is asked for them where there are none."""
+    videos = [job for job in plan.jobs if is_video(job.source)]
+    for name, value in (("codec", codec), ("crf", crf)):
+        if value is not None and not videos:
+            raise EngineError(f"--{name} is for videos ({', '.join(video.SUFFIXES)}), and IN holds none")
+    if videos and plan.one:
+        video.check(*videos[0])
 
 
 def _note(line: str) -> None:
-    click.echo(f"Note: {line}", err=True)
+    echo(f"Note: {line}", err=True)
 
 
-def _bar() -> Advance:
-    """Shows a picture's tiles as a progress bar, from the first one on."""
-    bars: list[Any] = []
+def _make_ready(plan: Plan, jobs: Iterable[Job], engine: Engine, tile: Size | None) -> None:
+    """Makes the folders. Raises EngineError for tiles that cut nothing, which would fail for every picture."""
+    if tile is not None and not plan.one:
+        Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
+    if plan.folder is not None:
+        for folder in dict.fromkeys(job.target.parent for job in jobs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def _bar(stack: ExitStack) -> Advance:
+    """Shows a picture's tiles as a progress bar, which `stack` ends at the latest."""
+    bar: Any = None
 
     def advance(done: int, count: int) -> None:
-        if not bars:
-            bars.append(click.progressbar(length=count, file=sys.stderr).__enter__())
-        bars[0].update(1)
+        nonlocal bar
+        if done == 1:  # the first, or again with smaller tiles
+            stack.close()
+            bar = stack.enter_context(click.progressbar(length=count, file=sys.stderr))
+        bar.update(1)
         if done == count:
-            bars.pop().__exit__(None, None, None)
+            stack.close()
 
     return advance
 
 
-def _enlarge_all(
-    jobs: list[Job], upscaler: Upscaler, advance: Advance
-) -> Iterator[tuple[Job, Future[tuple[Size, Size]]]]:
-    """Every job with the sizes before and after, or the exception that ended it, in order, once it is over.
-
-    Pictures are read ahead and written behind in other threads, a few at a time; they are enlarged in this one.
-    Whatever exception one picture causes is its own affair: Pillow and the runtimes raise many, memory may run out.
-    """
-    from ribsr.base.pictures import check_output, read_rgb, write_picture
-
-    def read(job: Job) -> Picture:
-        picture = read_rgb(job[0])
-        check_output(job[1], picture.size.times(upscaler.scale), picture)
-        return picture
-
-    def enlarged(reads: Iterator[Future[Picture]]) -> Iterator[Made | Exception]:
-        for (_, target), outcome in zip(jobs, reads, strict=True):
-            try:
-                picture = outcome.result()
-                yield target, picture.size, upscaler.enlarge(picture, target=target, advance=advance)
-            except Exception as error:  # noqa: BLE001
-                yield error
-
-    def finish(made: Made | Exception) -> tuple[Size, Size]:
-        if isinstance(made, Exception):
-            raise made
-        target, size, picture = made
-        write_picture(target, picture)
-        return size, picture.size
-
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
-        reads = _ahead(readers, read, jobs, READERS)
-        yield from zip(jobs, _ahead(writers, finish, enlarged(reads), WRITERS), strict=True)
+def _videos(jobs: Iterable[Job], upscaler: Upscaler, codec: str | None, crf: int | None) -> Iterator[Outcome]:
+    """One after the other, as `enlarge_all` does pictures."""
+    for job in jobs:
+        if not is_video(job.source):
+            continue
+        outcome: Future[video.Enlarged] = Future()
+        try:
+            with video.on_terminal() as progress:
+                made = video.enlarge_video(upscaler, *job, codec=codec, crf=crf, say=_note, progress=progress)
+            outcome.set_result(made)
+        except Exception as error:  # noqa: BLE001
+            outcome.set_exception(error)
+        yield job, outcome
 
 
-def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[Future[R]]:
-    """work(item) of all items, in order: one when it is done, or `count` later ones are under way, too."""
-    under_way: deque[Future[R]] = deque()
-    for item in items:
-        under_way.append(pool.submit(work, item))
-        if len(under_way) > count or under_way[0].done():
-            yield under_way.popleft()
-    yield from under_way
+def _told(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
+    """Says what becomes of each, and at the end what is not carried over. Returns those that failed; raises the error
+    of the one that there is."""
+    failed: list[Job] = []
+    dropped: Counter[str] = Counter()
+    for job, outcome in outcomes:
+        if (error := outcome.exception()) is None:
+            done = outcome.result()
+            frames = f", {done.frames} frames, {done.encoder}" if isinstance(done, video.Enlarged) else ""
+            echo(f"{job.source} {done.before} → {job.target} {done.after}{frames}")
+            dropped.update(set(done.dropped) if isinstance(done, Enlarged) else ())
+        elif one or not isinstance(error, Exception):
+            raise error
+        else:
+            failed.append(job)
+            line = message(error)  # that of a runtime names the model's file alone
+            own = line.startswith((f"{job.source}: ", f"{job.target}: "))
+            report(error, line if own else f"{job.source}: {line}")
+    if dropped:
+        _note(
+            "not carried over: " + ", ".join(what if one else f"{what} ({dropped[what]}x)" for what in sorted(dropped))
+        )
+    return failed
+
+
+def _summarise(description: Description, seconds: float, count: int, failed: Sequence[Job], one: bool) -> None:
+    """The last line. Raises EngineError if anything failed."""
+    of_all = "" if one else f" for {count} {'picture' if count == 1 else 'pictures'}"
+    echo(
+        f"{description.model} x{description.scale} {description.precision}, {description.runtime} "
+        f"{description.runtime_version} on {description.device}, {seconds:.2f} s{of_all}"
+    )
+    if failed:
+        names = [job.source.name for job in failed[:MOST_NAMED]] + (["…"] if len(failed) > MOST_NAMED else [])
+        raise EngineError(f"{count - len(failed)} of {count} enlarged, {len(failed)} failed: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from engines.base import Description, Engine, EngineError, OutOfMemory
+from engines import planes
+from engines.base import WHOLE, Description, Engine, EngineError, LayerTime, OutOfMemory
 from engines.tiles import Tiled
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
     from typing_extensions import Self
 
     from ribsr.base.pictures import Picture
 
+LAYOUTS = ("HWC", "NCHW")
+
+Advance = Callable[[int, int], object]
+"""Called with the tiles done, and of how many."""
+
 
 class Upscaler:
-    """An engine for picture after picture, in tiles where needed. What it does about their size is said once.
+    """A model that enlarges whatever pictures are given to it, in tiles where needed:
 
-    model: a file or bundled name, which `engines.open_engine` opens with `options`; or an engine that is open, which
-    stays the caller's to close. tile: the largest tiles, None for those that suit memory; smaller ones from the picture
-    on for which memory does not suffice all the same. memory: bytes to do with, None for what is free. say: is given
-    what the user should know, a line each; None: nobody is told.
+        from engines import Upscaler
+        with Upscaler("sst-light-x2") as upscaler:
+            upscaler("photo.jpg").save("large.png")
 
-    scale: the model's. seconds: that all runs took. Raises EngineError as `open_engine` does.
+    model: a file or bundled name, which `engines.open_engine` opens with `options` (device, threads, precision, …); or
+    an engine that is open, which stays the caller's to close. tile: the largest tiles, None for those that suit memory;
+    smaller ones from the picture on for which memory does not suffice all the same. memory: bytes to do with, None for
+    what is free. say: is given what the user should know about a picture's size, one line each, once; None: nobody is.
+
+    scale: the model's. Threads may share it: the model runs for one of them at a time, as the memory that is predicted
+    for a run is that of one; pictures are taken apart and put together beside it. Raises EngineError as `open_engine`
+    does.
     """
 
     def __init__(
@@ -42,79 +59,137 @@ class Upscaler:
         self._owned = not isinstance(model, Engine)
         if isinstance(model, Engine):
             if options:
-                raise EngineError(
-                    f"{model.describe().path}: is open; {', '.join(options)} can be chosen for files only"
-                )
-            self._engine = model
+                path = model.describe().path
+                raise EngineError(f"{path}: is open already, and {', '.join(options)} can be chosen for files only")
+            self._engine = _Shared(model)
         else:
             from engines import open_engine
 
-            self._engine = open_engine(model, **options)
+            self._engine = _Shared(open_engine(model, **options))
         self._tile, self._memory, self._tell = tile, memory, say
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self.scale = self._engine.describe().scale
-        self.seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """That the model has run so far, for all threads."""
+        return self._engine.seconds
 
     def describe(self) -> Description:
         """The engine's: what the model is and where it runs."""
         return self._engine.describe()
 
-    def enlarge(
-        self,
-        picture: Picture,
-        *,
-        target: Path | str = "",
-        advance: Callable[[int, int], object] = lambda done, count: None,
-    ) -> Picture:
-        """The picture `scale` times as large, with its colour.
+    @overload
+    def __call__(self, picture: np.ndarray, *, layout: str = "HWC") -> np.ndarray: ...
+    @overload
+    def __call__(self, picture: Image.Image) -> Image.Image: ...
+    @overload
+    def __call__(self, picture: Picture | Path | str) -> Picture: ...
 
-        target: where it would be written, whose format's need of memory counts, and for messages. advance: called with
-        the tiles done and how many there are after each tile of a picture that is cut. Raises EngineError where the
-        smallest tiles need too much memory, too, and for values that are not finite.
+    def __call__(self, picture: Any, *, layout: str = "HWC") -> Any:
+        """The picture `scale` times as large, of the kind that is given:
+
+        - a numpy array, uint8, uint16, or float32 in [0, 1] → an array of the same dtype, rounded to nearest, or as
+          float32 clipped alone. layout "HWC": [H, W] or [H, W, C], of 1 to 4 channels: gray, gray and alpha, RGB, RGB
+          and alpha (straight); "NCHW": [N, C, H, W], each as if it were alone.
+        - a Pillow picture → one, upright and with its colour profile and resolution. Of its modes 1 becomes L, and
+          palettes what they show, RGB or RGBA.
+        - a `ribsr.base.pictures.Picture` → one, as of `enlarge`; a path → what is made of the `Picture` there: it holds
+          16 bits per channel, too, and has `save`.
+
+        Raises EngineError as `enlarge` does, and for what is none of these; PictureError for files and Pillow pictures
+        that cannot be read or kept.
         """
-        from ribsr.base.pictures import bytes_to_write
+        import numpy as np
+        from PIL import Image
 
-        start, tile = time.perf_counter(), self._tile
-        try:
-            while True:
-                tiled = Tiled(self._engine, tile, self._memory)
-                try:
-                    made = self._attempt(tiled, picture, target, advance)
-                    self._tile = tile  # of a picture for which no tile is small enough, the next ones know nothing
-                    return made
-                except (OutOfMemory, MemoryError):
-                    tile = self._smaller(tiled, picture.size, bytes_to_write(target))
-                self._engine.release()  # here the error, and what it kept alive, is gone
-        finally:
-            with self._lock:
-                self.seconds += time.perf_counter() - start
+        from ribsr.base.pictures import Picture, from_image, read_picture, to_image
 
-    def _attempt(
-        self, tiled: Tiled, picture: Picture, target: Path | str, advance: Callable[[int, int], object]
+        if layout not in LAYOUTS:
+            raise EngineError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+        if isinstance(picture, np.ndarray):
+            return self._array(picture, layout)
+        if layout != LAYOUTS[0]:
+            raise EngineError(f"layout is for numpy arrays, and the picture is {type(picture).__name__}; leave it out")
+        if isinstance(picture, Picture):
+            return self.enlarge(picture)
+        if isinstance(picture, (str, Path)):
+            return self.enlarge(read_picture(picture))
+        if isinstance(picture, Image.Image):
+            return to_image(self.enlarge(from_image(picture)))
+        raise EngineError(
+            f"a picture must be a numpy array, a Pillow picture, a path or a Picture, got {type(picture).__name__}"
+        )
+
+    def _array(self, array: np.ndarray, layout: str) -> np.ndarray:
+        import numpy as np
+
+        if layout == "HWC":
+            if array.ndim == 4:
+                raise EngineError(
+                    f"layout HWC takes one picture, [H, W] or [H, W, C], got {list(array.shape)}; give batches as "
+                    'layout="NCHW"'
+                )
+            return self._pixels(array)
+        if array.ndim != 4 or not 1 <= array.shape[1] <= 4 or min(array.shape) < 1:
+            raise EngineError(f"layout NCHW takes [N, C, H, W] with 1 to 4 channels, got {list(array.shape)}")
+        made = np.empty((*array.shape[:2], *Size.of(array).times(self.scale)), array.dtype)
+        for place, pixels in zip(made, array, strict=True):
+            place[...] = self._pixels(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
+        return made
+
+    def enlarge(
+        self, picture: Picture, *, target: Path | str = "", advance: Advance = lambda done, count: None
     ) -> Picture:
-        from ribsr.base.pictures import bytes_to_write
+        """The picture `scale` times as large, with its colour; what was dropped when it was read stays told.
 
-        size, result = picture.size, bytes_to_write(target)
-        rows, columns = tiled.spans(size, result)
-        count, largest = len(rows) * len(columns), tiled.largest(size, result)
+        target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
+        each tile of a picture that is cut; from 1 on again where tiles become smaller. Raises EngineError where the
+        smallest tiles need too much memory, too, for values that are not finite, and for pixels of other kinds
+        (`planes.check_pixels`).
+        """
+        return replace(picture, pixels=self._pixels(picture.pixels, target, advance))
+
+    def _pixels(
+        self, pixels: np.ndarray, target: Path | str = "", advance: Advance = lambda done, count: None
+    ) -> np.ndarray:
+        """`Tiled.enlarge` in tiles for which memory suffices."""
+        planes.check_pixels(pixels)
+        job = _Job(pixels, target, advance)
+        tile = first = self._tile
+        while True:
+            tiled = Tiled(self._engine, tile, self._memory)
+            try:
+                made = self._attempt(tiled, job)
+                break
+            except (OutOfMemory, MemoryError):
+                tile = self._smaller(tiled, job)
+            self._engine.release()  # here the error, and what it kept alive, is gone
+        if tile is not None and tile != first:  # of a picture for which no tile is small enough, the next know nothing
+            with self._lock:
+                self._tile = tile if self._tile is None else min(tile, self._tile, key=math.prod)
+        return made
+
+    def _attempt(self, tiled: Tiled, job: _Job) -> np.ndarray:
+        with self._engine.turn:  # what there is while nothing runs
+            rows, columns = tiled.spans(job.size, job.result, alpha=job.alpha)
+        count, largest = len(rows) * len(columns), tiled.largest(job.size, job.result, job.alpha)
         if count > 1:
-            self._say(f"{size} in {count} tiles of {largest}")
-        elif largest != size:
+            self._say(f"{job.size} in {count} tiles of {largest}")
+        elif largest != job.size:
             self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
-        done = 0
+        done = itertools.count(1)
+        return tiled.enlarge(
+            job.pixels,
+            lambda _: job.advance(next(done), count) if count > 1 else None,
+            result=job.result,
+            prefix=f"{job.target}: not written, since" if str(job.target) else "",
+        )
 
-        def count_up(tiles: int) -> None:
-            nonlocal done
-            done += tiles
-            if count > 1:
-                advance(done, count)
-
-        prefix = f"{target}: not written, since" if target else ""
-        return replace(picture, pixels=tiled.enlarge(picture.pixels, count_up, result=result, prefix=prefix))
-
-    def _smaller(self, tiled: Tiled, size: Size, result: int) -> Size:
-        largest, tile = tiled.largest(size, result), tiled.smaller(size, result)
+    def _smaller(self, tiled: Tiled, job: _Job) -> Size:
+        largest = tiled.largest(job.size, job.result, job.alpha)
+        tile = tiled.smaller(job.size, job.result, job.alpha)
         if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
@@ -123,7 +198,8 @@ class Upscaler:
 
     def _say(self, note: str) -> None:
         with self._lock:
-            told, _ = note in self._said, self._said.add(note)
+            told = note in self._said
+            self._said.add(note)
         if self._tell is not None and not told:
             self._tell(note)
 
@@ -137,3 +213,78 @@ class Upscaler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Pixels, where they are to be written, and who is told of tiles."""
+
+    pixels: np.ndarray
+    target: Path | str
+    advance: Advance
+
+    @property
+    def size(self) -> Size:
+        return Size(*self.pixels.shape[:2])
+
+    @property
+    def alpha(self) -> bool:
+        return planes.has_alpha(self.pixels)
+
+    @property
+    def result(self) -> int:
+        """Bytes that a pixel of the result takes until the caller is done with it."""
+        from ribsr.base.pictures import bytes_to_write
+
+        count, depth = planes.channels(self.pixels), 8 * self.pixels.itemsize
+        return bytes_to_write(self.target, count, depth) if str(self.target) else count * self.pixels.itemsize
+
+
+class _Shared(Engine):
+    """An engine that runs for one thread at a time: then a run takes what is predicted for one, which threads take
+    turns does not show in results, and none runs while memory is given back.
+
+    turn: held while it runs. seconds: that it ran.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self.turn = threading.Lock()
+        self.seconds = 0.0
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self.turn:
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.seconds += time.perf_counter() - start
+
+    def describe(self) -> Description:
+        return self._engine.describe()
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        with self._running():
+            return self._engine.run(x)
+
+    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = WHOLE) -> None:
+        with self._running():
+            self._engine.run_into(x, out, part)
+
+    def needs(self, size: Size, batch: int = 1) -> int | None:
+        return self._engine.needs(size, batch)
+
+    def device_memory(self) -> int | None:
+        return self._engine.device_memory()
+
+    def release(self) -> None:
+        with self.turn:
+            self._engine.release()
+
+    def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
+        with self.turn:
+            return self._engine.profile(x, runs)
+
+    def close(self) -> None:
+        self._engine.close()

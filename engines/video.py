@@ -1,7 +1,7 @@
 """Videos, enlarged frame by frame: the same codec, depth and colours, the same times, sound and subtitles beside it.
 
-Three threads work at a time: one reads, one (the caller's) runs the model, one writes; a few frames are in flight.
-PyAV, FFmpeg for Python, reads and writes.
+Threads of their own read, run the model and write, with a few frames in flight between them. PyAV, FFmpeg for Python,
+decodes and encodes.
 
 Kept: the codec's kind, bits and chroma sampling; colour range, matrix, primaries and transfer; every frame's time and
 duration, as exactly as the target's container can say it (Matroska and WebM count milliseconds); rotation, pixel aspect
@@ -18,17 +18,18 @@ range is 65280 of 65535.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engines.base import NotInstalled
 from ribsr.base.errors import RibsrError, first_line
@@ -42,13 +43,22 @@ if TYPE_CHECKING:
 
     from engines.upscaler import Upscaler
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 SUFFIXES: Mapping[str, str] = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """Files that are taken for videos, in lower case → FFmpeg's name of the container that is written."""
+
+OLDEST = (18, 1)
+"""The first release of PyAV that tells whether a video is interlaced."""
 
 AHEAD = 3
 """Frames that are read before their turn."""
 
-BEHIND = 3
+MAKERS = 2
+"""Frames that are with the model. It runs for one at a time; the other becomes its input, or pixels, meanwhile."""
+
+BEHIND = 2
 """Enlarged frames that wait to be written. What the encoder looks ahead at comes on top."""
 
 
@@ -102,6 +112,9 @@ _HDR = {
 """Encoder → the option for its own parameters, what they call the mastering display and the light level, and what they
 multiply chromaticities and luminances with."""
 
+_READING = {"format_whitelist": "mov,matroska,mpegts,avi,flv", "protocol_whitelist": "file"}
+"""What files are taken for, whatever their suffix: no playlists, which name other files and servers."""
+
 _ONE_A_PACKET = ("h264", "hevc", "vp9", "av1", "ffv1")
 """Codecs of which every packet has just one frame that is shown."""
 
@@ -154,13 +167,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Part:
-    """packets: of the streams that are copied, which come before the frame. pixels: RGB [H, W, 3], uint8 or uint16;
-    None after the last frame. pts, duration: when it is shown and how long, in the stream's time base."""
+    """A frame, and the packets of streams that are copied which come before it. pixels: RGB [H, W, 3], uint8 or uint16.
+    pts, duration: when it is shown and how long, in the stream's time base."""
 
     packets: list[Packet]
-    pixels: np.ndarray | None = None
-    pts: int = 0
-    duration: int = 0
+    pixels: np.ndarray
+    pts: int
+    duration: int
 
 
 def enlarge_video(
@@ -179,17 +192,18 @@ def enlarge_video(
     quality, 0 the best; None: that of ENCODERS. say: is given what is left out or assumed, a line each. progress:
     called in this thread with the frames done, and their number as far as it is known.
 
-    Raises VideoError for what cannot be read or written as it is, NotInstalled without PyAV, and EngineError as
-    `Upscaler.enlarge` does.
+    Raises VideoError for what cannot be read or written as it is, NotInstalled without PyAV, EngineError as
+    `Upscaler.enlarge` does, and OSError as `atomic` does.
     """
     start = time.perf_counter()
     source, target = Path(source), Path(target)
-    _check(source, target)
-    with Clip(source, say) as clip, _writing(target) as temporary:
+    check(source, target)
+    with Clip(source, say) as clip, atomic(target) as temporary:
         encoder = _choose(clip, target, codec, crf)
         with Film(clip, temporary, target, encoder, crf, upscaler.scale, say) as film:
             for done in _pass(clip, film, upscaler):
                 progress(done, clip.count)
+            film.finish(clip.rest)
         return Enlarged(clip.frames, clip.look.size, film.size, encoder, time.perf_counter() - start)
 
 
@@ -197,37 +211,42 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
     """Every part from the clip through the model to the film; yields how many frames are done."""
     from ribsr.base.pictures import Picture
 
+    def enlarge(part: Part) -> Part:
+        return replace(part, pixels=upscaler.enlarge(Picture(part.pixels)).pixels)
+
     parts = iter(clip)
-    written: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        try:
-            read = deque(reader.submit(next, parts, None) for _ in range(AHEAD))
-            for done in itertools.count(1):
-                part = read.popleft().result()
-                if part is None:
-                    break
-                read.append(reader.submit(next, parts, None))
-                if part.pixels is not None:
-                    pixels = upscaler.enlarge(Picture(part.pixels)).pixels
-                    part = Part(part.packets, pixels, part.pts, part.duration)
-                    yield done
-                written.append(writer.submit(film.write, part))
-                if len(written) > BEHIND:
-                    written.popleft().result()
-            written.append(writer.submit(film.finish))
-            while written:
-                written.popleft().result()
-        finally:
-            for pool in (reader, writer):
-                pool.shutdown(cancel_futures=True)
-
-
-def _check(source: Path, target: Path) -> None:
-    """Raises what ends it before anything is opened."""
+    pools = reader, makers, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(MAKERS), ThreadPoolExecutor(1)
     try:
-        import av  # noqa: F401
+        read = _ahead(reader, lambda _: next(parts, None), itertools.repeat(None), AHEAD)
+        given = (part for part in itertools.takewhile(bool, read) if part)
+        made = _ahead(makers, enlarge, given, MAKERS)
+        for done, _ in enumerate(_ahead(writer, film.write, made, BEHIND), 1):
+            yield done
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """work(item) of all items, in order, while `count` later ones are under way."""
+    under_way: deque[Future[R]] = deque()
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > count:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def check(source: Path, target: Path) -> None:
+    """Raises NotInstalled without PyAV, and VideoError where there is no video to read or it cannot be written."""
+    needed = f"videos need PyAV {'.'.join(map(str, OLDEST))} or later, for Python 3.11 or later"
+    try:
+        import av
     except ImportError:
-        raise NotInstalled(f"videos need PyAV: {pip_install('video')}") from None
+        raise NotInstalled(f"{needed}: {pip_install('video')}") from None
+    if tuple(map(int, av.__version__.split(".")[:2])) < OLDEST:
+        raise NotInstalled(f"{needed}, and this is PyAV {av.__version__}: {pip_install('video')}")
     if not source.is_file():
         raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else 'no such file'}")
     if target.suffix.lower() not in SUFFIXES:
@@ -275,22 +294,12 @@ def _is_there(name: str) -> bool:
         return False
 
 
-@contextmanager
-def _writing(target: Path) -> Iterator[Path]:
-    """`atomic`, whose errors are VideoErrors."""
-    try:
-        with atomic(target) as temporary:
-            yield temporary
-    except OSError as error:
-        raise VideoError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
-
-
 class Clip:
     """A video that is read: its streams, and what its first frame says. A context manager; iterating gives its Parts.
 
     look: of all frames. count: how many there are, if the file says so; frames: how many have been read. first: the
-    first frame. matrix: the display matrix, nine numbers, if it is to be turned. hdr: the first frame's mastering
-    display and light level, as FFmpeg lays them out in memory.
+    first frame. rest: packets of the streams that are copied, after the last. matrix: the display matrix, nine numbers,
+    if it is to be turned. hdr: the first frame's mastering display and light level, as FFmpeg has them in memory.
     """
 
     def __init__(self, path: Path, say: Callable[[str], object]):
@@ -298,7 +307,7 @@ class Clip:
 
         self.path, self._say = path, say
         try:
-            self.container = av.open(str(path), "r", metadata_errors="replace")
+            self.container = av.open(f"file:{path}", "r", container_options=_READING, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{path}: not a video, or damaged ({_reason(error)})") from None
         try:
@@ -326,6 +335,7 @@ class Clip:
         self._said: set[str] = set()
         self._end = Fraction(0)
         self._due: set[int] = set()
+        self.rest: list[Packet] = []
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
@@ -341,12 +351,12 @@ class Clip:
 
     def _check_kind(self, frame: VideoFrame) -> None:
         """Raises VideoError for a video of which something would be lost."""
-        reason = None
+        reason, colours = None, len(frame.format.components) > 1 and not frame.format.is_rgb
         if frame.interlaced_frame or self.video.codec_context.field_order > 1:
             reason = "is interlaced; deinterlace it first, as with ffmpeg -i IN -vf bwdif OUT"
         elif self.video.metadata.get("alpha_mode", "0") != "0" or any(c.is_alpha for c in frame.format.components):
             reason = "has an alpha channel, which is not supported yet; remove it first"
-        elif Look.of(frame).matrix not in (*_MATRICES, _RGB, _UNSPECIFIED):
+        elif colours and Look.of(frame).matrix not in _MATRICES:
             reason = f"has the colour matrix {frame.colorspace} of H.273, which is not supported; convert it to BT.709"
         if reason:
             raise VideoError(f"{self.path}: {reason}")
@@ -364,7 +374,7 @@ class Clip:
                     break
                 self._note_end(packet)
                 if packet.stream.index != self.video.index:  # `stream_index` is 0 in the marks of streams' ends
-                    if packet.dts is not None or packet.pts is not None:  # else it is such a mark
+                    if packet.size or packet.dts is not None:  # else it is such a mark; a cover has no time
                         waiting.append(packet)
                     continue
                 frames = [] if packet.is_corrupt else self.video.decode(packet)
@@ -377,20 +387,19 @@ class Clip:
             for frame in frames:
                 if frame.is_corrupt:
                     raise self._damaged("parts of it cannot be decoded")
-                self._check_lost(frame.pts)
+                if frame.pts is not None:
+                    self._check_lost(frame.pts)
                 yield waiting, frame
                 waiting = []
-        self._check_lost(None)
-        self._rest = waiting
+        self._check_lost(math.inf)
+        self.rest = waiting
 
-    def _check_lost(self, now: int | None) -> None:
-        """Raises VideoError if a frame that was to come before the one of time `now`, or the end, did not: decoders
-        leave out what they cannot decode, and what depends on it. At a clip's start that is usual (open groups)."""
-        lost = {pts for pts in self._due if now is None or pts < now}
-        self._due -= lost
-        if now is not None:
-            self._due.discard(now)
-        if self._last is not None and lost:
+    def _check_lost(self, now: float) -> None:
+        """Raises VideoError if a frame did not come that is to be shown between the last and the one of time `now`:
+        decoders leave out what they cannot decode. Those before the first depend on what was cut off."""
+        lost = {pts for pts in self._due if pts < now}
+        self._due -= {*lost, now}
+        if self._last is not None and any(pts > self._last for pts in lost):
             raise self._damaged("the decoder leaves it out")
 
     def _note_end(self, packet: Packet) -> None:
@@ -413,7 +422,6 @@ class Clip:
             self.frames += 1
             yield Part(packets, scaler.to_rgb(frame).to_ndarray(), frame.pts or 0, frame.duration)
         self._check_end()
-        yield Part(self._rest)
 
     def _check_frame(self, frame: VideoFrame) -> None:
         """Raises VideoError for a frame that does not go on from the last."""
@@ -558,17 +566,18 @@ class Film:
         self._streams: dict[int, Any] = {}
         self._check_size(encoder)
         kind = SUFFIXES[target.suffix.lower()]
-        self._container = av.open(str(temporary), "w", format=kind)
+        self._container = av.open(f"file:{temporary}", "w", format=kind)
         try:
             self._check_codec(encoder)
             self._video = self._add_video(encoder, crf, scale)
             self._add_others(kind)
             self._describe()
             self._container.start_encoding()
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except VideoError:
             self._abandon()
-            if isinstance(error, VideoError):
-                raise
+            raise
+        except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+            self._abandon()
             raise VideoError(f"{target}: {encoder} cannot be started for {self.size} ({_reason(error)})") from None
 
     def _check_codec(self, encoder: str) -> None:
@@ -634,18 +643,19 @@ class Film:
         for stream in self._clip.container.streams:
             if stream.index == self._clip.video.index:
                 continue
-            cover = _is_cover(stream)
-            if stream.type == "data" or (cover and kind not in ("mp4", "mov")):
-                of_chapters = stream.type == "data" and stream.name == "bin_data" and chapters
-                if not of_chapters:  # which come as what they are
-                    dropped.append("a cover picture" if cover else f"a data track ({stream.name or 'unknown'})")
+            if stream.type == "data" and _codec(stream) == "bin_data" and chapters:
+                continue  # these are the chapters, which come as such
+            cover = _is_cover(stream) and kind not in ("mp4", "mov")
+            unknown = stream.codec_context is None and stream.type != "attachment"
+            if cover or unknown or stream.type == "data":
+                dropped.append("a cover picture" if cover else f"a {stream.type} track ({_codec(stream)})")
                 continue
             try:
                 copy = self._container.add_stream_from_template(stream, opaque=True)
             except ValueError:
                 advice = ".mkv" if self._clip.path.suffix.lower() == ".mkv" else f"{self._clip.path.suffix} or .mkv"
                 raise VideoError(
-                    f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({stream.name or 'unknown'}) "
+                    f"{self._target}: cannot hold the {stream.type} stream {stream.index} ({_codec(stream)}) "
                     f"of {self._clip.path}; give OUT the suffix {advice}"
                 ) from None
             _copy_tags(stream, copy)
@@ -662,20 +672,23 @@ class Film:
     def write(self, part: Part) -> None:
         """Raises VideoError where it cannot be written."""
         with self._telling():
-            for packet in part.packets:
-                if (copy := self._streams.get(packet.stream.index)) is not None:
-                    packet.stream = copy
-                    self._container.mux(packet)
-            if part.pixels is not None:
-                frame = self._painter.paint(part.pixels)
-                frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
-                self._container.mux(self._video.encode(frame))
+            self._copy(part.packets)
+            frame = self._painter.paint(part.pixels)
+            frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
+            self._container.mux(self._video.encode(frame))
 
-    def finish(self) -> None:
-        """Writes what the encoder holds back, and the end of the file."""
+    def finish(self, packets: list[Packet]) -> None:
+        """Writes what comes after the last frame, what the encoder holds back, and the end of the file."""
         with self._telling():
+            self._copy(packets)
             self._container.mux(self._video.encode(None))
             self._container.close()
+
+    def _copy(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            if (copy := self._streams.get(packet.stream.index)) is not None:
+                packet.stream = copy
+                self._container.mux(packet)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -703,6 +716,10 @@ def _is_cover(stream: Any) -> bool:
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _codec(stream: Any) -> str:
+    return getattr(stream, "name", None) or "of an unknown codec"  # audio streams of such have no name at all
 
 
 def _copy_tags(source: Any, target: Any) -> None:

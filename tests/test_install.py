@@ -16,6 +16,7 @@ import ribsr
 from tests.engines import fakes
 from tests.test_house import ROOT
 from tests.test_without_torch import Environment, make_environment
+from tools import cli
 
 LEFT_OUT = (".*", "tests", "demo", "build", "__pycache__", "*.egg-info")
 
@@ -48,9 +49,11 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     return made
 
 
-def call(environment: Environment, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `ribsr ARGUMENTS`, the program that pip made."""
-    return environment.run(environment.python.with_name("ribsr"), *arguments, cwd=cwd)
+def call(
+    environment: Environment, *arguments: str, cwd: Path, program: str = "ribsr"
+) -> subprocess.CompletedProcess[str]:
+    """Runs `ribsr ARGUMENTS`, the program that pip made, or another of its programs."""
+    return environment.run(environment.python.with_name(program), *arguments, cwd=cwd)
 
 
 def test_the_wheel_has_all_that_the_clone_has(wheel: Path) -> None:
@@ -83,6 +86,13 @@ def test_help(environment: Environment, tmp_path: Path, command: str) -> None:
     done = call(environment, *command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Usage: ribsr {command}".rstrip())
+
+
+@pytest.mark.parametrize("program", cli.PROGRAMS)
+def test_help_of_every_program(environment: Environment, tmp_path: Path, program: str) -> None:
+    done = call(environment, "--help", cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: {program} ")
 
 
 def test_pictures_parity_and_times(environment: Environment, tmp_path: Path) -> None:

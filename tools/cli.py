@@ -25,7 +25,7 @@ EXPORTS: Rows = {
 
 COMMANDS: Rows = {
     "export": ("tools.cli:export", "Make ONNX files (onnx) and TensorRT plans (trt)."),
-    "upscale": ("engines.upscale:main", "Enlarge a picture, or a folder of them."),
+    "upscale": ("engines.upscale:main", "Enlarge pictures, folders of them, and videos."),
     "parity": ("tools.parity:main", "Compare models with their checkpoint."),
     "latency": ("tools.latency:main", "Time models side by side."),
     "evaluate": ("tools.evaluate:main", "PSNR and SSIM of models on benchmark sets."),
@@ -49,17 +49,22 @@ class Lazy(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._rows:
             return None
-        path = list(sys.path)
-        try:
-            return pkgutil.resolve_name(self._rows[cmd_name][0])
-        except ImportError as error:
-            raise click.ClickException(message(error)) from error
-        finally:
-            sys.path[:] = path  # scripts put their clone there, which may be Python's site-packages
+        return _imported(self._rows[cmd_name][0])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self._rows.items()])
+
+
+def _imported(target: str) -> click.Command:
+    """The command at `module:attribute`. Raises ClickException where its module cannot be imported."""
+    path = list(sys.path)
+    try:
+        return pkgutil.resolve_name(target)
+    except ImportError as error:
+        raise click.ClickException(message(error)) from error
+    finally:
+        sys.path[:] = path  # scripts put their clone there, which may be Python's site-packages
 
 
 @click.group(cls=Lazy, rows=COMMANDS)
@@ -71,3 +76,26 @@ def main() -> None:
 @click.group(cls=Lazy, rows=EXPORTS)
 def export() -> None:
     """Files for a runtime, made from a checkpoint."""
+
+
+PROGRAMS: Mapping[str, str] = {
+    "ribsr": "tools.cli:main",
+    "ribsr-upscale": COMMANDS["upscale"][0],
+    "ribsr-export": EXPORTS["onnx"][0],
+    "ribsr-export-trt": EXPORTS["trt"][0],
+    "ribsr-parity": COMMANDS["parity"][0],
+    "ribsr-latency": COMMANDS["latency"][0],
+    "ribsr-evaluate": COMMANDS["evaluate"][0],
+    "ribsr-train": COMMANDS["train"][0],
+}
+"""The programs of pyproject.toml, and which command each is."""
+
+
+def start(program: str) -> None:
+    """Runs one of PROGRAMS, and ends the process."""
+    try:
+        command = _imported(PROGRAMS[program])
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    command(prog_name=program)

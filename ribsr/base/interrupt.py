@@ -113,7 +113,8 @@ def leave(code: int) -> None:
     Nothing else of it is left, unless its threads go on writing until the last moment.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in SIGNALS:  # `timeout` sends SIGTERM twice
+            signal.signal(number, signal.SIG_IGN)
     _in_time(_flush, 0.2)
     _end_children()
     for temporary in list(files.TEMPORARY):

@@ -19,7 +19,7 @@ from engines import EngineError, OutOfMemory, Tiled, Upscaler, memory, open_engi
 from engines.memory import GIB, Network
 from engines.metadata import read_shapes
 from engines.ort import CUDA, ORTEngine
-from engines.tiles import BYTES, FLOATS, Cuts
+from engines.tiles import FLOATS, Cuts
 from ribsr.base.pictures import Picture, bytes_to_write, to_input, to_pixels
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
@@ -342,6 +342,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 PICTURE = Size(900, 1200)
 
+BYTES = 7
+"""Of a pixel of the result, that it takes until it is written."""
+
 
 def computed(cuts: Cuts) -> int:
     """Pixels that the engine gets."""
@@ -407,10 +410,10 @@ def test_no_memory_is_said_at_once(free: Callable[[int | None], None]) -> None:
     free(20 * MIB)
     engine = Hungry(each=1000)
     with pytest.raises(EngineError, match=r"what 1200x900 gives, 2400x1800, takes 29 MiB by itself, and 20 MiB are"):
-        Tiled(engine).enlarge(np.zeros((900, 1200, 3), np.uint8))
+        Tiled(engine).enlarge(np.zeros((900, 1200, 3), np.uint8), result=BYTES)
     free(50 * MIB)
     with pytest.raises(EngineError, match=r"takes 61 MiB even in tiles of 80x80, and there are 11 MiB for it"):
-        Tiled(Hungry(each=10_000)).enlarge(np.zeros((900, 1200, 3), np.uint8))
+        Tiled(Hungry(each=10_000)).enlarge(np.zeros((900, 1200, 3), np.uint8), result=BYTES)
     assert engine.seen == []
 
 

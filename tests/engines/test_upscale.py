@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, upscale
+from engines import Engine, EngineError, OutOfMemory, Tiled, Upscaler, open_engine, planes, tiles, video
 from engines import upscaler as upscaler_module
 from engines.base import check_finite, out_of_memory
 from engines.ort import ORTEngine
 from engines.upscale import main
 from ribsr.base import pictures
-from ribsr.base.pictures import read_input, read_rgb, to_pixels
+from ribsr.base.pictures import Picture, read_input, read_picture, read_rgb, to_pixels, write_picture
 from ribsr.base.sizes import Size
 from tests.engines import fakes
 
@@ -166,13 +165,13 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for name in (".hidden.png", ".hidden", "inner/f.png", "a.gif", "b.HEIC", "c.avif", "d.txt", "e.mp4", "f.x", "scan"):
+    for name in (".hidden.png", ".hidden", "inner/f.png", "a.gif", "b.HEIC", "c.svg", "d.txt", "e.mp4", "f.x", "scan"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not a picture")
     result = run(onnx_file, folder, out)
     assert result.exit_code == 0, result.output
     assert result.stderr == (
-        f"Note: {folder}: left out: 6 of other kinds (a.gif, b.HEIC, c.avif, d.txt, e.mp4, …), "
+        f"Note: {folder}: left out: 6 of other kinds (a.gif, b.HEIC, c.svg, d.txt, e.mp4, …), "
         "1 without a suffix (scan), 1 subfolder (inner/)\n"
     )
     assert [line.split()[0] for line in result.stdout.splitlines()[:-1]] == [
@@ -188,14 +187,15 @@ def test_a_folder_of_pictures(onnx_file: Path, folder: Path, tmp_path: Path) -> 
 
 def test_damaged_pictures_of_a_folder_do_not_stop_the_others(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:60])
-    Image.open(folder / "e.png").convert("L").save(folder / "e.png")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "e.png", save_all=True, append_images=frames[1:])
     result = run(onnx_file, folder, tmp_path / "out")
     assert result.exit_code == 1
     errors = result.stderr.splitlines()
     assert len(errors) == 3
     assert errors[0].startswith(f"Error: {folder / 'b.png'}: damaged or unreadable")
-    assert errors[1].startswith(f"Error: {folder / 'e.png'}: is gray")
-    assert errors[2] == f"Error: {folder}: 2 of 5 pictures failed, as said above"
+    assert errors[1].startswith(f"Error: {folder / 'e.png'}: is an animation of 2 pictures")
+    assert errors[2] == "Error: 3 of 5 enlarged, 2 failed: b.png, e.png"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "c.bmp", "d.PNG"}
 
 
@@ -219,10 +219,10 @@ FAILURES = [
 
 
 def fails_for_one(function: Any, error: Exception, is_it: Callable[..., bool]) -> Any:
-    def wrapped(*arguments: Any) -> Any:
-        if is_it(*arguments):
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if is_it(*arguments, **named):
             raise error
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return wrapped
 
@@ -236,11 +236,11 @@ def test_whatever_one_picture_causes_the_others_go_on(
     """In the threads that read and write, and in the one that runs the model. It fails for c.bmp, of 17 columns."""
     noise(folder / "c.bmp", 9, 17)
     owner, name, is_it = {
-        "read": (pictures, "read_rgb", lambda path: path.name == "c.bmp"),
-        "convert": (pictures, "to_input", lambda values: values.shape[1] == 17),
+        "read": (pictures, "read_picture", lambda path, *_: path.name == "c.bmp"),
+        "convert": (planes, "split", lambda values: values.shape[1] == 17),
         "enlarge": (ORTEngine, "run", lambda engine, x: x.shape[3] == 17),
-        "finish": (pictures, "to_pixels", lambda y: y.shape[3] == 34),
-        "write": (pictures, "write_picture", lambda path, picture: path.name == "c.bmp"),
+        "finish": (tiles, "check_finite", lambda y, _: y.shape[3] == 34),
+        "write": (pictures, "write_picture", lambda path, *_: path.name == "c.bmp"),
     }[where]
     monkeypatch.setattr(owner, name, fails_for_one(getattr(owner, name), error, is_it))
     result = run(onnx_file, folder, tmp_path / "out")
@@ -249,7 +249,7 @@ def test_whatever_one_picture_causes_the_others_go_on(
     assert len(errors) == 2
     assert errors[0].startswith(f"Error: {folder / 'c.bmp'}: ")
     assert reason in errors[0]
-    assert errors[1] == f"Error: {folder}: 1 of 5 pictures failed, as said above"
+    assert errors[1] == "Error: 4 of 5 enlarged, 1 failed: c.bmp"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.webp", "b.png", "d.PNG", "e.png"}
 
 
@@ -264,10 +264,10 @@ def test_verbose_shows_the_tracebacks_of_a_folder_and_goes_on(onnx_file: Path, f
 def test_a_picture_too_large_for_a_decoder_is_named(
     onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exif_of = Image.Image.getexif
-    monkeypatch.setattr(
-        Image.Image, "getexif", fails_for_one(exif_of, MemoryError(), lambda image: image.format == "WEBP")
-    )
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", fails)
     result = run(onnx_file, folder, tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == f"Error: {folder / 'a.webp'}: too large for this machine's memory"
@@ -359,8 +359,8 @@ def test_a_folder_goes_on_with_what_is_missing(onnx_file: Path, folder: Path, tm
 def test_folders_that_cannot_be_used(onnx_file: Path, folder: Path, picture: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     for source, target, message in (
-        (folder, folder, "OUT is the same file as IN"),
-        (folder, picture, "IN is a folder, so OUT has to be one, too"),
+        (folder, folder, "OUT is the same folder as IN"),
+        (folder, picture, "IN is a folder or several files, so OUT has to be a folder"),
         (folder, tmp_path / "no" / "out", f"there is no folder {tmp_path / 'no'}"),
         (folder / "none", tmp_path / "out", "has no pictures (.png, "),
         (tmp_path / "missing", tmp_path / "out", f"{tmp_path / 'missing'}: no such file"),
@@ -379,6 +379,8 @@ def test_a_picture_goes_into_a_folder_under_its_name(onnx_file: Path, picture: P
     (tmp_path / "out").mkdir()
     assert run(onnx_file, picture, tmp_path / "out").exit_code == 0
     assert pixels(tmp_path / "out" / "in.png").shape == (18, 26, 3)
+    assert run(onnx_file, picture, f"{tmp_path / 'new'}/", "--format", "webp").exit_code == 0
+    assert pixels(tmp_path / "new" / "in.webp").shape == (18, 26, 3)
     result = run(onnx_file, picture, tmp_path)
     assert "OUT is the same file as IN" in result.stderr
 
@@ -405,7 +407,7 @@ def test_tiles_that_cut_nothing_are_told_once(onnx_file: Path, folder: Path, tmp
 @pytest.mark.parametrize(
     ("source", "target", "reason"),
     [
-        ((8, 8200), "o.webp", "16400x16 is too large for WEBP, whose sides have 16383 pixels at most"),
+        ((8, 8200), "o.webp", "16400x16 is too large for WebP, whose sides have 16383 pixels at most"),
         ((8, 32800), "o.jpg", "65600x16 is too large for JPEG"),
         ((9, 13), "o.bmp", "BMP cannot hold the picture's colour profile"),
         ((9, 13), "n" * 252 + ".png", "File name too long"),
@@ -437,35 +439,6 @@ def test_notes_are_said_once_for_alike_pictures(onnx_file: Path, tmp_path: Path)
     result = run(onnx_file, tmp_path / "in", tmp_path / "out", "--tile", "100x140")
     assert result.exit_code == 0, result.output
     assert result.stderr == "Note: 210x150 in 10 tiles of 96x112\nNote: 210x200 in 10 tiles of 96x136\n"
-
-
-def test_few_pictures_of_a_folder_are_in_memory(
-    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "in").mkdir()
-    for number in range(30):
-        noise(tmp_path / "in" / f"{number:02}.png", 4, 5)
-    held, most, lock = 0, 0, threading.Lock()
-
-    def counted(change: int) -> None:
-        nonlocal held, most
-        with lock:
-            held += change
-            most = max(most, held)
-
-    read, write = pictures.read_picture, pictures.write_picture
-
-    def slow_write(path: Path, picture: pictures.Picture) -> None:
-        time.sleep(0.01)
-        write(path, picture)
-        counted(-1)
-
-    monkeypatch.setattr(upscale, "WRITERS", 3)
-    monkeypatch.setattr(pictures, "read_picture", lambda path: (counted(1), read(path))[1])
-    monkeypatch.setattr(pictures, "write_picture", slow_write)
-    assert run(onnx_file, tmp_path / "in", tmp_path / "out").exit_code == 0
-    assert held == 0
-    assert most <= upscale.READERS + 1 + 1 + upscale.WRITERS + 1  # read, being enlarged, being written
 
 
 def test_ctrl_c_in_a_folder_leaves_whole_pictures(onnx_file: Path, tmp_path: Path) -> None:
@@ -552,3 +525,168 @@ def test_the_colour_profile_is_kept(onnx_file: Path, picture: Path, tmp_path: Pa
     Image.open(picture).save(picture, icc_profile=b"a profile")
     assert run(onnx_file, picture, tmp_path / "o.png").exit_code == 0
     assert Image.open(tmp_path / "o.png").info["icc_profile"] == b"a profile"
+
+
+def test_folders_in_folders_files_and_patterns_at_once(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "x" / "y").mkdir(parents=True)
+    noise(folder / "x" / "y" / "a.png", 5, 6)
+    (folder / "x" / "._a.png").write_bytes(b"attributes")
+    noise(tmp_path / "one.png", 4, 4)
+    noise(tmp_path / "some1.png", 4, 5)
+    out = folder / "large"
+    arguments = (onnx_file, folder, tmp_path / "one.png", tmp_path / "some*.png", out, "-r", "--format", "png")
+    for _ in range(2):  # the second time its own results are there
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == f"Note: {folder}: left out: 1 sidecar (x/._a.png)\n"
+        assert result.stdout.splitlines()[-1].endswith(" s for 8 pictures")
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert made == ["a.png", "b.png", "c.png", "d.png", "e.png", "one.png", "some1.png", "x/y/a.png"]
+    assert pixels(out / "x" / "y" / "a.png").shape == (10, 12, 3)
+
+
+def test_pictures_that_fail_are_summed_up(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        (folder / f"bad{number}.png").write_bytes(b"not a picture")
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: 5 of 12 enlarged, 7 failed: bad0.png, bad1.png, bad2.png, bad3.png, bad4.png, …"
+    )
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_a_failure_with_a_name_that_cannot_be_shown(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
+    name = os.fsencode(folder) + b"/caf\xe9.png"
+    try:
+        Path(os.fsdecode(name)).write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    for encoding in ("utf-8:strict", "ascii:strict", "cp1252:strict"):
+        result = subprocess.run(
+            [sys.executable, "-m", "engines.upscale", onnx_file, folder, tmp_path / "out"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        lines = result.stderr.splitlines()
+        assert len(lines) == 2, result.stderr
+        assert b"caf" in lines[0]
+        assert lines[1].startswith(b"Error: 5 of 6 enlarged, 1 failed: caf")
+        assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_what_is_not_carried_over_is_said_once(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pictures.read_picture
+
+    def with_more(path: Path, *arguments: Any) -> Picture:
+        dropped = {"a.webp": ("EXIF", "XMP"), "b.png": ("EXIF",)}.get(path.name, ())
+        return replace(read(path, *arguments), dropped=dropped)
+
+    monkeypatch.setattr(pictures, "read_picture", with_more)
+    result = run(onnx_file, folder, tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "Note: not carried over: EXIF (2x), XMP (1x)\n")
+    result = run(onnx_file, folder / "a.webp", tmp_path / "out.png")
+    assert (result.exit_code, result.stderr) == (0, "Note: not carried over: EXIF, XMP\n")
+
+
+def test_quality_and_limits_reach_who_reads_and_writes(
+    onnx_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quality where a format has one: in a folder of several kinds, it is no reason to refuse the others."""
+    noise(folder / "f.jpg", 8, 8)
+    read, write = pictures.read_picture, pictures.write_picture
+    limits: list[int | None] = []
+    qualities: dict[str, int | None] = {}
+
+    def noted_read(path: Path, max_pixels: int | None = None) -> Picture:
+        limits.append(max_pixels)
+        return read(path)
+
+    def noted_write(path: Path, picture: Picture, quality: int | None = None) -> None:
+        qualities[path.name] = quality
+        write(path, picture)
+
+    monkeypatch.setattr(pictures, "read_picture", noted_read)
+    monkeypatch.setattr(pictures, "write_picture", noted_write)
+    result = run(onnx_file, folder, tmp_path / "out", "--quality", "70", "--max-pixels", "5000")
+    assert result.exit_code == 0, result.output
+    assert limits == [5000] * 6
+    assert qualities == dict.fromkeys(("b.png", "c.bmp", "d.PNG", "e.png")) | {"a.webp": 70, "f.jpg": 70}
+
+
+def test_videos_go_to_who_enlarges_them(
+    onnx_file: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pictures; one that fails is one of those that failed."""
+    for name in ("a.mp4", "b.mkv"):
+        (tmp_path / name).write_bytes(b"a video")
+    asked: list[tuple[str, str, Any, Any]] = []
+
+    def enlarge_video(upscaler: Upscaler, source: Path, target: Path, **options: Any) -> video.Enlarged:
+        asked.append((source.name, target.name, options["codec"], options["crf"]))
+        if source.suffix == ".mkv":
+            raise video.VideoError(f"{source}: damaged")
+        return video.Enlarged(7, Size(4, 6), Size(8, 12), "libx264", 1.0)
+
+    monkeypatch.setattr(video, "enlarge_video", enlarge_video)
+    out = tmp_path / "out"
+    result = run(onnx_file, tmp_path / "a.mp4", tmp_path / "b.mkv", picture, out, "--codec", "h264", "--crf", "20")
+    assert asked == [("a.mp4", "a.mp4", "h264", 20), ("b.mkv", "b.mkv", "h264", 20)]
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[:2] == [
+        f"{picture} 13x9 → {out / 'in.png'} 26x18",
+        f"{tmp_path / 'a.mp4'} 6x4 → {out / 'a.mp4'} 12x8, 7 frames, libx264",
+    ]
+    assert result.stderr.splitlines() == [
+        f"Error: {tmp_path / 'b.mkv'}: damaged",
+        "Error: 2 of 3 enlarged, 1 failed: b.mkv",
+    ]
+    result = run(onnx_file, tmp_path / "b.mkv", tmp_path / "c.mkv")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path / 'b.mkv'}: damaged\n")
+    result = run(onnx_file, picture, tmp_path / "c.png", "--crf", "20")
+    assert "--crf is for videos (.mp4, " in result.stderr
+    result = run("missing.onnx", tmp_path / "b.mkv", tmp_path / "c.png")
+    assert "c.png: cannot write videos of this kind" in result.stderr
+
+
+def test_pictures_of_all_kinds_stay_of_their_kind(onnx_file: Path, tmp_path: Path) -> None:
+    """Channels and depth, and the opaque picture's colours whether it has an alpha channel or not."""
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 13, 4), dtype=np.uint16)
+    values[..., 3] = 2**16 - 1
+    for kind, channels in (("gray", values[..., 0]), ("both", values[..., ::3]), ("rgb", values[..., :3])):
+        for depth, made in (("8", (channels >> 8).astype(np.uint8)), ("16", channels)):
+            for suffix in ("png", "tif"):
+                write_picture(tmp_path / "in" / f"{kind}{depth}.{suffix}", Picture(made))
+    write_picture(tmp_path / "in" / "rgba16.png", Picture(values))
+    Image.fromarray((values[..., :3] >> 8).astype(np.uint8)).quantize(8).save(tmp_path / "in" / "palette.png")
+    result = run(onnx_file, tmp_path / "in", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for path in (tmp_path / "in").iterdir():
+        before, after = read_picture(path), read_picture(tmp_path / "out" / path.name)
+        assert (after.channels, after.depth, str(after.size)) == (before.channels, before.depth, "26x18"), path.name
+    with_alpha, without = (read_picture(tmp_path / "out" / f"{kind}16.png").pixels for kind in ("rgba", "rgb"))
+    np.testing.assert_array_equal(with_alpha[..., :3], without)
+    assert (with_alpha[..., 3] == 2**16 - 1).all()
+
+
+def test_a_kind_that_the_format_cannot_hold_is_known_before_the_network_runs(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ORTEngine, "run", lambda engine, x: pytest.fail("the network ran"))
+    write_picture(tmp_path / "deep.png", Picture(np.zeros((9, 13, 3), np.uint16)))
+    write_picture(tmp_path / "alpha.png", Picture(np.zeros((9, 13, 4), np.uint8)))
+    for source, target, reason in (
+        ("deep.png", "o.jpg", "JPEG cannot hold 16 bits per channel; write .png or .tiff"),
+        ("alpha.png", "o.jpg", "JPEG cannot hold an alpha channel; write .png"),
+        ("deep.png", "o.webp", "WebP cannot hold 16 bits"),
+    ):
+        result = run(onnx_file, tmp_path / source, tmp_path / target)
+        assert result.exit_code == 1
+        assert f"Error: {tmp_path / target}: {reason}" in result.stderr
+        assert result.stderr.count("\n") == 1

@@ -179,21 +179,21 @@ def packets(path: Path, kind: str) -> list[tuple[bytes, Fraction, Fraction]]:
 @pytest.mark.parametrize("matrix", WEIGHTS)
 @pytest.mark.parametrize("full", [False, True])
 def test_colours_are_those_of_h273_and_come_back(tmp_path: Path, pixels: str, matrix: int, full: bool) -> None:
-    source = make_clip(tmp_path / "in.mkv", "ffv1", pixels, matrix=matrix, full=full, times=(0, 1))
+    source = make_clip(tmp_path / "in.mkv", "ffv1", pixels, matrix=matrix, full=full, times=(0,))
     upscaler = Repeating()
     enlarge(source, tmp_path / "out.mkv", upscaler)
 
     deep = "10" in pixels
-    for index, (seen, frame) in enumerate(zip(upscaler.seen, decoded(tmp_path / "out.mkv"), strict=True)):
-        given = colours(index, pixels, matrix, full)
-        assert seen.dtype == (np.uint16 if deep else np.uint8)
-        expected = to_rgb(given, pixels, matrix, full) * (65535 if deep else 255)
-        most = 65535 * 4.5 / 1023 if deep else 0.52  # swscale's white of 10 bits is 65280
-        assert np.abs(seen[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK] - expected).max() <= most
-        assert (frame.format.name, frame.colorspace, frame.color_range) == (pixels, matrix, 2 if full else 1)
-        off = np.abs(middles(frame).astype(int) - given)
-        assert off.max() <= ((5 if deep else 1) if full else 0 if deep else 1)
-        assert full or off.mean() < 0.01
+    (seen,), (frame,) = upscaler.seen, decoded(tmp_path / "out.mkv")
+    given = colours(0, pixels, matrix, full)
+    assert seen.dtype == (np.uint16 if deep else np.uint8)
+    expected = to_rgb(given, pixels, matrix, full) * (65535 if deep else 255)
+    most = 65535 * 4.5 / 1023 if deep else 0.52  # swscale's white of 10 bits is 65280
+    assert np.abs(seen[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK] - expected).max() <= most
+    assert (frame.format.name, frame.colorspace, frame.color_range) == (pixels, matrix, 2 if full else 1)
+    off = np.abs(middles(frame).astype(int) - given)
+    assert off.max() <= ((5 if deep else 1) if full else 0 if deep else 1)
+    assert full or off.mean() < 0.03
 
 
 @pytest.mark.parametrize(("place", "beside"), [("left", 0.0), ("center", 0.5)])
@@ -305,6 +305,7 @@ def test_codec_pixels_times_and_shape_are_kept(tmp_path: Path, codec: str, kind:
     with av.open(str(tmp_path / f"out{suffix}")) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.codec.canonical_name == kind
+        assert kind != "hevc" or stream.codec_tag == "hvc1"  # without which Apple's players show nothing
         assert suffix in (".mkv", ".webm") and kind != "h264" or stream.sample_aspect_ratio == Fraction(4, 3)
 
 
@@ -395,6 +396,63 @@ def test_the_pixel_aspect_ratio_that_matroska_would_lose_is_named(tmp_path: Path
     assert "the pixel aspect ratio 4/3 cannot be kept in this kind of file; write .mp4" in note
 
 
+def test_a_cover_picture_is_kept_or_named(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "bare.mp4")
+    with av.open(str(source)) as bare, av.open(str(tmp_path / "in.mp4"), "w") as container:
+        copy: Any = container.add_stream_from_template(bare.streams.video[0], opaque=True)
+        cover: Any = container.add_stream("png", width=64, height=48, pix_fmt="rgb24")
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in bare.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                container.mux(packet)
+        container.mux(cover.encode(av.VideoFrame(64, 48, "rgb24")))
+    assert noted(tmp_path / "in.mp4", tmp_path / "out.mp4") == []
+    covers = []
+    for name in ("in.mp4", "out.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            found: Any = container.demux(container.streams[1])
+            covers.append([bytes(packet) for packet in found if packet.size])
+    assert covers[0] == covers[1] != []
+    (note,) = noted(tmp_path / "in.mp4", tmp_path / "out.mkv")
+    assert note.endswith("a cover picture is left out")
+
+
+def test_a_display_matrix_moves_by_enlarged_pixels(tmp_path: Path) -> None:
+    """Phones turn the picture about its corner, and move it back by its height."""
+
+    def prepare(_: Any, stream: Any) -> None:
+        stream.set_display_matrix((0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30))
+
+    source = make_clip(tmp_path / "in.mp4", prepare=prepare)
+    enlarge(source, tmp_path / "out.mp4")
+    data = bytes(decoded(tmp_path / "out.mp4")[0].side_data["DISPLAYMATRIX"])
+    assert np.frombuffer(data, np.int32).tolist() == [0, 65536, 0, -65536, 0, 0, 96 << 16, 0, 1 << 30]
+
+
+def test_full_range_in_the_old_way_stays_full_range(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", full=True)
+    enlarge(source, tmp_path / "out.mp4", crf=0)
+    before, after = decoded(source)[0], decoded(tmp_path / "out.mp4")[0]
+    assert before.format.name == after.format.name == "yuvj420p"
+    assert np.abs(middles(after).astype(int) - colours(0, full=True)).max() <= 8  # x264's losses, not 16 of a range
+
+
+def test_names_with_colons_and_percents_are_files(tmp_path: Path) -> None:
+    folder = tmp_path / "concat:a"
+    folder.mkdir()
+    source = make_clip(tmp_path / "in.mp4").rename(folder / "http:%d é.mp4")
+    assert enlarge(source, folder / "file:out %s.mkv").frames == 10
+
+
+def test_a_playlist_is_no_video(tmp_path: Path) -> None:
+    make_clip(tmp_path / "secret.mp4", times=(0, 1))
+    source = tmp_path / "in.mp4"
+    source.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(VideoError, match="not a video, or damaged"):
+        enlarge(source, tmp_path / "out.mp4")
+
+
 def test_crf_chooses_the_quality(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4")
     sizes = []
@@ -458,11 +516,17 @@ def transparent(path: Path) -> Path:
     return make_clip(path, "ffv1", "yuva420p", frames=lambda _: av.VideoFrame(64, 48, "yuva420p"))
 
 
+def transparent_beside(path: Path) -> Path:
+    """VP9 has alpha in a stream of its own, of which FFmpeg's decoder says nothing."""
+    path = path.with_suffix(".webm")
+    return make_clip(path, "libvpx-vp9", "yuva420p", frames=lambda _: av.VideoFrame(64, 48, "yuva420p"))
+
+
 def not_linear(path: Path) -> Path:
     return make_clip(path, matrix=10, frames=lambda index: paint(colours(index), "yuv420p"))
 
 
-def motion_jpeg(path: Path) -> Path:
+def old_codec(path: Path) -> Path:
     return make_clip(path, "mpeg4")
 
 
@@ -475,8 +539,9 @@ def motion_jpeg(path: Path) -> Path:
         (empty, "not a video, or damaged"),
         (interlaced, "is interlaced; deinterlace it first"),
         (transparent, "has an alpha channel"),
+        (transparent_beside, "has an alpha channel"),
         (not_linear, "has the colour matrix 10 of H.273"),
-        (motion_jpeg, "there is no encoder for mpeg4; choose another with --codec: h264"),
+        (old_codec, "there is no encoder for mpeg4; choose another with --codec: h264"),
         (lambda path: path, "no such file"),
         (lambda path: path.parent, "is a folder, not a video"),
     ],
@@ -533,9 +598,14 @@ def test_odd_sides_are_refused_by_encoders_that_take_none(tmp_path: Path) -> Non
         enlarge(source, tmp_path / "out.mkv", Repeating(3), codec="h264")
 
 
-def test_without_pyav_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_pyav_that_is_new_enough_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "__version__", "18.0.1")
+    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .* and this is PyAV 18.0.1: pip install "):
+        enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(NotInstalled, match=r"videos need PyAV: pip install .*video"):
+    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .*: pip install .*video"):
         enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
@@ -572,6 +642,23 @@ def test_a_file_that_is_cut_off_is_no_whole_video(tmp_path: Path, suffix: str) -
     with pytest.raises(VideoError, match="as if cut off|not a video, or damaged"):
         enlarge(source, tmp_path / f"out{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_frames_before_the_first_that_stands_alone_are_none(tmp_path: Path) -> None:
+    """A clip cut by `ffmpeg -c copy` at a key frame in whose group others are shown first."""
+    groups = "log-level=none:open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+    whole = make_clip(tmp_path / "whole.mkv", "libx265", times=tuple(range(40)), options={"x265-params": groups})
+    with av.open(str(whole)) as container, av.open(str(tmp_path / "in.mkv"), "w") as cut:
+        copy: Any = cut.add_stream_from_template(container.streams.video[0], opaque=True)
+        found: Any = [packet for packet in container.demux(video=0) if packet.size]
+        key = [index for index, packet in enumerate(found) if packet.is_keyframe][1]
+        assert found[key + 1].pts < found[key].pts
+        for packet in found[key:]:
+            packet.stream = copy
+            cut.mux(packet)
+    shown = len(decoded(tmp_path / "in.mkv"))
+    assert shown < len(found) - key
+    assert enlarge(tmp_path / "in.mkv", tmp_path / "out.mkv").frames == shown
 
 
 @pytest.mark.parametrize("error", [EngineError("the model broke"), KeyboardInterrupt()])
@@ -636,7 +723,7 @@ def test_few_frames_are_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     enlarge(make_clip(tmp_path / "in.mp4", times=tuple(range(40))), tmp_path / "out.mp4", Counting())
     assert count.made == count.painted == 40
     assert count.ahead <= video.AHEAD + 2  # and one for the Painter's own frame
-    assert count.behind <= video.BEHIND + 2
+    assert count.behind <= video.BEHIND + video.MAKERS + 2
 
 
 def test_progress_is_shown_on_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,3 +67,15 @@ def test_a_command_that_cannot_be_imported_is_a_line(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(cli.main, ["upscale", "--help"])
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "engines.upscale" in result.stderr
+
+
+def test_the_programs_that_pip_makes_are_commands_of_ours() -> None:
+    """pyproject.toml names functions of `ribsr.cli`, each of which starts the program of that name."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    scripts = dict(re.findall(r'^(ribsr[\w-]*) = "ribsr\.cli:(\w+)"$', text, re.MULTILINE))
+    assert scripts.keys() == cli.PROGRAMS.keys()
+    for program, function in scripts.items():
+        code = f"import sys; sys.argv = ['x', '--help']; from ribsr.cli import {function}; {function}()"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"Usage: {program} ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +68,12 @@ class Picture:
     def is_gray(self) -> bool:
         """With or without alpha."""
         return self.channels < 3
+
+    def save(self, path: str | Path, quality: int | None = None) -> None:
+        """As `write_picture`."""
+        from ribsr.base.pictures.writing import write_picture
+
+        write_picture(path, self, quality)
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:

@@ -1,105 +1,90 @@
-"""Reading and writing pictures, for engines, training and evaluation alike: 8 bits, and nothing lost in silence.
-
-What cannot be kept yet (alpha, 16 bits, palettes, CMYK, animations) is refused with a message that says so. Gray
-pictures are read by those who ask for them (`read_picture`); models take RGB (`read_rgb`, `read_input`).
-Kept: pixels, orientation (applied), the ICC colour profile. Not carried over: EXIF, XMP and text fields, resolution,
-and what phones put behind the picture of an MPO file.
-"""
+"""Reading pictures: what a file holds is kept, refused by name, or said to be dropped."""
 
 from __future__ import annotations
 
-import struct
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ribsr.base.errors import first_line
-from ribsr.base.pictures.picture import Colour, Picture, PictureError, to_input
+from ribsr.base.pictures.by_pillow import read_by_pillow
+from ribsr.base.pictures.found import Allow, Found, check_size, upright
+from ribsr.base.pictures.picture import Picture, PictureError, to_input
+from ribsr.base.pictures.png import read_png
+from ribsr.base.pictures.pnm import CHANNELS, header, read_pnm
+from ribsr.base.pictures.tiff import read_tiff
+from ribsr.base.pictures.webp import read_webp
 from ribsr.base.pictures.writing import SUFFIXES
+from ribsr.base.sizes import Size
 
-READABLE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM")
-"""Pillow's formats whose bit depth is known before Pillow converts to 8 bits. MPO is what many phones call JPEG."""
+# What decoders find odd would reach the terminal; what they cannot read, they raise.
+for _name in ("imagecodecs", "tifffile", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-_MODES = {
-    "1": "is black and white",
-    "LA": "is gray with an alpha channel",
-    "La": "is gray with an alpha channel",
-    "P": "has a palette",
-    "PA": "has a palette with an alpha channel",
-    "RGBA": "has an alpha channel",
-    "RGBa": "has an alpha channel",
-    "CMYK": "is CMYK",
-    "YCbCr": "is YCbCr",
-    "LAB": "is CIELAB",
-    "I": "has more than 8 bits per channel",
-    "F": "has floating-point pixels",
-}
+_BEGINNINGS = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"BM", "BMP"),
+    *((f"P{digit}".encode(), "PPM") for digit in range(1, 7)),
+)
+"""Suffixes are often wrong; the first bytes are not."""
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → what makes the picture upright."""
+_REFUSED = (
+    (b"GIF8", "GIF"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"8BPS", "Photoshop's PSD"),
+    (b"\x76\x2f\x31\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"PF", "PFM"),
+    (b"Pf", "PFM"),
+    (b"P7", "PAM"),
+    (b"\0\0\1\0", "ICO"),
+    (b"%PDF", "PDF"),
+)
 
-# Text is not carried over, so one long field (how a picture was generated) is no reason to refuse it.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+_AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"heim", b"heis")
 
 
 def pictures_in(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The picture files of a folder, sorted by name; hidden ones, and those in its subfolders, are not among them.
+    """The picture files of a folder, sorted by path; those of its subfolders, too, where `recursive`. Hidden files and
+    folders are not among them. Symbolic links are followed, but not in circles.
 
     Raises PictureError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PictureError(f"{folder}: there is no such folder")
-    named = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    files = _files(folder, ()) if recursive else folder.iterdir()
+    named = (path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in named if path.is_file())
 
 
-def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
-    """The RGB or gray picture at `path`, upright: an EXIF orientation is applied.
-
-    Raises PictureError: no such file, not a picture, damaged, too large, or of a kind that is not supported yet (see
-    the module).
-    """
-    path = Path(path)
-    check_source(path)
-    try:
-        with Image.open(path) as image:
-            _check_kind(path, image)
-            pixels = np.asarray(_upright(image), dtype=np.uint8)
-            return Picture(pixels, Colour(icc_profile=image.info.get("icc_profile")))
-    except PictureError:
-        raise
-    except UnidentifiedImageError:
-        raise PictureError(f"{path}: not a picture, or of a format that Pillow does not know") from None
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{path}: refused, it may be a decompression bomb ({first_line(error)})") from None
-    except MemoryError:
-        raise PictureError(f"{path}: too large for this machine's memory") from None
-    except Exception as error:  # what Pillow's decoders raise for damaged files is of nearly any type
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise PictureError(f"{path}: damaged or unreadable ({reason})") from error
-
-
-def read_rgb(path: str | Path) -> Picture:
-    """As `read_picture`, but pixels are always [H, W, 3]. Raises PictureError for gray pictures, too."""
-    picture = read_picture(path)
-    if picture.pixels.ndim == 2:
-        raise _unsupported(path, "is gray")
-    return picture
-
-
-def read_input(path: str | Path) -> np.ndarray:
-    """The RGB picture at `path` as a model takes it (`to_input`). Raises PictureError as `read_rgb` does."""
-    return to_input(read_rgb(path).pixels)
+def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """above: the folders in which this one was found, as they are without links."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif not path.name.startswith("."):
+            yield from _files(path, (*above, here))
 
 
 def check_source(path: Path) -> None:
@@ -108,58 +93,130 @@ def check_source(path: Path) -> None:
         raise PictureError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF or XMP says. Pillow's `exif_transpose` writes all EXIF again, and fails on fields it cannot."""
+def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
+    """The picture at `path`, upright: an orientation in its EXIF is applied. Its beginning says of which kind it is,
+    not its suffix: PNG, JPEG (of MPO files the first picture), WebP, TIFF, BMP, PPM and PGM, AVIF.
+
+    Gray, alpha and 16 bits stay; AVIFs of 10 and 12 bits become 16. Bitmaps, palettes and transparent colours become
+    what they show, CMYK becomes sRGB by its colour profile.
+
+    max_pixels: the largest picture that is read. None: 2**30 pixels, and above 2**25 only what is no decompression
+    bomb, by the size of the file.
+
+    Raises PictureError: no such file, no picture, damaged, too large, several pictures in one file (animations, pages),
+    more than 16 bits or floating point, CMYK without a profile, CIELAB, more than four channels.
+    """
+    path = Path(path)
+    check_source(path)
+    with _named(path), open(path, "rb") as file:
+        allow = partial(check_size, file_bytes=path.stat().st_size, max_pixels=max_pixels)
+        return upright(_decoded(file, allow))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file declares. size: before an orientation is applied. channels and depth (8 or 16): those of its pixels,
+    or more where only decoding tells, as for palettes that may be transparent."""
+
+    size: Size
+    channels: int
+    depth: int
+
+
+def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
+    """Without decoding. Raises PictureError as `read_picture` does, for what can be known so far."""
+    path = Path(path)
+    check_source(path)
+
+    def stop(size: Size, channels: int, depth: int) -> None:
+        check_size(size, channels, depth, file_bytes=path.stat().st_size, max_pixels=max_pixels)
+        raise _Declared(Header(size, channels, 16 if depth > 8 else 8))
+
+    with _named(path), open(path, "rb") as file:
+        try:
+            _decoded(file, stop)
+        except _Declared as declared:
+            return declared.header
+    raise AssertionError("every decoder asks what it may decode")
+
+
+class _Declared(Exception):
+    """Ends a decoder where it knows what it would decode."""
+
+    def __init__(self, header: Header):
+        self.header = header
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises, as a PictureError of one line that names the file."""
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
-        turn = None  # no EXIF that anyone can read: as it lies
-    return image if turn is None else image.transpose(turn)
+        yield
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error.__cause__
+    except MemoryError:
+        raise PictureError(f"{path}: too large for this machine's memory") from None
+    except Exception as error:  # what decoders raise for damaged files is of nearly any type
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise PictureError(f"{path}: damaged or unreadable ({reason})") from error
 
 
-def _check_kind(path: Path, image: Image.Image) -> None:
-    """Raises PictureError for a picture of which reading as 8-bit RGB or gray would lose something."""
-    if image.format not in READABLE:
-        raise PictureError(f"{path}: {image.format} is not supported yet; convert it to PNG")
-    reason = None
-    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # its others are no frames
-        reason = f"holds {frames} pictures"
-    elif (bits := _bits(path, image)) > 8:
-        reason = f"has {bits} bits per channel"
-    elif image.mode not in ("RGB", "L"):
-        reason = _MODES.get(image.mode, "has more than 8 bits per channel" if ";16" in image.mode else None)
-        reason = reason or f"is of mode {image.mode}"
-    elif "transparency" in image.info:
-        reason = "has a transparent colour"
-    if reason:
-        raise _unsupported(path, reason)
+def read_rgb(path: str | Path) -> Picture:
+    """An RGB picture of 8 bits without alpha, which is what training and evaluation take. Raises PictureError for all
+    others, and as `read_picture` does."""
+    picture = read_picture(path)
+    reasons = [
+        *(["is gray"] if picture.is_gray else []),
+        *(["has 16 bits per channel"] if picture.depth == 16 else []),
+        *(["has an alpha channel"] if picture.has_alpha else []),
+    ]
+    if reasons:
+        raise PictureError(f"{path}: {' and '.join(reasons)}; here only 8-bit RGB is taken: convert it to that first")
+    return picture
 
 
-def _unsupported(path: str | Path, reason: str) -> PictureError:
-    return PictureError(f"{path}: {reason}; only 8-bit RGB pictures are supported yet: convert it to that first")
+def read_input(path: str | Path) -> np.ndarray:
+    """The RGB or gray picture at `path` as a model takes it (`to_input`). Raises PictureError for pictures with alpha,
+    and as `read_picture` does."""
+    picture = read_picture(path)
+    if picture.has_alpha:
+        raise PictureError(f"{path}: has an alpha channel, and here it would be lost; remove it first")
+    return to_input(picture.pixels)
 
 
-def _bits(path: Path, image: Image.Image) -> int:
-    """Bits per channel in the file, which Pillow reduces to 8 without a word."""
-    if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(25)[24]  # signature 8, IHDR's length and name 8, width and height 8, bit depth
-    if image.format == "TIFF":
-        depths = image.getexif().get(258, 8)  # BitsPerSample
-        return max(depths) if isinstance(depths, tuple) else int(depths)
-    if image.format == "PPM":
-        return _ppm_maximum(path).bit_length()
-    return 8
+def _decoded(file: BinaryIO, allow: Allow) -> Found:
+    kind = _kind(file.read(32))
+    file.seek(0)
+    if kind == "PNG":
+        return read_png(file, allow)
+    if kind == "PPM":
+        word, _, most = header(file)
+        file.seek(0)
+        if word in CHANNELS:
+            return read_pnm(file, allow)
+        if most > 255:
+            raise PictureError("is a PPM or PGM of text and more than 8 bits; convert it to PNG")
+    if kind == "WebP":
+        return read_webp(file, allow)
+    if kind == "TIFF":
+        return read_tiff(file, allow)
+    return read_by_pillow(kind, file, allow)
 
 
-def _ppm_maximum(path: Path) -> int:
-    """The largest value that a PPM's header announces; 1 for bitmaps, which have none."""
-    words: list[bytes] = []
-    with open(path, "rb") as file:
-        for line in file:  # comments may be of any length
-            words += line.split(b"#", 1)[0].split()
-            if len(words) >= 4:
-                break
-    if words[0] in (b"P1", b"P4") or len(words) < 4 or not words[3].isdigit():
-        return 1
-    return int(words[3])
+def _kind(head: bytes) -> str:
+    """By a file's first bytes. Raises PictureError for what is no picture, or of a kind that is not read."""
+    for beginning, kind in _BEGINNINGS:
+        if head.startswith(beginning):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    brands = [head[at : at + 4] for at in (8, *range(16, len(head), 4))] if head[4:8] == b"ftyp" else []
+    if any(brand in _AVIF for brand in brands):
+        return "AVIF"
+    refused = "HEIC" if any(brand in _HEIF for brand in brands) else None
+    for beginning, kind in _REFUSED:
+        if head.startswith(beginning):
+            refused = kind
+    if refused:
+        raise PictureError(f"is {refused}, which is not supported; convert it to PNG")
+    raise PictureError("not a picture, or of a kind that is not supported")

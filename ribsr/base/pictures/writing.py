@@ -2,79 +2,206 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import BinaryIO
 
 from ribsr.base.errors import first_line
 from ribsr.base.files import atomic, check_target
-from ribsr.base.pictures.picture import Picture, PictureError
+from ribsr.base.pictures.by_pillow import save
+from ribsr.base.pictures.picture import Colour, Picture, PictureError
+from ribsr.base.pictures.png import write_png
+from ribsr.base.pictures.pnm import write_pnm
+from ribsr.base.pictures.tiff import write_tiff
 from ribsr.base.sizes import UNLIMITED, Size
 
-WRITABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".bmp": ("BMP", {}),
-    ".ppm": ("PPM", {}),
-}
-"""Suffix → Pillow's format and how it is saved. All but JPEG are lossless."""
 
-SUFFIXES = tuple(WRITABLE)
+@dataclass(frozen=True)
+class Format:
+    """A kind of file, and what it holds.
+
+    write: of a picture, to a file. longest: pixels of a side, which the format or its library allows. deep: 16 bits.
+    quality: what is written without a quality; None: there is none to choose, or no loss. lossy: quality may be given.
+    gray: whether gray stays gray; else it is written as RGB. encoder: bytes of memory a pixel, besides the picture's
+    own, of 8-bit RGB; measured with photographs.
+    """
+
+    name: str
+    write: Callable[[BinaryIO, Picture, int | None], None]
+    encoder: float
+    longest: int = UNLIMITED
+    deep: bool = False
+    alpha: bool = False
+    profile: bool = True
+    dpi: bool = False
+    gray: bool = True
+    lossy: bool = False
+
+
+def _png(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    write_png(file, picture)
+
+
+def _tiff(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    write_tiff(file, picture)
+
+
+def _pnm(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    write_pnm(file, picture)
+
+
+def _bmp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    save("BMP", file, picture, dpi=picture.colour.dpi or (0, 0))  # Pillow makes up 96
+
+
+def _jpeg(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    save("JPEG", file, picture, quality=quality or 95, subsampling="4:4:4")
+
+
+def _webp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    if quality is None:
+        save("WEBP", file, picture, lossless=True, exact=True)  # colours where nothing is seen, too
+    else:
+        save("WEBP", file, picture, quality=quality)
+
+
+def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+    subsampling = "4:0:0" if picture.is_gray else "4:4:4"
+    save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
+
+
+_PNG = Format("PNG", _png, 3, deep=True, alpha=True, dpi=True)
+_WEBP = Format("WebP", _webp, 32, longest=16383, alpha=True, gray=False, lossy=True)
+_TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=True)
+_JPEG = Format("JPEG", _jpeg, 4, longest=65500, dpi=True, lossy=True)
+_BMP = Format("BMP", _bmp, 4, profile=False, dpi=True)
+_PNM = Format("PPM", _pnm, 3, deep=True, profile=False)
+_AVIF = Format("AVIF", _avif, 28, longest=65536, alpha=True, lossy=True)
+
+WRITABLE: Mapping[str, Format] = {
+    ".png": _PNG,
+    ".webp": _WEBP,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".bmp": _BMP,
+    ".ppm": _PNM,
+    ".pgm": _PNM,
+    ".pnm": _PNM,
+    ".avif": _AVIF,
+}
+"""Suffix → format. PNG, TIFF, BMP, PPM and, without a quality, WebP are lossless."""
+
+SUFFIXES = (*WRITABLE, ".pbm")
 """Files in a folder that are taken for pictures, in lower case."""
 
-_WITHOUT_PROFILE = ("BMP", "PPM")
+WITH_QUALITY = frozenset(suffix for suffix, kind in WRITABLE.items() if kind.lossy)
+"""Suffixes of formats of which a quality can be chosen."""
 
-_LONGEST_SIDE = {"WEBP": 16383, "JPEG": 65500}
-"""Pixels that a format or its library allows."""
+_SRGB_CICP = (1, 13)
+_SRGB_GAMMA = (0.45, 0.46)
+_SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 
 def check_output(
     path: str | Path, size: Size | None = None, picture: Picture | None = None, quality: int | None = None
 ) -> None:
-    """Raises PictureError unless a picture can be written at `path`: a known suffix, in a folder that takes files, and
-    of a format that can hold a picture of that size with that colour profile."""
+    """Raises PictureError unless a picture can be written at `path`: a known suffix, a name that is not too long, in a
+    folder that takes files; and a format that can hold a picture of that size, with the depth, alpha and colours of
+    `picture` (one of another size, mostly: what the result is made of), and that has a quality, if one is given.
+
+    What a format cannot hold and does not change what is seen (`left_out`) is no reason to refuse.
+    """
     path = Path(path)
     if path.suffix.lower() not in WRITABLE:
         raise PictureError(f"{path}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
-    kind = WRITABLE[path.suffix.lower()][0]
-    if size is not None and max(size) > (longest := _LONGEST_SIDE.get(kind, UNLIMITED)):
-        raise PictureError(f"{path}: {size} is too large for {kind}, whose sides have {longest} pixels at most")
-    if picture is not None and picture.colour.icc_profile is not None and kind in _WITHOUT_PROFILE:
-        raise PictureError(f"{path}: {kind} cannot hold the picture's colour profile; write .png, .webp or .tiff")
+    kind = WRITABLE[path.suffix.lower()]
+    if size is not None and max(size) > kind.longest:
+        raise PictureError(
+            f"{path}: {size} is too large for {kind.name}, whose sides have {kind.longest} pixels at most"
+        )
+    if quality is not None:
+        if not kind.lossy:
+            raise PictureError(f"{path}: {kind.name} is written without loss and takes no quality; leave it out")
+        if quality not in range(1, 101):
+            raise PictureError(f"{path}: the quality {quality} is not from 1 to 100")
+    if picture is not None and (lost := _lost(path.suffix.lower(), picture)):
+        raise PictureError(f"{path}: {kind.name} cannot hold {lost}")
     try:
         check_target(path)
+        longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     except OSError as error:
-        raise PictureError(str(error)) from None
+        raise PictureError(_named(path, error)) from None
+    if len(os.fsencode(path.name)) > longest:
+        raise PictureError(f"{path}: the name is too long for the file system, which takes {longest} bytes")
+
+
+def left_out(path: str | Path, picture: Picture) -> tuple[str, ...]:
+    """What `write_picture` leaves out at such a path, as in `Picture.dropped`: it changes nothing that is seen."""
+    kind = WRITABLE[Path(path).suffix.lower()]
+    return ("the resolution in DPI",) if picture.colour.dpi is not None and not kind.dpi else ()
+
+
+def _lost(suffix: str, picture: Picture) -> str | None:
+    """What would be lost of a picture, and what to write instead."""
+    kind, colour = WRITABLE[suffix], picture.colour
+    if picture.depth == 16 and not kind.deep:
+        return "16 bits per channel; write .png or .tiff"
+    if picture.has_alpha and not kind.alpha:
+        return "an alpha channel; write .png, .webp or .tiff"
+    if suffix == ".pgm" and not picture.is_gray:
+        return "colours under this suffix; write .ppm"
+    if kind is _PNG:
+        return None
+    if colour.cicp is not None and colour.cicp[:2] != _SRGB_CICP:
+        return "the picture's coding of colours (cICP); write .png"
+    if colour.icc_profile is not None:
+        if not kind.profile:
+            return "the picture's colour profile; write .png, .webp or .tiff"
+        if picture.is_gray and not kind.gray:
+            return "a colour profile of gray; write .png or .tiff"
+        return None
+    return None if _shows_srgb(colour) else "the picture's gamma or primaries; write .png"
+
+
+def _shows_srgb(colour: Colour) -> bool:
+    """Whether colours without a profile are shown rightly by those who take them for sRGB, as all do."""
+    if colour.srgb_intent is not None or colour.cicp is not None:
+        return True
+    low, high = _SRGB_GAMMA
+    primaries = colour.chromaticities or _SRGB_PRIMARIES
+    near = all(abs(value - srgb) < 0.002 for value, srgb in zip(primaries, _SRGB_PRIMARIES, strict=True))
+    return near and (colour.gamma is None or low <= colour.gamma <= high)
 
 
 def bytes_to_write(path: str | Path, channels: int = 3, depth: int = 8) -> int:
-    """Bytes of memory that a pixel takes while a picture is written at `path`: measured with Pillow 13, 3 of them in
-    `Picture.pixels`, 4 in Pillow's copy. Its WebP encoder takes more; no format is written strip by strip, since Pillow
-    saves what it has as a whole."""
-    return 30 if Path(path).suffix.lower() == ".webp" else 7
+    """Bytes of memory that a pixel takes while a picture is written at `path`, those in `Picture.pixels` among them:
+    measured with Pillow 13 and imagecodecs 2026.3.6. A suffix that is not known counts as PNG."""
+    kind, own = WRITABLE.get(Path(path).suffix.lower(), _PNG), channels * depth // 8
+    return own + round(kind.encoder * max(1, own / 3))
 
 
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
-    """Writes `picture` in the format of the suffix; whole or not at all.
+    """Writes `picture` in the format of the suffix; whole or not at all. Gray stays gray but in WebP, which has none.
 
-    Raises PictureError: an unknown suffix, no such folder, a format that cannot hold this picture (its size, its colour
-    profile), a full disk.
+    quality: 1 to 100, of JPEG (else 95), AVIF (else 90) and WebP (else without loss). PNG holds all of a picture; TIFF
+    all but gamma, primaries and cICP.
+
+    Raises PictureError as `check_output` does, and where writing fails, as on a full disk.
     """
     path = Path(path)
     check_output(path, picture.size, picture, quality)
-    kind, options = WRITABLE[path.suffix.lower()]
-    if picture.colour.icc_profile is not None:
-        options = {**options, "icc_profile": picture.colour.icc_profile}
-    image = Image.fromarray(picture.pixels)
     try:
-        with atomic(path) as temporary:
-            image.save(temporary, kind, **options)
-    except (OSError, ValueError, struct.error) as error:
-        raise PictureError(f"{path}: cannot be written ({first_line(error)})") from error
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            WRITABLE[path.suffix.lower()].write(file, picture, quality)
+    except Exception as error:  # encoders raise errors of their own, of many types
+        raise PictureError(_named(path, error)) from error
+
+
+def _named(path: Path, error: Exception) -> str:
+    """One line that names the file once."""
+    line = "too large for this machine's memory" if isinstance(error, MemoryError) else first_line(error)
+    return line if line.startswith(f"{path}: ") else f"{path}: cannot be written ({line})"

@@ -1,0 +1,299 @@
+"""Writing pictures: what comes back, what files say of colours, what is refused before the work."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from ribsr.base.pictures import (
+    WITH_QUALITY,
+    WRITABLE,
+    Colour,
+    Picture,
+    PictureError,
+    bytes_to_write,
+    check_output,
+    left_out,
+    read_picture,
+    write_picture,
+)
+from ribsr.base.sizes import Size
+from tests.ribsr.base import made
+
+RGB = made.pixels(3)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LINEAR = Colour(gamma=1.0)
+WIDE = Colour(chromaticities=(0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046))
+PQ = Colour(cicp=(9, 16, 0, 1))
+
+ALPHA = (".png", ".tif", ".tiff", ".webp", ".avif")
+DEEP = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+LOSSLESS = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".bmp")
+
+
+def holds(suffix: str, channels: int, depth: int) -> bool:
+    return (
+        (channels in (1, 3) or suffix in ALPHA)
+        and (depth == 8 or suffix in DEEP)
+        and (suffix != ".pgm" or channels == 1)
+    )
+
+
+@pytest.mark.parametrize("suffix", WRITABLE)
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_was_written_comes_back_or_is_refused(tmp_path: Path, suffix: str, channels: int, depth: int) -> None:
+    for size in ((5, 7), (1, 1), (1, 5), (6, 1)):
+        path, pixels = tmp_path / f"a{suffix}", made.pixels(channels, depth, size)
+        if not holds(suffix, channels, depth):
+            for write in (check_output, lambda path, *_: write_picture(path, Picture(pixels))):
+                with pytest.raises(PictureError, match=rf"a\{suffix}: .* cannot hold .*; write \."):
+                    write(path, None, Picture(pixels))
+            assert not path.exists()
+            continue
+        write_picture(path, Picture(pixels))
+        back = read_picture(path)
+        if suffix == ".webp" and channels < 3:  # which has no gray
+            pixels = np.concatenate([*[pixels.reshape(*size, -1)[..., :1]] * 3, pixels.reshape(*size, -1)[..., 1:]], 2)
+        assert (back.pixels.dtype, back.pixels.shape) == (pixels.dtype, pixels.shape)
+        if suffix in (*LOSSLESS, ".webp"):
+            np.testing.assert_array_equal(back.pixels, pixels)
+        assert (back.colour, back.dropped) == (Colour(), ())
+    assert {entry.name for entry in tmp_path.iterdir()} <= {f"a{suffix}"}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".avif", ".webp"])
+def test_lossy_formats_are_close_and_quality_tells(tmp_path: Path, suffix: str) -> None:
+    smooth = np.linspace(0, 255, 3 * 64 * 64).reshape(64, 64, 3).astype(np.uint8)
+    noisy = np.clip(smooth + np.random.default_rng(0).normal(0, 9, smooth.shape), 0, 255).astype(np.uint8)
+    for quality, most in ((None, 0.05), (90, 0.1), (1, 1)):
+        write_picture(tmp_path / f"a{suffix}", Picture(smooth), quality)
+        assert np.abs(read_picture(tmp_path / f"a{suffix}").pixels.astype(int) - smooth).max() <= most * 255
+    sizes = []
+    for quality in (5, 60, 100):
+        write_picture(tmp_path / f"a{suffix}", Picture(noisy), quality)
+        sizes.append((tmp_path / f"a{suffix}").stat().st_size)
+    assert sizes == sorted(set(sizes))
+    assert suffix in WITH_QUALITY
+
+
+def test_jpeg_keeps_colours_of_single_pixels(tmp_path: Path) -> None:
+    """4:4:4: halved colours would mix the columns."""
+    columns = np.zeros((16, 16, 3), np.uint8)
+    columns[:, ::2, 0] = columns[:, 1::2, 2] = 255
+    write_picture(tmp_path / "a.jpg", Picture(columns))
+    assert np.abs(read_picture(tmp_path / "a.jpg").pixels.astype(int) - columns).max() < 40
+
+
+def test_colours_where_nothing_is_seen_are_kept(tmp_path: Path) -> None:
+    pixels = made.pixels(4)
+    pixels[..., 3] = 0
+    for suffix in (".png", ".tiff", ".webp"):
+        write_picture(tmp_path / f"a{suffix}", Picture(pixels))
+        np.testing.assert_array_equal(read_picture(tmp_path / f"a{suffix}").pixels, pixels)
+
+
+def chunks(path: Path) -> list[tuple[bytes, bytes]]:
+    data, at, found = path.read_bytes(), 8, []
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert int.from_bytes(data[at + 8 + length : at + 12 + length], "big") == zlib.crc32(kind + body)
+        found.append((kind, body))
+        at += 12 + length
+    return found
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_says_all_that_is_known_of_colours(tmp_path: Path, channels: int) -> None:
+    colour = Colour(SRGB if channels > 1 else None, 0.5, WIDE.chromaticities, (9, 16, 0, 1), 2, (300, 150))
+    write_picture(tmp_path / "a.png", Picture(made.pixels(channels), colour))
+    found = chunks(tmp_path / "a.png")
+    said = dict(found)
+    kinds = [kind for kind, _ in found]
+    assert kinds[0] == b"IHDR"
+    assert kinds[-1] == b"IEND"
+    assert all(kinds.index(kind) < kinds.index(b"IDAT") for kind in (b"gAMA", b"cHRM", b"cICP", b"pHYs"))
+    assert (b"iCCP" in said) != (b"sRGB" in said)  # PNG allows one of both
+    if channels > 1:
+        assert zlib.decompress(said[b"iCCP"].split(b"\0", 1)[1][1:]) == SRGB
+    assert struct.unpack(">I", said[b"gAMA"]) == (50000,)
+    assert struct.unpack(">8I", said[b"cHRM"])[:2] == (31270, 32900)
+    assert said[b"cICP"] == bytes([9, 16, 0, 1])
+    assert struct.unpack(">IIB", said[b"pHYs"]) == (11811, 5906, 1)
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        assert image.info["gamma"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "colour", [Colour(SRGB), LINEAR, WIDE, PQ, Colour(srgb_intent=0), Colour(dpi=(254, 127)), Colour(b"a profile")]
+)
+def test_colours_come_back_from_png(tmp_path: Path, colour: Colour) -> None:
+    write_picture(tmp_path / "a.png", Picture(RGB, colour))
+    assert read_picture(tmp_path / "a.png").colour == colour
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".avif"])
+def test_the_colour_profile_is_carried(tmp_path: Path, suffix: str) -> None:
+    write_picture(tmp_path / f"a{suffix}", Picture(RGB, Colour(SRGB)))
+    assert read_picture(tmp_path / f"a{suffix}").colour.icc_profile == SRGB
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_tiff_of_16_bits_has_profile_and_resolution(tmp_path: Path, depth: int) -> None:
+    colour = Colour(SRGB, dpi=(300, 150))
+    write_picture(tmp_path / "a.tiff", Picture(made.pixels(3, depth), colour))
+    assert read_picture(tmp_path / "a.tiff").colour == colour
+
+
+def test_the_resolution_is_carried_or_said_to_be_left_out(tmp_path: Path) -> None:
+    picture = Picture(RGB, Colour(dpi=(300, 150)))
+    for suffix in set(WRITABLE) - {".pgm"}:
+        write_picture(tmp_path / f"a{suffix}", picture)
+        dpi = read_picture(tmp_path / f"a{suffix}").colour.dpi
+        if left_out(tmp_path / f"a{suffix}", picture):
+            assert dpi is None
+        else:
+            assert dpi == pytest.approx((300, 150), abs=0.1)
+        assert left_out(tmp_path / f"a{suffix}", Picture(RGB)) == ()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "colour", "reason"),
+    [
+        (".bmp", Colour(SRGB), "colour profile; write .png, .webp or .tiff"),
+        (".ppm", Colour(SRGB), "colour profile; write .png, .webp or .tiff"),
+        (".jpg", PQ, "coding of colours (cICP); write .png"),
+        (".tiff", Colour(SRGB, cicp=(9, 16, 0, 1)), "coding of colours (cICP); write .png"),
+        (".jpg", LINEAR, "gamma or primaries; write .png"),
+        (".ppm", LINEAR, "gamma or primaries; write .png"),
+        (".webp", WIDE, "gamma or primaries; write .png"),
+        (".png", PQ, None),
+        (".jpg", Colour(SRGB, gamma=1.0), None),  # a profile goes before
+        (".jpg", Colour(gamma=1.0, srgb_intent=0), None),
+        (".bmp", Colour(gamma=0.45455), None),
+        (".bmp", Colour(cicp=(1, 13, 0, 1)), None),
+    ],
+)
+def test_formats_that_cannot_say_what_pixels_mean(
+    tmp_path: Path, suffix: str, colour: Colour, reason: str | None
+) -> None:
+    path, picture = tmp_path / f"a{suffix}", Picture(RGB, colour)
+    if reason is None:
+        check_output(path, None, picture)
+        return
+    with pytest.raises(PictureError) as info:
+        check_output(path, None, picture)
+    assert str(info.value).endswith(reason)
+
+
+def test_webp_has_no_gray_profiles(tmp_path: Path) -> None:
+    picture = Picture(made.pixels(1), Colour(SRGB[:16] + b"GRAY" + SRGB[20:]))
+    with pytest.raises(PictureError, match="a colour profile of gray"):
+        check_output(tmp_path / "a.webp", None, picture)
+    for suffix in (".png", ".jpg", ".tiff"):
+        write_picture(tmp_path / f"a{suffix}", picture)
+        assert read_picture(tmp_path / f"a{suffix}").colour == picture.colour
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.gif", r"cannot write pictures of this kind; choose one of \.png, "),
+        ("a.pbm", "cannot write pictures of this kind"),
+        ("a", "cannot write pictures of this kind"),
+        ("nowhere/a.png", "there is no folder"),
+        ("folder.png", "is a folder; name a file$"),
+    ],
+)
+def test_targets_that_cannot_be_written(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(PictureError, match=message):
+        write_picture(tmp_path / name, Picture(RGB))
+    with pytest.raises(PictureError, match=message):
+        check_output(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limits of POSIX file systems")
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    fits = tmp_path / ("ä" * ((longest - 4) // 2) + "a" * ((longest - 4) % 2) + ".png")
+    check_output(fits)
+    with pytest.raises(PictureError, match=rf"too long for the file system, which takes {longest} bytes"):
+        check_output(fits.with_name("a" + fits.name))
+
+
+def test_sides_that_a_format_does_not_take(tmp_path: Path) -> None:
+    for suffix, name, most in ((".webp", "WebP", 16383), (".jpg", "JPEG", 65500), (".avif", "AVIF", 65536)):
+        check_output(tmp_path / f"a{suffix}", Size(most, 2))
+        with pytest.raises(PictureError, match=rf"{most + 1}x2 is too large for {name}"):
+            check_output(tmp_path / f"a{suffix}", Size(2, most + 1))
+    check_output(tmp_path / "a.png", Size(10**6, 2))
+
+
+def test_qualities(tmp_path: Path) -> None:
+    for suffix in WRITABLE:
+        path = tmp_path / f"a{suffix}"
+        if suffix not in WITH_QUALITY:
+            with pytest.raises(PictureError, match="takes no quality"):
+                check_output(path, quality=90)
+            continue
+        check_output(path, quality=1)
+        check_output(path, quality=100)
+        for quality in (0, 101, -1):
+            with pytest.raises(PictureError, match=f"quality {quality} is not from 1 to 100"):
+                check_output(path, quality=quality)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def encode(*args: object, **options: object) -> None:
+        raise imagecodecs.PngError("odd\nin two lines")
+
+    monkeypatch.setattr(imagecodecs, "png_encode", encode)
+    with pytest.raises(PictureError, match=r"a\.png: cannot be written \(odd\)$"):
+        write_picture(path, Picture(RGB))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        for suffix in WITH_QUALITY | {".png", ".tiff", ".bmp", ".ppm"}:
+            write_picture(tmp_path / f"a{suffix}", Picture(RGB))
+            assert (tmp_path / f"a{suffix}").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old)
+
+
+def test_png_is_about_as_small_as_pillows(tmp_path: Path) -> None:
+    """Within a tenth, of a photograph that was enlarged and one with noise: see png.py."""
+    small = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((512, 384), Image.Resampling.BICUBIC))
+    noisy = np.clip(smooth + np.random.default_rng(1).integers(-2, 3, smooth.shape), 0, 255).astype(np.uint8)
+    for pixels in (smooth, noisy):
+        write_picture(tmp_path / "a.png", Picture(pixels))
+        Image.fromarray(pixels).save(tmp_path / "b.png")
+        assert (tmp_path / "a.png").stat().st_size < 1.1 * (tmp_path / "b.png").stat().st_size
+
+
+def test_memory_is_said_by_format_channels_and_depth() -> None:
+    for suffix in WRITABLE:
+        own = [bytes_to_write(f"a{suffix}", channels, depth) for channels, depth in ((1, 8), (3, 8), (4, 8), (4, 16))]
+        assert own == sorted(own)
+        assert own[1] > 3
+    assert bytes_to_write("a.webp") > bytes_to_write("a.png") == bytes_to_write("")
