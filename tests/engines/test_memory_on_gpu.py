@@ -38,7 +38,6 @@ SIZES = ("256x256", "640x360", "400x1000")
 
 MEASURE = """
 import json, sys
-from pathlib import Path
 from engines import driver, open_engine
 from ribsr.base.sizes import Size
 from tests.engines import fakes
