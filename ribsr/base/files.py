@@ -29,12 +29,16 @@ def check_target(path: str | Path) -> None:
 
 def check_folder(folder: str | Path) -> None:
     """Raises OSError unless files can be made in a folder; only making one tells."""
-    temporary = Path(folder) / f".{secrets.token_hex(4)}.tmp"
     try:
-        temporary.touch(exist_ok=False)
+        with _hidden(Path(folder), _new_file):
+            pass
     except OSError as error:
         raise OSError(f"{folder}: no file can be written to this folder ({error.strerror})") from None
-    temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> None:
+    """By open(2), so that the user's umask decides who may read it."""
+    path.touch(exist_ok=False)
 
 
 def _target(path: Path) -> Path:
@@ -64,8 +68,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     What a killed process has left in that folder is removed.
     """
     target = _target(Path(path))
-    # Made by open(2), so that the user's umask decides who may read it.
-    with _hidden(target.parent, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
+    with _hidden(target.parent, _new_file) as temporary:
         yield temporary
         if target.exists():
             os.chmod(temporary, target.stat().st_mode & 0o7777)
