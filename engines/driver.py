@@ -48,3 +48,10 @@ def free_memory() -> int:
     finally:
         _call("cuCtxPopCurrent_v2", ctypes.byref(context))
     return free.value
+
+
+def cuda_version() -> str:
+    """The latest CUDA that the driver serves, "13.0". Raises NoGPU."""
+    version = ctypes.c_int()
+    _call("cuDriverGetVersion", ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"

@@ -210,18 +210,35 @@ def _without(shape: tuple[int, ...], tokens: set[int]) -> tuple[int, int]:
 
 def pytorch_on_cpu(network: Network, backend: str, precision: str, size: Size) -> int:
     """Bytes of a run by PyTorch 2.13 on a CPU. Measured as those of ONNX Runtime."""
+    needed = _size_of(precision) * _pytorch_values(network, size, gaps=1.35)
+    return round(needed + (_reference_scores(network, size) if backend == "reference" else 0))
+
+
+def _pytorch_values(network: Network, size: Size, gaps: float) -> float:
+    """Numbers that PyTorch's own operators hold at most. gaps: what the allocator takes for one that is in use."""
     pixels = size.height * size.width
-    largest = max((padded for _, padded in network.padded(size)), default=pixels)
-    # Maps of a layer's width, and q, k, v and what comes out as wide as content and position; a third is lost in gaps.
-    attention = 1.35 * (5 * network.channels * pixels + (7 * network.channels + 4 * network.positions) * largest)
+    largest = _largest_map(network, size)
+    # Maps of a layer's width, and q, k, v and what comes out as wide as content and position.
+    attention = gaps * (5 * network.channels * pixels + (7 * network.channels + 4 * network.positions) * largest)
     body = max(attention, 5 * network.hidden * pixels)
     head = network.enlarged * pixels
-    floats = max(body + 2 * head - min(head, body / 3), 3 * head) + 60 * pixels
-    needed = (4 if precision == "fp32" else 2) * floats
-    if backend == "reference":
-        scores = max((tokens * padded for tokens, padded in network.padded(size)), default=0)
-        needed += 3 * 4 * min(network.heads * scores, 2**25)  # `ribsr.attention.MAX_SCORES`
-    return round(needed)
+    return max(body + 2 * head - min(head, body / 3), 3 * head) + 60 * pixels
+
+
+def _reference_scores(network: Network, size: Size) -> float:
+    """Bytes of `ribsr.attention.reference`'s scores."""
+    scores = max((tokens * padded for tokens, padded in network.padded(size)), default=0)
+    return 3 * 4 * min(network.heads * scores, 2**25)  # `ribsr.attention.MAX_SCORES`
+
+
+def _largest_map(network: Network, size: Size) -> int:
+    """Pixels of the largest map that is cut into windows."""
+    return max((padded for _, padded in network.padded(size)), default=size.height * size.width)
+
+
+def _size_of(precision: str) -> int:
+    """Bytes of a number."""
+    return 2 if precision in ("fp16", "bf16") else 4
 
 
 def onnxruntime_on_cpu(network: Network, form: str, precision: str, size: Size, threads: int) -> int:
@@ -231,12 +248,6 @@ def onnxruntime_on_cpu(network: Network, form: str, precision: str, size: Size, 
     computed in float32 there, but for the scores. The arena does not join what it got at different times: the scores
     of larger windows come on top of those of smaller ones.
     """
-    pixels = size.height * size.width
-    largest = max((padded for _, padded in network.padded(size)), default=pixels)
-    attention = 4 * network.channels * pixels + (6.5 * network.channels + 5.1 * network.positions) * largest
-    body = max(attention, 5.1 * network.hidden * pixels)
-    head = network.enlarged * pixels
-    floats = max(body + 2 * head - min(head, body / 3), 3 * head) + 24 * pixels
     scores = 0.0
     if form in ("attention", "matmul"):
         bytes_each = 2 if form == "attention" and precision != "fp32" else 4
@@ -245,4 +256,66 @@ def onnxruntime_on_cpu(network: Network, form: str, precision: str, size: Size, 
             scores *= 2
         elif precision != "fp32":
             scores += 4 * threads * max((tokens for tokens, _ in network.padded(size)), default=0) ** 2
-    return round(4 * floats + scores)
+    return round(4 * _onnxruntime_values(network, size) + scores)
+
+
+def _onnxruntime_values(network: Network, size: Size) -> float:
+    """Numbers that ONNX Runtime's own operators hold at most, but for scores."""
+    pixels = size.height * size.width
+    largest = _largest_map(network, size)
+    attention = 4 * network.channels * pixels + (6.5 * network.channels + 5.1 * network.positions) * largest
+    body = max(attention, 5.1 * network.hidden * pixels)
+    head = network.enlarged * pixels
+    return max(body + 2 * head - min(head, body / 3), 3 * head) + 24 * pixels
+
+
+# What it takes on a GPU: measured on an H200 with four published models at x2, 256x256 to 1280x720. The table is in
+# tests/engines/test_memory.py; ONNX Runtime 1.31 and PyTorch 2.11.
+
+FIRST_RUN = {"onnxruntime": 70 * 2**20, "pytorch": 168 * 2**20}
+"""Bytes that an engine's first run on a GPU takes besides, and that stay: libraries' code and handles."""
+
+
+def pytorch_on_gpu(network: Network, backend: str, precision: str, size: Size) -> int:
+    """Bytes of a run by PyTorch on a GPU, but for FIRST_RUN.
+
+    cuDNN takes more for itself where there is more: once 4.6 GiB for a picture of 64x64, in float32.
+    """
+    if backend == "kernel":
+        return _in_kernels(network, size) + _WORKSPACE
+    needed = _size_of(precision) * _pytorch_values(network, size, gaps=1)
+    if backend == "reference":  # a third is not there yet or no longer
+        needed = max(needed, 2 / 3 * needed + _reference_scores(network, size))
+    return round(needed) + _WORKSPACE
+
+
+def onnxruntime_on_gpu(network: Network, form: str, precision: str, size: Size) -> int:
+    """Bytes of a run by ONNX Runtime's CUDA provider, but for FIRST_RUN.
+
+    Its own operators (all but the form `kernel`) were measured once, at 256x256 in float16: what they take is that of
+    the CPU and a quarter, for an arena that grows by powers of two; in the forms that have scores, all of them.
+    """
+    if form == "kernel":
+        return _in_kernels(network, size)
+    values = _onnxruntime_values(network, size)
+    if form in ("attention", "matmul"):
+        copies = 2 if form == "matmul" else 1
+        values += copies * sum(network.heads * tokens * padded for tokens, padded in network.padded(size))
+    return round(1.25 * _size_of(precision) * values)
+
+
+_WORKSPACE = 16 * 2**20
+"""Bytes that cuBLAS and cuDNN have PyTorch's allocator hold."""
+
+
+def _in_kernels(network: Network, size: Size) -> int:
+    """Bytes of a run in our kernels, by either runtime: channels-last maps in half precision.
+
+    They are x, what is added at the ends of block and network, qkv, gate, and results; or a feed-forward part's.
+    Where the convolutions are the library's, whose maps are the other way round, there are copies.
+    """
+    apart = any(width % 8 for width in (network.channels, network.hidden))
+    attention = (12 if apart else 10) * network.channels
+    feed_forward = 3 * network.hidden + 2 * network.channels
+    ends = 42  # picture and result at x2, in float32, too
+    return 2 * size.height * size.width * (max(attention, feed_forward, 3 * network.enlarged) + ends)

@@ -83,19 +83,20 @@ class ORTEngine(Engine):
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._description.device == CPU)
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
-        # What a run takes is known on a CPU only.
-        on_cpu = self._description.device == CPU
-        self._network = memory.Network.of(read_shapes(path), stamp.windows) if on_cpu else None
+        self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
-        graphs = self._graphs
-        if graphs is None:
+        if (graphs := self._graphs) is None:
             y = self._guarded(x, lambda session: self._infer(session, x))
-            self._held = max(self._held, self._total(Size.of(x), len(x)) or 0)
-            return y
-        return self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+        else:
+            y = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+        # A recorded run keeps all that it took: nothing of that is for other sizes.
+        recorded = graphs is not None and graphs.has(x.shape)
+        held = memory.FIRST_RUN["onnxruntime"] if recorded else self._total(Size.of(x), len(x))
+        self._held = max(self._held, held)
+        return y
 
     def _infer(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
         import onnxruntime as ort
@@ -105,16 +106,17 @@ class ORTEngine(Engine):
         return outputs[0]
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
-        """As `Engine.needs`; known on a CPU only."""
-        total = self._total(size, batch)
-        return None if total is None else max(0, total - self._held)
+        if self._graphs is not None and self._graphs.has((batch, 3, *size)):
+            return 0
+        return max(0, self._total(size, batch) - self._held)
 
-    def _total(self, size: Size, batch: int) -> int | None:
-        """Bytes of a run on the CPU whose arena is empty; None on a GPU."""
-        if self._network is None:
-            return None
+    def _total(self, size: Size, batch: int) -> int:
+        """Bytes of a run whose arena is empty: the first."""
         told, threads = self._description, self._threads or os.cpu_count() or 1
-        return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
+        if told.device == CPU:
+            return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
+        each = memory.onnxruntime_on_gpu(self._network, told.form, told.precision, size)
+        return batch * each + memory.FIRST_RUN["onnxruntime"]
 
     def device_memory(self) -> int | None:
         if not self._description.device.startswith(CUDA):
@@ -126,7 +128,8 @@ class ORTEngine(Engine):
 
     def release(self) -> None:
         """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
-        self._held = 0
+        loaded = 0 if self._description.device == CPU else memory.FIRST_RUN["onnxruntime"]
+        self._held = min(self._held, loaded)
         limits, batch = self._description.limits, self._description.batch or 1
         if limits.fixed or self._graphs is not None:  # as large as any other
             return
@@ -248,6 +251,10 @@ class _Graphs:
         self._thread = ThreadPoolExecutor(1, "ribsr-graphs")
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
+    def has(self, shape: tuple[int, ...]) -> bool:
+        """Whether the work for inputs of this shape is recorded."""
+        return shape in self._bound
+
     def use(self, session: onnxruntime.InferenceSession, x: np.ndarray, use: Callable[[_Bound], Any]) -> Any:
         """use(the buffers for x), in that thread. It must leave nothing of what the next run overwrites."""
         return self._thread.submit(lambda: use(self._bound.get(x.shape) or self._bind(session, x))).result()
@@ -274,6 +281,9 @@ def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     return [LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
 
 
+FATAL = 4
+"""The severity of log lines that are shown."""
+
 OLDEST = (1, 16)
 """ONNX Runtime 1.15 executes these files without a word, and errs by 0.17."""
 
@@ -292,7 +302,39 @@ def import_runtime() -> Any:
         raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
     if _release(onnxruntime.__version__) < OLDEST:
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
+    # What is part of no session logs here, such as cuDNN when it tries one plan after another. Errors are exceptions.
+    onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
+
+
+def check_cuda() -> None:
+    """Opens a session of one node on the GPU. Raises EngineError where that fails, and says why."""
+    ort = import_runtime()
+    if CUDA not in ort.get_available_providers():
+        raise EngineError(_no_provider(ort))
+    driver.capability()  # ONNX Runtime would complain of its libraries first
+    complaint = _preload(ort)
+    options = _session_options(ort, None, None, patterns=False)
+    try:
+        session = ort.InferenceSession(_IDENTITY, options, providers=[CUDA, CPU], enable_fallback=0)
+    except (*_runtime_errors(), ValueError, RuntimeError) as error:
+        raise EngineError(f"ONNX Runtime failed on the GPU ({first_line(error)})") from None
+    if CUDA not in session.get_providers():
+        raise EngineError(_why_dropped(complaint))
+
+
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""An ONNX file: y = Identity(x) of one number, opset 17."""
+
+
+def _no_provider(ort: Any) -> str:
+    return (
+        f"this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
+        f"pip uninstall onnxruntime && {pip_install('ort-gpu')}"
+    )
 
 
 def _check_numpy() -> None:
@@ -320,7 +362,7 @@ def _session_options(ort: Any, threads: int | None, profile: Path | None, patter
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = patterns
-    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them on stderr
+    options.log_severity_level = FATAL  # errors come as exceptions; the log would repeat them on stderr
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
@@ -356,10 +398,7 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session on the device asked for."""
     available = CUDA in ort.get_available_providers()
     if wishes.device == "cuda" and not available:
-        raise EngineError(
-            f"device cuda was asked for, but this ONNX Runtime ({ort.__version__}) has no CUDA provider; "
-            f"pip uninstall onnxruntime && {pip_install('ort-gpu')}, or use --device cpu"
-        )
+        raise EngineError(f"device cuda was asked for, but {_no_provider(ort)}, or use --device cpu")
     reason = "--device cpu was given" if available else "this ONNX Runtime has no CUDA provider"
     notes = ()
     if wishes.device != "cpu" and available:

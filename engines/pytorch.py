@@ -71,6 +71,7 @@ class PyTorchEngine(Engine):
 
     _graphs: Graphs | None = None
     _tf32 = False
+    _first = memory.FIRST_RUN["pytorch"]
 
     def __init__(
         self,
@@ -155,11 +156,15 @@ class PyTorchEngine(Engine):
         return self._guarded(x, lambda _: graphs.run(x, lambda y: np.copyto(out, y[(..., *part)])))
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
-        """As `Engine.needs`; known on a CPU only."""
-        if self._device.type != "cpu":
-            return None
         told = self._description
-        return batch * memory.pytorch_on_cpu(self._network, told.form, told.precision, size)
+        if self._device.type == "cpu":
+            return batch * memory.pytorch_on_cpu(self._network, told.form, told.precision, size)
+        if self._graphs is not None and self._graphs.has((batch, 3, *size)):
+            return 0
+        needed = batch * memory.pytorch_on_gpu(self._network, told.form, told.precision, size)
+        # What the allocator keeps, in recordings, too, is taken for a new size where nothing else is left.
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return max(0, needed + self._first - kept)
 
     def device_memory(self) -> int | None:
         return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
@@ -186,10 +191,13 @@ class PyTorchEngine(Engine):
         if model is None:
             raise base.closed(self._path)
         try:
-            return use(model)
+            result = use(model)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise EngineError(f"{self._path}: PyTorch failed on {list(x.shape)} ({first_line(error)})") from error
+        else:
+            self._first = 0
+            return result
         # Raised here, the error does not keep alive what the failed run held.
         _free_unused(self._device)
         raise base.out_of_memory(self._path, x)
@@ -255,6 +263,10 @@ class Graphs:
             y.copy_(recording.output, non_blocking=True)
             self._stream.synchronize()
             return use(y.numpy())
+
+    def has(self, shape: tuple[int, ...]) -> bool:
+        """Whether the work for inputs of this shape is recorded."""
+        return shape in self._recordings
 
     def timer(self, x: np.ndarray) -> Timer:
         """Times the network on x, from float32 to float32 on the GPU."""

@@ -37,6 +37,12 @@ SCORE_ADVICE = (
 """What to do where a `matmul` file would need too much memory."""
 
 
+LARGEST_FILE = 2**31
+"""Bytes of an ONNX file: protobuf's limit. Published models take 60 MB at most."""
+
+FOR_NODES = 2**24
+"""Of them, those that are left for what is no weight."""
+
 ATTENTION_MEMORY = (
     "note: on a CPU, ONNX Runtime takes many times the memory for this form that it takes for the canonical one "
     "(sst-light: 70 KB a pixel, not 3.5)"
@@ -134,12 +140,18 @@ def _export(
 def make_graph(
     network: RIBModel, opset: int, options: Options, progress: Progress, say: Callable[[str], None]
 ) -> onnx.ModelProto:
-    """The canonical graph of a network without the operator's body, of the size and in the precision of the options."""
-    from export.canonical import trace
-    from export.fold import fold
+    """The canonical graph of a network without the operator's body, of the size and in the precision of the options.
 
+    Raises ExportError for a network too large for a file: before the work, unless lower ranks may make it fit.
+    """
+    from export.canonical import trace
+    from export.fold import fold, folded_numbers
+
+    if options.rib_tolerance == 0:
+        check_weights(network, folded_numbers(network))
     progress.phase("folding what depends on weights alone")
     folded, layers = fold(network, options.rib_tolerance)
+    check_weights(network, sum(value.numel() for value in folded.state_dict().values()))
     tell_folding(layers, say)
     progress.phase("tracing the graph")
     bare = trace(folded, opset)
@@ -151,6 +163,17 @@ def make_graph(
     if options.form == "matmul":
         say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
     return bare
+
+
+def check_weights(network: RIBModel, numbers: int) -> None:
+    """Raises ExportError where so many numbers in float32, of which float16 is made later, are too many for a file."""
+    if (size := 4 * numbers) > LARGEST_FILE - FOR_NODES:
+        config = network.config
+        raise ExportError(
+            f"{config.name} x{config.scale}: its weights come to {size / 2**30:.1f} GiB in float32, and an ONNX file "
+            f"holds {LARGEST_FILE / 2**30:.0f}, most of them for positions in windows of {config.windows}; allow "
+            "lower ranks with --rib-tolerance, or take a model of smaller windows or ranks"
+        )
 
 
 def default_opset(options: Options) -> int:

@@ -78,6 +78,22 @@ def fold(model: RIBModel, rib_tolerance: float = 0.0) -> tuple[RIBModel, list[Fo
     return model, report
 
 
+def folded_numbers(model: RIBModel) -> int:
+    """Numbers that the weights of `fold(model)` are where no rank gets lower, without folding anything."""
+    layers = [module for module in model.modules() if isinstance(module, WindowAttention)]
+    shapes = ((layer.core.geometry.window, layer.to_q.shape[0], _rounded(layer.to_q.shape[2])) for layer in layers)
+    factors = sum(2 * heads * rows * columns * rank for (rows, columns), heads, rank in shapes)
+    others = {id(weight): weight.numel() for weight in model.parameters()}
+    for layer in layers:
+        for name in WindowAttention.RIB_PARAMETERS:
+            del others[id(getattr(layer, name))]
+    return factors + sum(others.values())
+
+
+def _rounded(rank: int) -> int:
+    return -(-rank // RANK_STEP) * RANK_STEP
+
+
 def _fold_attention(name: str, layer: WindowAttention, tolerance: float) -> tuple[FoldedAttention, FoldedLayer]:
     parameters = (getattr(layer, parameter).double() for parameter in WindowAttention.RIB_PARAMETERS)
     rib_q, rib_k = rib.factors(layer.rib_features.double(), *parameters, scale=layer.core.geometry.scale)
@@ -102,7 +118,7 @@ def refactorise(rib_q: Tensor, rib_k: Tensor, scale: float, tolerance: float) ->
     root = s.sqrt().unsqueeze(1)
     best_q, best_k = basis_q @ u * root, basis_k @ vh.mT * root
     exact = EXACT * _logit_bound(best_q, best_k, scale)
-    rank, change = -(-best_q.shape[-1] // RANK_STEP) * RANK_STEP, 0.0
+    rank, change = _rounded(best_q.shape[-1]), 0.0
     for smaller in range(RANK_STEP, rank, RANK_STEP):
         dropped = best_q[..., smaller:], best_k[..., smaller:]
         if _logit_bound(*dropped, scale) <= exact:

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""What runs here? Python and packages, the GPU, the runtimes, our own libraries; and what brings what is missing."""
+"""What runs here? Python and packages, the GPU, the runtimes, our own libraries; what of this toolkit works with them,
+and what brings what is missing."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,10 +20,16 @@ import click
 
 import ribsr
 from engines import driver, open_engine
+from engines.base import NotInstalled
+from engines.ort_kernels import LEAST_CAPABILITY
 from plugins import compiler, library
 from ribsr.base.command import Command, message
+from ribsr.base.files import temporary_folder
 from ribsr.base.installation import FOLDER, pip_install
 from tools._common import console, gpu_query, json_option, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BUILD = "python -m plugins.build"
 
@@ -38,6 +47,9 @@ class Finding:
 PACKAGES = {
     "numpy": "ort",
     "pillow": "ort",
+    "imagecodecs": "ort",
+    "tifffile": "ort",
+    "av": "video",
     "torch": "export",
     "safetensors": "export",
     "PyYAML": "export",
@@ -68,13 +80,63 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, False, "not installed", pip_install(extra))
 
 
-def gpu() -> Finding:
+def gpu() -> Iterator[Finding]:
     try:
         capability = driver.capability()
     except driver.NoGPU as error:
-        return Finding("GPU", False, str(error))
+        yield Finding("GPU", False, str(error))
+        yield Finding("GPU for our kernels", False, str(error))
+        return
     named = next(iter(gpu_query("name,driver_version")), "NVIDIA")
-    return Finding("GPU", True, f"{named}, compute capability {capability}")
+    yield Finding("GPU", True, f"{named}, compute capability {capability}, CUDA {driver.cuda_version()}")
+    suits = tuple(map(int, capability.split("."))) >= LEAST_CAPABILITY
+    least = ".".join(map(str, LEAST_CAPABILITY))
+    yield Finding("GPU for our kernels", suits, f"compute capability {capability}; {least} or later will do")
+
+
+def pictures() -> str:
+    """Formats in which a picture of 8 bits comes back."""
+    return _formats("uint8", (".png", ".jpg", ".webp", ".tiff"))
+
+
+def deep_pictures() -> str:
+    """Those in which one of 16 bits does."""
+    return _formats("uint16", (".png", ".tiff"))
+
+
+def _formats(dtype: str, suffixes: tuple[str, ...]) -> str:
+    """Writes a picture and reads it, in each format. Raises whatever happens, and ValueError for another picture."""
+    import numpy as np
+
+    from ribsr.base.pictures import Picture, read_picture, write_picture
+
+    pixels = np.full((16, 16, 3), np.iinfo(dtype).max // 3 * 2, dtype)
+    with temporary_folder() as folder:
+        for suffix in suffixes:
+            write_picture(folder / f"a{suffix}", Picture(pixels))
+            found = read_picture(folder / f"a{suffix}").pixels
+            if found.dtype != pixels.dtype or not np.allclose(found, pixels, atol=2):
+                raise ValueError(f"a picture comes back changed from {suffix}")
+    return ", ".join(suffix[1:] for suffix in suffixes)
+
+
+def avif() -> str:
+    from PIL import features
+
+    if not features.check("avif"):
+        raise NotInstalled(f"this Pillow was built without it: {pip_install('ort')} brings a release that has it")
+    return "reads and writes"
+
+
+def videos() -> str:
+    import av
+
+    from engines.video import ENCODERS
+
+    there = sorted({*ENCODERS} & {*av.codecs_available})
+    if not there:
+        raise NotInstalled(f"this PyAV has none of {', '.join(ENCODERS)}: {pip_install('video')} brings one that has")
+    return ", ".join(there)
 
 
 def pytorch() -> str:
@@ -87,8 +149,19 @@ def onnxruntime() -> str:
     from engines import ort
 
     runtime = ort.import_runtime()
-    providers = [name for name in (ort.CUDA, ort.CPU) if name in runtime.get_available_providers()]
-    return f"{runtime.__version__} with {', '.join(providers)}"
+    return f"{runtime.__version__} with {', '.join(runtime.get_available_providers())}"
+
+
+def onnxruntime_on_gpu() -> str:
+    from engines import ort
+
+    ort.check_cuda()
+    return f"opens a session of {ort.CUDA}"
+
+
+def pytorch_on_gpu() -> str:
+    with open_engine("sst-light-x2", device="cuda") as engine:
+        return f"runs sst-light-x2 on {engine.describe().device}"
 
 
 def tensorrt() -> str:
@@ -102,18 +175,30 @@ def tensorrt() -> str:
     return f"{trt.version} on {device.name}"
 
 
-def runtimes() -> Iterator[Finding]:
-    """Each opened, as far as that goes without a file."""
-    for name, opened, extra in (
+def trials() -> Iterator[Finding]:
+    """Each tried, as far as that goes without a file."""
+    for name, tried, extra in (
+        ("8-bit pictures", pictures, "ort"),
+        ("16-bit pictures", deep_pictures, "ort"),
+        ("AVIF in Pillow", avif, "ort"),
+        ("video encoders", videos, "video"),
         ("PyTorch opens", pytorch, "export"),
+        ("PyTorch on the GPU", pytorch_on_gpu, "export"),
         ("ONNX Runtime opens", onnxruntime, "ort"),
+        ("ONNX Runtime on the GPU", onnxruntime_on_gpu, "ort-gpu"),
         ("TensorRT opens", tensorrt, "trt"),
     ):
         try:
-            yield Finding(name, True, opened())
-        except Exception as error:  # noqa: BLE001 (whatever is wrong with a runtime is what is asked for)
-            line, command = message(error), pip_install(extra)
-            yield Finding(name, False, line, command if command in line else None)
+            yield Finding(name, True, tried())
+        except Exception as error:  # noqa: BLE001 (whatever is wrong is what is asked for)
+            yield Finding(name, False, message(error), _command_for(error, pip_install(extra)))
+
+
+def _command_for(error: Exception, installs: str) -> str | None:
+    """What brings a package that is missing, where that is the trouble: as the message has it, if it has it."""
+    if told := re.search(rf"(pip uninstall [\w-]+ && )?{re.escape(installs)}", str(error)):
+        return told[0]
+    return installs if isinstance(error, ModuleNotFoundError) else None
 
 
 def libraries() -> Iterator[Finding]:
@@ -143,31 +228,97 @@ def nvcc() -> Finding:
         return Finding("nvcc", False, message(error))
 
 
-def examine() -> Iterator[Finding]:
+def parts() -> Iterator[Finding]:
     yield Finding("ribsr", True, f"{ribsr.__version__} in {FOLDER}")
     yield Finding("Python", True, f"{platform.python_version()}, {sys.executable}")
     yield from packages()
-    yield gpu()
-    yield from runtimes()
+    yield from gpu()
+    yield from trials()
     yield nvcc()
     yield from libraries()
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something that people do with this toolkit.
+
+    command: which does it. extra: brings the packages. needs: names of findings; of a tuple of them, one is enough.
+    """
+
+    name: str
+    command: str
+    extra: str
+    needs: tuple[str | tuple[str, ...], ...]
+
+
+RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "TensorRT opens")
+EXPORT = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "safetensors", "PyYAML", "PyTorch opens")
+
+USES = (
+    Use("upscale pictures", "engines.upscale", "ort", ("numpy", "pillow", "8-bit pictures", RUNTIMES)),
+    Use("upscale 16-bit pictures", "engines.upscale", "ort", ("imagecodecs", "tifffile", "16-bit pictures", RUNTIMES)),
+    Use("upscale AVIF pictures", "engines.upscale", "ort", ("AVIF in Pillow", RUNTIMES)),
+    Use("upscale videos", "engines.upscale", "video", ("av", "video encoders", RUNTIMES)),
+    Use("run checkpoints", "engines.upscale x2.pt", "export", ("safetensors", "PyYAML", "PyTorch opens")),
+    Use(
+        "run checkpoints in our kernels",
+        "engines.upscale x2.pt, tools/latency.py x2.pt@fp16",
+        "export",
+        ("GPU for our kernels", "PyTorch on the GPU", "kernels for PyTorch"),
+    ),
+    Use("run ONNX files on the CPU", "engines.upscale x2.onnx", "ort", ("ONNX Runtime opens",)),
+    Use("run ONNX files on the GPU", "engines.upscale x2.onnx", "ort-gpu", ("GPU", "ONNX Runtime on the GPU")),
+    Use(
+        "run ONNX files in our kernels",
+        "engines.upscale x2.fp16.onnx",
+        "ort-gpu",
+        ("GPU for our kernels", "ONNX Runtime on the GPU", "onnx", "onnx-graphsurgeon", "kernels for ONNX Runtime"),
+    ),
+    Use("run plans", "engines.upscale x2.plan", "trt", ("GPU", "cuda-bindings", "TensorRT opens")),
+    Use("export to ONNX", "export.onnx", "export", EXPORT),
+    Use(
+        "build plans", "export.trt", "trt", ("GPU", "onnx", "onnx-graphsurgeon", "ONNX Runtime opens", "TensorRT opens")
+    ),
+    Use("train", "ribsr train", "train", ("torch", "safetensors", "PyYAML", "PyTorch opens")),
+)
+
+
+def follow(use: Use, found: Mapping[str, Finding]) -> Finding:
+    """Whether all is there that a use needs; if not, what is missing first."""
+    for need in use.needs:
+        names = (need,) if isinstance(need, str) else need
+        if any(found[name].ok for name in names):
+            continue
+        first = found[names[0]]
+        command = pip_install(use.extra) if first.name in PACKAGES else first.command
+        return Finding(use.name, False, f"{first.name}: {first.state}", command)
+    return Finding(use.name, True, use.command)
+
+
+def show(out: Console, one: Finding, yes: str, no: str) -> None:
+    extra = f": {one.command}" if one.command and one.command not in one.state else ""
+    out.print(f"{yes if one.ok else no} {one.name}: {one.state}{extra}", soft_wrap=True, markup=False)
 
 
 @click.command(cls=Command)
 @json_option
 def main(json_target: str | None) -> None:
-    """Tells what runs here, and of what is missing which command brings it. Exit code 0 either way.
+    """Tells what runs here, what can be done with it, and which command brings what is missing. Exit code 0 either way.
 
     Not everything is needed: a machine that runs .onnx files needs ONNX Runtime alone.
     """
     out = console(stderr=json_target == "-")
-    found = []
-    for one in examine():
-        found.append(one)
-        extra = f": {one.command}" if one.command and one.command not in one.state else ""
-        out.print(f"{'ok' if one.ok else '--'}  {one.name}: {one.state}{extra}", soft_wrap=True)
+    found: dict[str, Finding] = {}
+    for one in parts():
+        found[one.name] = one
+        show(out, one, "ok ", "-- ")
+    uses = [follow(use, found) for use in USES]
+    out.print()
+    for one in uses:
+        show(out, one, "yes", "no ")
     if json_target:
-        write_json(json_target, {"tool": "doctor", "findings": [asdict(one) for one in found]})
+        told = {"findings": [asdict(one) for one in found.values()], "uses": [asdict(one) for one in uses]}
+        write_json(json_target, {"tool": "doctor", **told})
 
 
 if __name__ == "__main__":

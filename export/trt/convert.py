@@ -53,7 +53,7 @@ def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[s
         # The plan goes first: with the manifest of an older plan beside it, it is refused for its hash.
         for made, target in ((trial, output), (manifest_path(trial), manifest_path(output))):
             with atomic(target) as temporary:
-                shutil.move(made, temporary)
+                shutil.copyfile(made, temporary)  # moved, it would not be the file that is locked
     sizes = " ".join(map(str, dict.fromkeys(shapes)))
     say(f"{inspection}; {amount(memory)} of GPU memory for activations at the largest size")
     say(

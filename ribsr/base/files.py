@@ -6,7 +6,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,12 +29,16 @@ def check_target(path: str | Path) -> None:
 
 def check_folder(folder: str | Path) -> None:
     """Raises OSError unless files can be made in a folder; only making one tells."""
-    temporary = Path(folder) / f".{secrets.token_hex(4)}.tmp"
     try:
-        temporary.touch(exist_ok=False)
+        with _hidden(Path(folder), _new_file):
+            pass
     except OSError as error:
         raise OSError(f"{folder}: no file can be written to this folder ({error.strerror})") from None
-    temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> None:
+    """By open(2), so that the user's umask decides who may read it."""
+    path.touch(exist_ok=False)
 
 
 def _target(path: Path) -> Path:
@@ -60,31 +65,93 @@ def atomic(path: str | Path) -> Iterator[Path]:
     What comes out is as if `path` had been opened for writing: a symbolic link stays one, an existing file keeps its
     permissions, a new one gets the user's usual ones. The temporary name is short, whatever `path`'s is: names of files
     may not be longer than 255 bytes. Raises OSError when it cannot be written to, as `check_target` does or the system.
+    What a killed process has left in that folder is removed.
     """
     target = _target(Path(path))
-    temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
-    TEMPORARY.add(temporary)
-    try:
-        temporary.touch(exist_ok=False)  # by open(2), so that the user's umask decides who may read it
+    with _hidden(target.parent, _new_file) as temporary:
         yield temporary
         if target.exists():
             os.chmod(temporary, target.stat().st_mode & 0o7777)
         os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        TEMPORARY.discard(temporary)
 
 
 @contextmanager
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     """Yields a new folder, with a hidden name in `beside` or in the system's place for such; it goes with the block."""
-    folder = Path(mkdtemp(prefix=".", suffix=".tmp", dir=beside) if beside is not None else mkdtemp())
+    if beside is not None:
+        with _hidden(beside, lambda folder: folder.mkdir(0o700)) as folder:
+            yield folder
+        return
+    folder = Path(mkdtemp())
     TEMPORARY.add(folder)
     try:
         yield folder
     finally:
         remove(folder)
         TEMPORARY.discard(folder)
+
+
+@contextmanager
+def _hidden(folder: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Yields the hidden name of what `make` makes in a folder. It is locked, and goes with the block."""
+    _remove_left(folder)
+    temporary = folder / f"{_PREFIX}{secrets.token_hex(4)}{_SUFFIX}"
+    TEMPORARY.add(temporary)
+    lock = None
+    try:
+        make(temporary)
+        lock = _lock(temporary)
+        yield temporary
+    finally:
+        remove(temporary)
+        TEMPORARY.discard(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+_PREFIX, _SUFFIX = ".ribsr-", ".tmp"
+
+_JUST_NOW = 2.0
+"""Seconds for which nothing is taken for left: it may not be locked yet, or a linker has put another in its place."""
+
+_looked_through: set[Path] = set()
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes what killed processes have left in a folder, once a process: what is hidden, ours, and locked by nobody.
+
+    Where the file system knows no locks, it stays.
+    """
+    if fcntl is None or (resolved := folder.resolve()) in _looked_through:
+        return
+    _looked_through.add(resolved)
+    with suppress(OSError):
+        for path in [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(_PREFIX)]:
+            with suppress(OSError):
+                if path.suffix != _SUFFIX or time.time() - path.lstat().st_mtime < _JUST_NOW:
+                    continue
+                if (lock := _lock(path)) is not None:
+                    remove(path)
+                    os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds a file or folder until it is closed or the process ends, however that ends.
+
+    None: another one holds it, or the system or the file system knows no locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove(path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from engines import EngineError, OutOfMemory, Tiled, Upscaler, memory, open_engine, upscale
 from engines.memory import GIB, Network
 from engines.metadata import read_shapes
+from engines.ort import CUDA, ORTEngine
 from engines.tiles import FLOATS, Cuts
 from ribsr.base.pictures import Picture, bytes_to_write, to_input, to_pixels
 from ribsr.base.sizes import Limits, Size
@@ -236,6 +238,81 @@ def test_the_same_size_again_takes_no_more(export: Callable[..., Path]) -> None:
     command = [sys.executable, "-c", script, str(path), "{}", "256x256"]
     (thrice,) = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert thrice["peak"] < 1.2 * once["peak"] + 4 * MIB
+
+
+def windows(*sides: int) -> tuple[tuple[int, int], ...]:
+    return tuple((side, side) for side in sides)
+
+
+NETWORKS = {
+    "sst-light": Network(48, 72, 3, 72, 12, windows(8, 16, 32, 64)),
+    "sst": Network(180, 204, 6, 225, 256, windows(16, 32, 64)),
+    "sst-l+": Network(192, 192, 6, 384, 384, windows(16, 32, 48, 96)),
+    "esc-rib": Network(64, 64, 4, 256, 12, windows(64)),
+    # as they are told by files, with heads and ranks as they are exported
+    "sst-light.onnx": Network(48, 72, 3, 72, 48, windows(8, 16, 32, 64)),
+    "sst.onnx": Network(192, 192, 6, 225, 256, windows(16, 32, 64)),
+    "esc-rib.onnx": Network(64, 64, 4, 256, 64, windows(64)),
+}
+
+ON_H200 = [
+    # network, form, precision, MiB at 256x256, 640x360 and 1280x720: what the driver counted around a first run
+    ("onnxruntime", "sst-light.onnx", "kernel", "fp16", 126, 270, 848),
+    ("onnxruntime", "sst-l+", "kernel", "fp16", 368, 1038, 3546),
+    ("onnxruntime", "sst.onnx", "kernel", "fp16", 370, 1104, 4164),
+    ("onnxruntime", "esc-rib.onnx", "kernel", "fp16", 180, 452, 1548),
+    ("onnxruntime", "sst-light.onnx", "canonical", "fp16", 200, None, None),
+    # of CUDA graphs, around later runs
+    ("later runs", "sst-light.onnx", "kernel", "fp16", 58, 196, 764),
+    ("pytorch", "sst-light", "kernel", "fp16", 80, 216, 842),
+    ("pytorch", "sst-l+", "kernel", "fp16", 286, 962, 3794),
+    ("pytorch", "esc-rib", "kernel", "fp16", 138, 426, 1652),
+    # the most that PyTorch's allocator had in use, without the weights
+    ("pytorch", "sst-light", "sdpa", "fp32", 274, 915, 3554),
+    ("pytorch", "sst-l+", "sdpa", "fp32", 1084, 3463, 13762),
+    ("pytorch", "sst", "sdpa", "fp16", 430, 1469, 5748),
+    ("pytorch", "sst", "sdpa", "fp32", 815, 2881, 11444),
+    ("pytorch", "esc-rib", "sdpa", "fp32", 338, 1147, 4487),
+    ("pytorch", "sst-light", "reference", "fp32", 625, 1002, None),
+]
+
+
+@pytest.mark.parametrize(("runtime", "network", "form", "precision", "small", "middle", "large"), ON_H200)
+def test_predictions_for_a_gpu(
+    runtime: str, network: str, form: str, precision: str, small: int, middle: int | None, large: int | None
+) -> None:
+    """Against what was measured."""
+    for size, expected in zip(("256x256", "640x360", "1280x720"), (small, middle, large), strict=True):
+        given = (NETWORKS[network], form, precision, Size.parse(size))
+        predicted = memory.pytorch_on_gpu(*given) if runtime == "pytorch" else memory.onnxruntime_on_gpu(*given)
+        if runtime == "onnxruntime":
+            predicted += memory.FIRST_RUN[runtime]
+        assert expected is None or predicted / MIB == pytest.approx(expected, rel=0.25), size
+
+
+@pytest.mark.parametrize("form", ["attention", "matmul"])
+def test_scores_on_a_gpu_are_foreseen(form: str) -> None:
+    """Three heads' scores of windows of 64x64, in half precision."""
+    size = Size(256, 256)
+    predicted = memory.onnxruntime_on_gpu(NETWORKS["sst-light"], form, "fp16", size)
+    assert predicted > 2 * 3 * (64 * 64) * 256 * 256
+    assert predicted < memory.onnxruntime_on_gpu(NETWORKS["sst-light"], form, "tf32", size)
+
+
+def test_what_an_engine_holds_on_a_gpu_is_not_needed_again(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_engine(onnx_file, device="cpu") as engine:
+        assert isinstance(engine, ORTEngine)
+        monkeypatch.setattr(engine, "_description", replace(engine.describe(), device=CUDA, form="kernel"))
+        small, large = Size(64, 64), Size(128, 128)
+        first = engine.needs(small)
+        assert first is not None
+        assert first > memory.FIRST_RUN["onnxruntime"]
+        engine.run(fakes.picture(64, 64))
+        assert engine.needs(small) == 0
+        assert 0 < (engine.needs(large) or 0) < memory.FIRST_RUN["onnxruntime"]
+        assert (engine.needs(large, batch=2) or 0) > (engine.needs(large) or 0)
+        engine.release()
+        assert engine.needs(small) == first - memory.FIRST_RUN["onnxruntime"]  # what is loaded stays
 
 
 # What is made of it

@@ -18,6 +18,7 @@ import pytest
 from engines import Description, EngineError, OutOfMemory, open_engine
 from engines.base import LayerTime, NotInstalled
 from engines.ort import (
+    _IDENTITY,
     CPU,
     CUDA,
     ORTEngine,
@@ -25,6 +26,7 @@ from engines.ort import (
     _is_out_of_memory,
     _layer_times,
     _NotOnCUDA,
+    check_cuda,
     import_runtime,
 )
 from ribsr.base.sizes import Limits, Size
@@ -435,6 +437,20 @@ def test_releases_that_do_not_do(
         return
     with pytest.raises(EngineError, match=refused):
         open_engine(onnx_file)
+
+
+def test_the_least_of_files_is_one() -> None:
+    """`check_cuda` opens it on a GPU."""
+    session = ort.InferenceSession(_IDENTITY, providers=[CPU])
+    assert session.run(["y"], {"x": np.full(1, 3, np.float32)})[0] == 3
+
+
+@on_cpu_wheel
+def test_why_nothing_runs_on_a_gpu() -> None:
+    with pytest.raises(
+        EngineError, match=r"has no CUDA provider; pip uninstall onnxruntime && pip install .*\[ort-gpu\]"
+    ):
+        check_cuda()
 
 
 def test_a_description_in_json_has_the_shape_and_the_sizes(tmp_path: Path) -> None:

@@ -229,6 +229,18 @@ def test_without_kernels_its_own_operators_run(files: Files) -> None:
         open_engine(files.onnx("sst-light", form="plugin"), device="cuda", kernels=False)
 
 
+def test_nothing_is_said_of_plans_that_cudnn_tries(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of esc-rib's filters it said in red that no plan supports them, and went on to one that does."""
+    with open_engine(files.onnx("esc-rib"), device="cuda") as engine:
+        capfd.readouterr()
+        engine.run(fakes.picture(64, 64))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_least_of_sessions_opens() -> None:
+    module.check_cuda()
+
+
 def test_times_and_profiles(engine: Engine) -> None:
     assert isinstance(engine, ORTEngine)
     x = samples.sample("astronaut", Size(360, 640))

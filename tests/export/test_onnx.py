@@ -28,7 +28,7 @@ from export import convert, lower
 from export import onnx as command
 from export.canonical import trace
 from export.convert import Options, default_name
-from export.fold import fold
+from export.fold import fold, folded_numbers
 from ribsr.base.sizes import Size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,3 +369,24 @@ def test_a_terminal_shows_what_takes_long(checkpoint):
 def test_the_attention_form_tells_of_its_memory(checkpoint):
     assert "many times the memory" in invoke("--ckpt", "x2.pt", "--form", "attention", "--no-verify").output
     assert "times the memory" not in invoke("--ckpt", "x2.pt", "--no-verify").output
+
+
+def test_a_network_too_large_for_a_file_is_refused_before_the_work(checkpoint, monkeypatch):
+    """Files end at 2 GiB, here at 160 KiB; folding takes minutes for such a network."""
+    network = ribsr.load(checkpoint)
+    foreseen = 4 * folded_numbers(network)
+    size = 4 * sum(weight.numel() for weight in fold(network)[0].state_dict().values())
+    assert foreseen <= size < 1.1 * foreseen  # heads are padded
+    monkeypatch.setattr(convert, "FOR_NODES", 0)
+    monkeypatch.setattr(convert, "LARGEST_FILE", foreseen - 4)
+    with monkeypatch.context() as inside:
+        inside.setattr("export.fold.fold", None)
+        result = invoke("--ckpt", "x2.pt")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: small x2: its weights come to ")
+    assert "--rib-tolerance" in result.stderr
+    assert result.stderr.count("\n") == 1
+    monkeypatch.setattr(convert, "LARGEST_FILE", size - 4)
+    assert "its weights come to" in invoke("--ckpt", "x2.pt").stderr  # known after folding
+    assert written() == ["x2.pt"]
+    assert invoke("--ckpt", "x2.pt", "--rib-tolerance", "100", "--no-verify").exit_code == 0  # of lower ranks

@@ -6,13 +6,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import ribsr
+from engines import EngineError
 from plugins import library
 from ribsr.base.installation import pip_install
 from tools import doctor
+from tools.doctor import Finding
 
 
 @pytest.fixture
@@ -41,9 +44,14 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(bare: Path) -> No
     assert told["kernels for PyTorch"]["state"].endswith("libribsr_kernels.so is not built")
     assert "cannot be loaded" in told["kernels for ONNX Runtime"]["state"]
     assert told["plugin for TensorRT"]["command"] == "python -m plugins.build --tensorrt-include DIR"
-    lines = result.stdout.splitlines()
-    assert len(lines) == len(told)
-    assert all(line.startswith(("ok  ", "--  ")) for line in lines)
+    written = json.loads((bare / "d.json").read_text())
+    uses = {one["name"]: one for one in written["uses"]}
+    for name in ("upscale pictures", "run ONNX files on the CPU"):
+        assert (uses[name]["ok"], uses[name]["command"]) == (False, pip_install("ort")), name
+    assert uses["train"]["command"] == (pip_install("export" if told["torch"]["ok"] else "train"))
+    first, last = result.stdout.split("\n\n")
+    assert [line[:4] for line in first.splitlines()] == [f"{'ok' if one['ok'] else '--'}  " for one in told.values()]
+    assert [line[:4] for line in last.splitlines()] == [f"{'yes' if one['ok'] else 'no':4}" for one in uses.values()]
 
 
 def test_json_on_stdout_is_json_alone() -> None:
@@ -63,3 +71,51 @@ def test_any_trouble_of_a_runtime_is_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     result = CliRunner().invoke(doctor.main, [])
     assert result.exit_code == 0
     assert "--  ONNX Runtime opens: KeyError: 'x'" in result.stdout
+
+
+def test_a_use_is_told_by_what_it_needs() -> None:
+    use = doctor.Use("fly", "fly away", "trt", ("numpy", ("wings", "engine"), "sky"))
+    found = {
+        "numpy": Finding("numpy", True, "2"),
+        "wings": Finding("wings", False, "none", "grow wings"),
+        "engine": Finding("engine", True, "on"),
+        "sky": Finding("sky", True, "blue"),
+    }
+    assert doctor.follow(use, found) == Finding("fly", True, "fly away")
+    found["engine"] = Finding("engine", False, "off")
+    assert doctor.follow(use, found) == Finding("fly", False, "wings: none", "grow wings")
+    found["numpy"] = Finding("numpy", False, "not installed", "another extra")
+    assert doctor.follow(use, found) == Finding("fly", False, "numpy: not installed", pip_install("trt"))
+
+
+def test_every_use_needs_what_is_found() -> None:
+    """Of a name that is misspelt nothing would ever be found."""
+    found = {one.name for one in doctor.parts()}
+    for use in doctor.USES:
+        needed = {name for need in use.needs for name in ([need] if isinstance(need, str) else need)}
+        assert needed <= found, use.name
+
+
+def test_pictures_that_come_back_changed_are_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.pictures() == "png, jpg, webp, tiff"
+    from ribsr.base import pictures
+
+    black = pictures.Picture(np.zeros((16, 16, 3), np.uint8))
+    monkeypatch.setattr(pictures, "read_picture", lambda path: black)
+    with pytest.raises(ValueError, match="a picture comes back changed from .png"):
+        doctor.pictures()
+    one = next(one for one in doctor.trials() if one.name == "8-bit pictures")
+    assert (one.ok, one.command) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (ModuleNotFoundError("No module named 'x'"), "pip install x"),
+        (EngineError("no provider; pip uninstall y && pip install x, or else"), "pip uninstall y && pip install x"),
+        (EngineError("none: pip install x"), "pip install x"),
+        (EngineError("it failed"), None),
+    ],
+)
+def test_the_command_is_the_one_that_helps(error: Exception, command: str | None) -> None:
+    assert doctor._command_for(error, "pip install x") == command

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ribsr.base import files
 from ribsr.base.files import atomic, check_target, foreign, locked, sha256
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -132,6 +135,69 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     with locked(lock) as free:
         assert free
     assert lock.read_bytes() == b""
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from ribsr.base import files
+from ribsr.base.files import atomic, temporary_folder
+with atomic("a.bin") as temporary, temporary_folder(Path()) as folder:
+    temporary.write_bytes(b"half")
+    (folder / "inner").write_bytes(b"half")
+    print(temporary, folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs flock")
+def test_what_a_killed_process_leaves_goes_with_the_next_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: neither what a running process has, nor files that are not ours."""
+    monkeypatch.chdir(tmp_path)
+    others = [tmp_path / name for name in (".a.tmp", ".ribsr-notes", ".0123abcd.tmp", "ribsr-0123abcd.tmp")]
+    for path in others:
+        path.touch()
+    (tmp_path / ".ribsr-link.tmp").symlink_to(others[0])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True, env=environment)
+    assert writer.stdout is not None
+    left = [Path(name) for name in writer.stdout.readline().split()]
+    assert all(path.exists() for path in left)
+    for path in (*left, *others):
+        os.utime(path, (0, 0))
+
+    def written() -> bytes:
+        files._looked_through.clear()  # as another process
+        with atomic("a.bin") as temporary:
+            temporary.write_bytes(b"whole")
+        return Path("a.bin").read_bytes()
+
+    assert written() == b"whole"
+    assert all(path.exists() for path in left)
+    writer.kill()
+    writer.communicate()
+    for path in left:
+        os.utime(path)
+    assert written() == b"whole"
+    assert all(path.exists() for path in left)  # of just now
+    for path in left:
+        os.utime(path, (0, 0))
+    assert written() == b"whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [path.name for path in others] + [".ribsr-link.tmp", "a.bin"]
+    )
+
+
+def test_a_folder_that_cannot_be_looked_through_is_written_to(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    folder.chmod(0o300)
+    try:
+        with atomic(folder / "b") as temporary:
+            temporary.write_bytes(b"whole")
+    finally:
+        folder.chmod(0o700)
+    assert [path.name for path in folder.iterdir()] == ["b"]
 
 
 @pytest.mark.parametrize(
