@@ -18,9 +18,9 @@ from PIL import Image
 
 from engines.upscale import main
 from ribsr.base.pictures import PictureError, read_picture
-from tests.engines import fakes
 from tests.pictures.by_hand import read_png
 from tests.pictures.corpus import Made, corpus, enlarged
+from tests.pictures.repeating import write_repeating
 
 CORPUS = corpus()
 SUFFIXES = sorted({picture.suffix for picture in CORPUS})
@@ -30,9 +30,7 @@ SCALE = 2
 
 @pytest.fixture(scope="module")
 def repeating(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that repeats every pixel, to the bit."""
-    zeros = {name: np.zeros_like(values) for name, values in fakes.weights(scale=SCALE).items()}
-    return fakes.write_onnx(tmp_path_factory.mktemp("models") / "repeating.onnx", zeros, scale=SCALE)
+    return write_repeating(tmp_path_factory.mktemp("models") / "repeating.onnx", SCALE)
 
 
 def run(*arguments: str | Path) -> Result:
