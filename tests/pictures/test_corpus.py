@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines.upscale import main
-from ribsr.base.pictures import PictureError, read_picture
+from ribsr.base.pictures import PictureError, read_input, read_picture, read_rgb, to_pixels
 from tests.pictures.by_hand import read_png
 from tests.pictures.corpus import Made, corpus, enlarged
 from tests.pictures.repeating import write_repeating
@@ -68,6 +68,45 @@ def read_wrong(made: Made, path: Path) -> list[str]:
         *other_colour(colour, made.colour),
         *(f"nothing was told of {words}: {picture.dropped}" for words in untold),
     ]
+
+
+def test_training_takes_8_bit_rgb_and_models_all_but_alpha(tmp_path: Path) -> None:
+    """What they cannot take they refuse, and what they take has the same pixels."""
+    wrong = []
+    for made in CORPUS:
+        path = tmp_path / made.name
+        path.write_bytes(made.data)
+        shape, depth = (made.pixels.shape, made.pixels.dtype.itemsize) if made.pixels is not None else ((0, 0, 0), 0)
+        colours = len(shape) == 2 or shape[2] == 3
+        for read, right in ((rgb, depth == 1 and shape[2:] == (3,)), (model_input, depth > 0 and colours)):
+            try:
+                pixels = read(path)
+            except PictureError as error:
+                fine = not right and str(error).startswith(f"{path}: ") and "\n" not in str(error)
+                wrong += [] if fine else [f"{read.__name__}: {error}"]
+            else:
+                wrong += (
+                    [f"{read.__name__} {made.name}: {what}" for what in unlike(pixels, made)]
+                    if right
+                    else [f"{read.__name__} {made.name}: {pixels.shape} instead of an error"]
+                )
+        path.unlink()
+    assert not wrong, "\n".join(wrong)
+
+
+def rgb(path: Path) -> np.ndarray:
+    return read_rgb(path).pixels
+
+
+def model_input(path: Path) -> np.ndarray:
+    """As pixels again, gray as one plane."""
+    x, like = read_input(path), read_picture(path)
+    assert x.dtype == np.float32
+    pixels = to_pixels(x, like.depth)
+    if not like.is_gray:
+        return pixels
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
 
 
 def unlike(pixels: np.ndarray, made: Made) -> list[str]:
