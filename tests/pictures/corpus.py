@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
@@ -313,6 +314,13 @@ def _avif() -> Iterator[Made]:
     data = saved(pixels, "AVIF", icc_profile=ICC[3], **options)
     yield Made("icc.avif", data, pixels, psnr=30, colour={"icc_profile": ICC[3]})
     yield Made("xmp.avif", saved(pixels, "AVIF", xmp=XMP, **options), pixels, psnr=30, told=("XMP",))
+    for bits in (10, 12):
+        deep = pixels.astype(np.uint16) << (bits - 8)
+        data = imagecodecs.avif_encode(deep, level=95, speed=9, pixelformat="444", bitspersample=bits)
+        shown = np.rint(deep / ((1 << bits) - 1) * 65535).astype(np.uint16)
+        yield Made(f"deep{bits}.avif", data, shown, psnr=30, unwritable="bits")
+    data = imagecodecs.avif_encode(pixels, level=95, speed=9, pixelformat="444", primaries=9, transfer=16, matrix=9)
+    yield Made("pq.avif", data, pixels, psnr=30, colour={"cicp": (9, 16, 0, 1)}, unwritable="colour|PQ|cICP")
 
 
 # TIFF
