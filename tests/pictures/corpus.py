@@ -318,9 +318,9 @@ def _avif() -> Iterator[Made]:
         deep = pixels.astype(np.uint16) << (bits - 8)
         data = imagecodecs.avif_encode(deep, level=95, speed=9, pixelformat="444", bitspersample=bits)
         shown = np.rint(deep / ((1 << bits) - 1) * 65535).astype(np.uint16)
-        yield Made(f"deep{bits}.avif", data, shown, psnr=30, unwritable="bits")
+        yield Made(f"deep{bits}.avif", bytes(data), shown, psnr=30, unwritable="bits")
     data = imagecodecs.avif_encode(pixels, level=95, speed=9, pixelformat="444", primaries=9, transfer=16, matrix=9)
-    yield Made("pq.avif", data, pixels, psnr=30, colour={"cicp": (9, 16, 0, 1)}, unwritable="colour|PQ|cICP")
+    yield Made("pq.avif", bytes(data), pixels, psnr=30, colour={"cicp": (9, 16, 0, 1)}, unwritable="colour|PQ|cICP")
 
 
 # TIFF
