@@ -417,18 +417,19 @@ def _tiff_others() -> Iterator[Made]:
 
 
 def _bmp() -> Iterator[Made]:
+    screen = {"dpi": (96, 96)}  # Pillow writes it where nothing else is said
     pixels = noise(9, 7, 3)
-    yield Made("rgb.bmp", saved(pixels, "BMP"), pixels)
+    yield Made("rgb.bmp", saved(pixels, "BMP"), pixels, colour=screen)
     yield Made("dpi.bmp", saved(pixels, "BMP", dpi=(300, 300)), pixels, colour={"dpi": (300, 300)})
     gray = noise(9, 7, 1)
-    yield Made("gray.bmp", saved(gray, "BMP"), gray)
+    yield Made("gray.bmp", saved(gray, "BMP"), gray, colour=screen)
     bits = noise(9, 7, 1, 1)
-    yield Made("bits.bmp", saved(bits.astype(bool), "BMP"), bits * np.uint8(255))
+    yield Made("bits.bmp", saved(bits.astype(bool), "BMP"), bits * np.uint8(255), colour=screen)
     colours, numbers = noise(1, 256, 3)[0], noise(9, 7, 1)
     image, buffer = Image.fromarray(numbers, "P"), io.BytesIO()
     image.putpalette(colours.tobytes())
     image.save(buffer, "BMP")
-    yield Made("palette.bmp", buffer.getvalue(), colours[numbers])
+    yield Made("palette.bmp", buffer.getvalue(), colours[numbers], colour=screen)
     alpha = noise(9, 7, 4)
     alpha[..., 3] = np.where(alpha[..., 3] > 127, 255, 0)
     yield Made("padded.bmp", by_hand.bmp(alpha[..., [2, 1, 0, 3]], alpha=False), alpha[..., :3])
@@ -436,7 +437,7 @@ def _bmp() -> Iterator[Made]:
     yield Made("alpha.bmp", data, alpha, unwritable="alpha")
     for height, width in ((1, 1), (1, 5), (5, 1)):
         pixels = noise(height, width, 3)
-        yield Made(f"rgb-{width}x{height}.bmp", saved(pixels, "BMP"), pixels)
+        yield Made(f"rgb-{width}x{height}.bmp", saved(pixels, "BMP"), pixels, colour=screen)
 
 
 def _pnm() -> Iterator[Made]:
@@ -447,11 +448,12 @@ def _pnm() -> Iterator[Made]:
         for channels, depth in itertools.product((1, 3), (8, 16)):
             pixels = noise(height, width, channels, depth)
             data = pnm(pixels, (1 << depth) - 1, text, comment="# words\n")
-            yield Made(f"kind{channels}-{depth}-{end}", data, pixels)
+            refused = "text" if text and depth == 16 else ""
+            yield Made(f"kind{channels}-{depth}-{end}", data, None if refused else pixels, refused)
     for maximum, channels in itertools.product((7, 100, 1023, 4095), (1, 3)):
         top = 255 if maximum < 256 else 65535
         samples = noise(8, 9, channels, 16) % (maximum + 1)
-        shown = np.rint(samples / maximum * top).astype(np.uint8 if top == 255 else np.uint16)
+        shown = np.floor(samples / maximum * top + 0.5).astype(np.uint8 if top == 255 else np.uint16)
         yield Made(f"maximum{maximum}-{channels}.ppm", pnm(samples, maximum), shown)
 
 
