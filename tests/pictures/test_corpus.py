@@ -222,7 +222,7 @@ def look_at_tiff(data: bytes) -> tuple[np.ndarray, dict[str, Any]]:
         colour: dict[str, Any] = {}
         if page.iccprofile:
             colour["icc_profile"] = page.iccprofile
-        if 282 in page.tags:
+        if 282 in page.tags and page.tags[296].value != 1:  # 1: of no unit, which tifffile writes
             colour["dpi"] = page.get_resolution("inch")
         assert 274 not in page.tags or page.tags[274].value == 1
         return page.asarray(), colour
