@@ -96,7 +96,7 @@ def upscale(name: ModelName, source: Path, target: Path, options: dict[str, Any]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", errors="replace")
     whole = time.perf_counter() - start
-    told = re.search(r", (\d+\.\d+) s for \d+ pictures\s*$", done.stdout)
+    told = re.search(r", (\d+\.\d+) s for \d+ pictures?\s*$", done.stdout)
     if done.returncode or told is None:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
         raise EngineError(f"{name}: engines.upscale failed: {lines[-1].removeprefix('Error: ')}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,22 +76,22 @@ def test_training_takes_8_bit_rgb_and_models_all_but_alpha(tmp_path: Path) -> No
     for made in CORPUS:
         path = tmp_path / made.name
         path.write_bytes(made.data)
-        shape, depth = (made.pixels.shape, made.pixels.dtype.itemsize) if made.pixels is not None else ((0, 0, 0), 0)
-        colours = len(shape) == 2 or shape[2] == 3
-        for read, right in ((rgb, depth == 1 and shape[2:] == (3,)), (model_input, depth > 0 and colours)):
-            try:
-                pixels = read(path)
-            except PictureError as error:
-                fine = not right and str(error).startswith(f"{path}: ") and "\n" not in str(error)
-                wrong += [] if fine else [f"{read.__name__}: {error}"]
-            else:
-                wrong += (
-                    [f"{read.__name__} {made.name}: {what}" for what in unlike(pixels, made)]
-                    if right
-                    else [f"{read.__name__} {made.name}: {pixels.shape} instead of an error"]
-                )
+        shown = np.empty((0, 0, 0)) if made.pixels is None else made.pixels
+        for read, taken in (
+            (rgb, shown.shape[2:] == (3,) and shown.dtype == np.uint8),
+            (model_input, shown.shape[2:] in ((), (3,))),
+        ):
+            wrong += [f"{read.__name__} {made.name}: {what}" for what in taken_wrong(made, path, read, taken)]
         path.unlink()
     assert not wrong, "\n".join(wrong)
+
+
+def taken_wrong(made: Made, path: Path, read: Callable[[Path], np.ndarray], taken: bool) -> list[str]:
+    try:
+        pixels = read(path)
+    except PictureError as error:
+        return [] if not taken and str(error).startswith(f"{path}: ") and "\n" not in str(error) else [str(error)]
+    return unlike(pixels, made) if taken else [f"{pixels.shape} instead of an error"]
 
 
 def rgb(path: Path) -> np.ndarray:
