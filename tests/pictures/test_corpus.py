@@ -17,7 +17,16 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines.upscale import main
-from ribsr.base.pictures import PictureError, read_input, read_picture, read_rgb, to_pixels
+from ribsr.base.pictures import (
+    WRITABLE,
+    PictureError,
+    left_out,
+    read_input,
+    read_picture,
+    read_rgb,
+    to_pixels,
+    write_picture,
+)
 from tests.pictures.by_hand import read_png
 from tests.pictures.corpus import Made, corpus, enlarged
 from tests.pictures.repeating import write_repeating
@@ -26,6 +35,9 @@ CORPUS = corpus()
 SUFFIXES = sorted({picture.suffix for picture in CORPUS})
 
 SCALE = 2
+
+SRGB = (("srgb_intent", 0), ("srgb_intent", 1), ("gamma", 0.45455))
+"""Fields of colour that say what is taken for granted."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +150,45 @@ def other_colour(found: Mapping[str, Any], right: Mapping[str, Any]) -> list[str
     return wrong
 
 
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_what_another_format_cannot_hold_is_refused_or_told(suffix: str, tmp_path: Path) -> None:
+    """Of the pictures that say what their colours mean, or how large they are printed."""
+    wrong, written = [], 0
+    source, target = tmp_path / "in", tmp_path / f"out{suffix}"
+    for made in (one for one in CORPUS if one.colour and one.pixels is not None):
+        source.write_bytes(made.data)
+        picture = read_picture(source)
+        try:
+            write_picture(target, picture)
+        except PictureError as error:
+            assert suffix != ".png", error
+            assert not target.exists(), made.name
+            assert str(error).startswith(f"{target}: "), error
+        else:
+            written += 1
+            wrong += [f"{made.name}: {what}" for what in change_untold(made, target, left_out(target, picture))]
+            target.unlink()
+    assert not wrong, "\n".join(wrong)
+    assert written > 0
+
+
+def change_untold(made: Made, path: Path, told: tuple[str, ...]) -> list[str]:
+    """What a file of another format lost without a word. What means sRGB need not be said."""
+    pixels, colour = look_at(path)
+    said = dict(made.colour)
+    if path.suffix != ".png":
+        said = {name: value for name, value in said.items() if (name, value) not in {*SRGB}}
+    if any("DPI" in words for words in told):
+        del said["dpi"]
+    assert made.pixels is not None
+    if path.suffix == ".webp":  # has no gray
+        pixels = {(): pixels[..., 0], (2,): pixels[..., [0, -1]]}.get(made.pixels.shape[2:], pixels)
+    if path.suffix in (".jpg", ".jpeg", ".avif"):
+        same = (pixels.shape, pixels.dtype) == (made.pixels.shape, made.pixels.dtype)
+        return [*([] if same else [f"{pixels.dtype} {pixels.shape}"]), *other_colour(colour, said)]
+    return [*unlike(pixels, made), *other_colour(colour, said)]
+
+
 def test_a_folder_comes_back_enlarged_and_nothing_else_is_lost(repeating: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -152,6 +203,9 @@ def test_a_folder_comes_back_enlarged_and_nothing_else_is_lost(repeating: Path, 
     for made in CORPUS:
         told = [line for line in lines if f"{made.name}: " in line]
         wrong += [f"{made.name}: {what}" for what in result_wrong(made, target / made.name, told)]
+    for words in ("EXIF", "XMP"):
+        count = sum(words in made.told for made in CORPUS)
+        assert re.search(rf"not carried over: .*\b{words} \({count}x\)", result.stderr), result.stderr
     assert not wrong, "\n".join(wrong)
     assert {path.name for path in target.iterdir()} <= {made.name for made in CORPUS}
 
@@ -178,7 +232,7 @@ def look_at(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         return look_at_png(data)
     if path.suffix in (".tif", ".tiff"):
         return look_at_tiff(data)
-    if path.suffix == ".ppm":
+    if path.suffix in (".ppm", ".pgm", ".pnm"):
         return look_at_ppm(data), {}
     with Image.open(io.BytesIO(data)) as image:
         colour = {"icc_profile": image.info.get("icc_profile"), "dpi": image.info.get("dpi")}
