@@ -161,9 +161,8 @@ def test_what_another_format_cannot_hold_is_refused_or_told(suffix: str, tmp_pat
         try:
             write_picture(target, picture)
         except PictureError as error:
-            assert suffix != ".png", error
-            assert not target.exists(), made.name
-            assert str(error).startswith(f"{target}: "), error
+            fine = suffix != ".png" and str(error).startswith(f"{target}: ") and not target.exists()
+            wrong += [] if fine else [f"{made.name}: {error}"]
         else:
             written += 1
             wrong += [f"{made.name}: {what}" for what in change_untold(made, target, left_out(target, picture))]
@@ -181,7 +180,7 @@ def change_untold(made: Made, path: Path, told: tuple[str, ...]) -> list[str]:
     if any("DPI" in words for words in told):
         del said["dpi"]
     assert made.pixels is not None
-    if path.suffix == ".webp":  # has no gray
+    if path.suffix in (".webp", ".avif") and pixels.ndim == 3:  # gray is RGB there
         pixels = {(): pixels[..., 0], (2,): pixels[..., [0, -1]]}.get(made.pixels.shape[2:], pixels)
     if path.suffix in (".jpg", ".jpeg", ".avif"):
         same = (pixels.shape, pixels.dtype) == (made.pixels.shape, made.pixels.dtype)
