@@ -191,7 +191,8 @@ def bytes_to_write(path: str | Path, channels: int = 3, depth: int = 8) -> int:
 
 
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
-    """Writes `picture` in the format of the suffix; whole or not at all. Gray stays gray but in WebP, which has none.
+    """Writes `picture` in the format of the suffix; whole or not at all. Gray stays gray but in WebP, which has none;
+    WebP and AVIF leave out an alpha channel that is opaque throughout.
 
     quality: 1 to 100, of JPEG (else 95), AVIF (else 90) and WebP (else without loss). PNG holds all of a picture; TIFF
     all but gamma, primaries and cICP.
