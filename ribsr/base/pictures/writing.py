@@ -125,6 +125,8 @@ def check_output(
         raise PictureError(
             f"{path}: {size} is too large for {kind.name}, whose sides have {kind.longest} pixels at most"
         )
+    if size is not None and size.height * size.width > kind.largest:
+        raise PictureError(f"{path}: {size} is too large for {kind.name}: {kind.largest} pixels at most")
     if quality is not None:
         if not kind.lossy:
             raise PictureError(f"{path}: {kind.name} is written without loss and takes no quality; leave it out")
