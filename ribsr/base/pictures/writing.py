@@ -22,7 +22,8 @@ from ribsr.base.sizes import UNLIMITED, Size
 class Format:
     """A kind of file, and what it holds.
 
-    write: of a picture, to a file. longest: pixels of a side, which the format or its library allows. deep: 16 bits.
+    write: of a picture, to a file. longest, largest: pixels of a side and of all, which the format's library allows, in
+    reading, too. deep: 16 bits.
     quality: what is written without a quality; None: there is none to choose, or no loss. lossy: quality may be given.
     gray: whether gray stays gray; else it is written as RGB. encoder: bytes of memory a pixel, besides the picture's
     own, of 8-bit RGB; measured with photographs.
@@ -32,6 +33,7 @@ class Format:
     write: Callable[[BinaryIO, Picture, int | None], None]
     encoder: float
     longest: int = UNLIMITED
+    largest: int = UNLIMITED
     deep: bool = False
     alpha: bool = False
     profile: bool = True
@@ -72,13 +74,13 @@ def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
     save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
 
 
-_PNG = Format("PNG", _png, 4, deep=True, alpha=True, dpi=True)
+_PNG = Format("PNG", _png, 4, longest=10**6, deep=True, alpha=True, dpi=True)
 _WEBP = Format("WebP", _webp, 36, longest=16383, alpha=True, gray=False, lossy=True)
 _TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=True)
 _JPEG = Format("JPEG", _jpeg, 4, longest=65500, dpi=True, lossy=True)
 _BMP = Format("BMP", _bmp, 4, profile=False, dpi=True)
 _PNM = Format("PPM", _pnm, 1, deep=True, profile=False)
-_AVIF = Format("AVIF", _avif, 42, longest=65536, alpha=True, lossy=True)
+_AVIF = Format("AVIF", _avif, 42, longest=32768, largest=2**28, alpha=True, lossy=True)
 
 WRITABLE: Mapping[str, Format] = {
     ".png": _PNG,
@@ -123,6 +125,8 @@ def check_output(
         raise PictureError(
             f"{path}: {size} is too large for {kind.name}, whose sides have {kind.longest} pixels at most"
         )
+    if size is not None and size.height * size.width > kind.largest:
+        raise PictureError(f"{path}: {size} is too large for {kind.name}: {kind.largest} pixels at most")
     if quality is not None:
         if not kind.lossy:
             raise PictureError(f"{path}: {kind.name} is written without loss and takes no quality; leave it out")
@@ -191,7 +195,8 @@ def bytes_to_write(path: str | Path, channels: int = 3, depth: int = 8) -> int:
 
 
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
-    """Writes `picture` in the format of the suffix; whole or not at all. Gray stays gray but in WebP, which has none.
+    """Writes `picture` in the format of the suffix; whole or not at all. Gray stays gray but in WebP, which has none;
+    WebP and AVIF leave out an alpha channel that is opaque throughout.
 
     quality: 1 to 100, of JPEG (else 95), AVIF (else 90) and WebP (else without loss). PNG holds all of a picture; TIFF
     all but gamma, primaries and cICP.

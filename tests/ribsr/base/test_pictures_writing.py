@@ -236,11 +236,22 @@ def test_names_that_are_too_long(tmp_path: Path) -> None:
 
 
 def test_sides_that_a_format_does_not_take(tmp_path: Path) -> None:
-    for suffix, name, most in ((".webp", "WebP", 16383), (".jpg", "JPEG", 65500), (".avif", "AVIF", 65536)):
+    sides = ((".webp", "WebP", 16383), (".jpg", "JPEG", 65500), (".avif", "AVIF", 32768), (".png", "PNG", 10**6))
+    for suffix, name, most in sides:
         check_output(tmp_path / f"a{suffix}", Size(most, 2))
         with pytest.raises(PictureError, match=rf"{most + 1}x2 is too large for {name}"):
             check_output(tmp_path / f"a{suffix}", Size(2, most + 1))
-    check_output(tmp_path / "a.png", Size(10**6, 2))
+    check_output(tmp_path / "a.tiff", Size(10**7, 2))
+    check_output(tmp_path / "a.avif", Size(16384, 16384))
+    with pytest.raises(PictureError, match="16385x16384 is too large for AVIF: 268435456 pixels at most"):
+        check_output(tmp_path / "a.avif", Size(16384, 16385))
+
+
+def test_the_longest_sides_can_be_read_again(tmp_path: Path) -> None:
+    for suffix in (".webp", ".jpg", ".avif", ".png"):
+        size = Size(2, WRITABLE[suffix].longest)
+        write_picture(tmp_path / f"a{suffix}", Picture(np.zeros(size, np.uint8)))
+        assert read_picture(tmp_path / f"a{suffix}").size == size
 
 
 def test_qualities(tmp_path: Path) -> None:
