@@ -103,7 +103,7 @@ def _check_video(plan: Plan, codec: str | None, crf: int | None) -> None:
     for name, value in (("codec", codec), ("crf", crf)):
         if value is not None and not videos:
             raise EngineError(f"--{name} is for videos ({', '.join(video.SUFFIXES)}), and IN holds none")
-    if videos and plan.one:
+    if videos and plan.one and (plan.folder is None or plan.folder.is_dir()):  # else it is to be made
         video.check(*videos[0])
 
 
