@@ -139,20 +139,35 @@ class Upscaler:
             place[...] = self._run(job).transpose(2, 0, 1)
         return made
 
-    def enlarge(self, picture: Picture, *, target: Path | str = "", advance: Advance | None = None) -> Picture:
+    def tile_for(self, pixels: np.ndarray) -> Size:
+        """The largest tile that such pixels are cut into, as there is memory now: for frames of a video, whose seams
+        are not to move. Raises EngineError as `enlarge` does."""
+        job = _Job(pixels)
+        with self._engine.turn:
+            return Tiled(self._engine, self._tile, self._memory).largest(job.size, job.result, job.alpha)
+
+    def enlarge(
+        self,
+        picture: Picture,
+        *,
+        target: Path | str = "",
+        advance: Advance | None = None,
+        tile: Size | None = None,
+    ) -> Picture:
         """The picture `scale` times as large, with its colour; what was dropped when it was read stays told.
 
         target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
-        each tile of a picture that is cut; from 1 on again where tiles become smaller. Raises EngineError where the
+        each tile of a picture that is cut; from 1 on again where tiles become smaller. tile: the largest of this
+        picture, unless memory did not suffice for such before. Raises EngineError where the
         smallest tiles need too much memory, too, for values that are not finite, and for pixels of other kinds
         (`planes.check_pixels`).
         """
-        return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress)))
+        return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress, tile)))
 
     def _run(self, job: _Job) -> np.ndarray:
         """`Tiled.enlarge` in tiles for which memory suffices."""
         planes.check_pixels(job.pixels)
-        tile = first = self._tile
+        tile = first = _smallest(job.tile, self._tile)
         while True:
             tiled = Tiled(self._engine, tile, self._memory)
             try:
@@ -163,7 +178,7 @@ class Upscaler:
             self._engine.release()  # here the error, and what it kept alive, is gone
         if tile is not None and tile != first:  # of a picture for which no tile is small enough, the next know nothing
             with self._lock:
-                self._tile = tile if self._tile is None else min(tile, self._tile, key=math.prod)
+                self._tile = _smallest(tile, self._tile)
         return made
 
     def _attempt(self, tiled: Tiled, job: _Job) -> np.ndarray:
@@ -210,13 +225,17 @@ class Upscaler:
         self.close()
 
 
+def _smallest(*tiles: Size | None) -> Size | None:
+    return min((tile for tile in tiles if tile is not None), key=math.prod, default=None)
+
+
 def _no_progress(done: int, count: int) -> None:
     """Nobody is told."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Pixels, where they are to be written, and who is told of tiles.
+    """Pixels, where they are to be written, who is told of tiles, and how large those may be.
 
     waiting: results of this size for which memory has been asked, and that do not take it yet.
     """
@@ -224,6 +243,7 @@ class _Job:
     pixels: np.ndarray
     target: Path | str = ""
     advance: Advance = _no_progress
+    tile: Size | None = None
     waiting: int = 0
 
     @property

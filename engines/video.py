@@ -49,8 +49,9 @@ R = TypeVar("R")
 SUFFIXES: Mapping[str, str] = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """Files that are taken for videos, in lower case → FFmpeg's name of the container that is written."""
 
-OLDEST = (18, 1)
-"""The first release of PyAV that tells whether a video is interlaced."""
+RELEASES = (18, 1), (19,)
+"""Of PyAV: from the first that tells whether a video is interlaced to before 19, whose `open` does not take
+`metadata_errors`."""
 
 AHEAD = 3
 """Frames that are read before their turn."""
@@ -211,15 +212,23 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
     """Every part from the clip through the model to the film; yields how many frames are done."""
     from ribsr.base.pictures import Picture
 
+    tile: Size | None = None
+
     def enlarge(part: Part) -> Part:
-        return replace(part, pixels=upscaler.enlarge(Picture(part.pixels)).pixels)
+        return replace(part, pixels=upscaler.enlarge(Picture(part.pixels), tile=tile).pixels)
+
+    def opened(parts: Iterable[Part]) -> Iterator[Part]:
+        nonlocal tile
+        for part in parts:
+            tile = tile or upscaler.tile_for(part.pixels)
+            yield part
 
     parts = iter(clip)
     pools = reader, makers, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(MAKERS), ThreadPoolExecutor(1)
     try:
         read = _ahead(reader, lambda _: next(parts, None), itertools.repeat(None), AHEAD)
         given = (part for part in itertools.takewhile(bool, read) if part)
-        made = _ahead(makers, enlarge, given, MAKERS)
+        made = _ahead(makers, enlarge, opened(given), MAKERS)
         for done, _ in enumerate(_ahead(writer, film.write, made, BEHIND), 1):
             yield done
     finally:
@@ -240,12 +249,13 @@ def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: in
 
 def check(source: Path, target: Path) -> None:
     """Raises NotInstalled without PyAV, and VideoError where there is no video to read or it cannot be written."""
-    needed = f"videos need PyAV {'.'.join(map(str, OLDEST))} or later, for Python 3.11 or later"
+    needed = "videos need PyAV 18.1 to 18.x, for Python 3.11 or later"
     try:
         import av
     except ImportError:
         raise NotInstalled(f"{needed}: {pip_install('video')}") from None
-    if tuple(map(int, av.__version__.split(".")[:2])) < OLDEST:
+    first, beyond = RELEASES
+    if not first <= tuple(map(int, av.__version__.split(".")[:2])) < beyond:
         raise NotInstalled(f"{needed}, and this is PyAV {av.__version__}: {pip_install('video')}")
     if not source.is_file():
         raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else 'no such file'}")
@@ -304,11 +314,12 @@ class Clip:
 
     def __init__(self, path: Path, say: Callable[[str], object]):
         import av
+        from av.error import FFmpegError
 
         self.path, self._say = path, say
         try:
             self.container = av.open(f"file:{path}", "r", container_options=_READING, metadata_errors="replace")
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise VideoError(f"{path}: not a video, or damaged ({_reason(error)})") from None
         try:
             self._open()
@@ -363,7 +374,7 @@ class Clip:
 
     def _decode(self) -> Iterator[tuple[list[Packet], VideoFrame]]:
         """Frames, with the packets of other streams that come before each. Raises VideoError where one is damaged."""
-        import av
+        from av.error import FFmpegError
 
         waiting: list[Packet] = []
         packets = self.container.demux()
@@ -378,7 +389,7 @@ class Clip:
                         waiting.append(packet)
                     continue
                 frames = [] if packet.is_corrupt else self.video.decode(packet)
-            except (av.FFmpegError, OSError) as error:
+            except (FFmpegError, OSError) as error:
                 raise self._damaged(_reason(error)) from None
             if packet.is_corrupt:
                 raise self._damaged("it is cut off there")
@@ -439,7 +450,8 @@ class Clip:
         self._last = frame.pts
 
     def _tell_lost(self, frame: VideoFrame) -> None:
-        for data in frame.side_data:
+        side_data: Any = frame.side_data
+        for data in side_data:
             what = _LOST.get(data.type.name)
             if what is not None and what not in self._said:
                 self._said.add(what)
@@ -519,7 +531,7 @@ class Painter:
         """[H, W, 3], uint8 or uint16 → a frame as the encoder takes it, with no time."""
         import numpy as np
 
-        plane = self._canvas.planes[0]
+        plane: Any = self._canvas.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         values = np.ascontiguousarray(pixels).view(np.uint8).reshape(plane.height, -1)
         rows[:, : values.shape[1]] = values
@@ -559,6 +571,7 @@ class Film:
         say: Callable[[str], object],
     ):
         import av
+        from av.error import FFmpegError
 
         self._clip, self._target, self._say = clip, target, say
         self.size = clip.look.size.times(scale)
@@ -576,7 +589,7 @@ class Film:
         except VideoError:
             self._abandon()
             raise
-        except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+        except (FFmpegError, OSError, ValueError, OverflowError) as error:
             self._abandon()
             raise VideoError(f"{target}: {encoder} cannot be started for {self.size} ({_reason(error)})") from None
 
@@ -611,7 +624,7 @@ class Film:
             options[name] = ":".join(filter(None, (options.get(name), value)))
         if kind.crf is not None:
             options["crf"] = str(kind.crf[0] if crf is None else crf)
-        stream = self._container.add_stream(encoder, rate=clip.rate, options=options, time_base=clip.video.time_base)
+        stream: Any = self._container.add_stream(encoder, rate=clip.rate, options=options, time_base=clip.video.time_base)
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = self.size.width, self.size.height, look.pixels
         context.thread_type = "AUTO"  # PyAV's own choice has x264 cut every frame into slices
@@ -692,17 +705,17 @@ class Film:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        import av
+        from av.error import FFmpegError
 
         try:
             yield
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise VideoError(f"{self._target}: cannot be written ({_reason(error)})") from error
 
     def _abandon(self) -> None:
-        import av
+        from av.error import FFmpegError
 
-        with suppress(av.FFmpegError, OSError, ValueError):
+        with suppress(FFmpegError, OSError, ValueError):
             self._container.close()
 
     def __enter__(self) -> Film:
@@ -734,7 +747,8 @@ def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _side_data(frame: VideoFrame) -> tuple[tuple[int, ...] | None, tuple[bytes | None, bytes | None]]:
     """A frame's display matrix, mastering display and light level."""
-    found = {data.type.name: bytes(data) for data in frame.side_data}
+    side_data: Any = frame.side_data
+    found = {data.type.name: bytes(data) for data in side_data}
     matrix = found.get("DISPLAYMATRIX")
     hdr = found.get("MASTERING_DISPLAY_METADATA"), found.get("CONTENT_LIGHT_LEVEL")
     return None if matrix is None else struct.unpack("=9i", matrix), hdr

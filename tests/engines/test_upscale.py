@@ -334,7 +334,7 @@ def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -
             check=False,
         )
         assert (result.returncode, result.stderr) == (0, b"")
-        assert b"/caf?.png 13x9" in result.stdout
+        assert rb"/caf\xe9.png 13x9" in result.stdout
         assert len(list((tmp_path / "out").iterdir())) == 6
 
 

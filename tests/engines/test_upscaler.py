@@ -285,6 +285,23 @@ def test_memory_that_runs_out_in_one_thread_is_no_affair_of_others() -> None:
     assert sum(note.startswith("out of memory on 220x200;") for note in said) == 1
 
 
+def test_tiles_of_a_picture_are_as_large_as_asked_until_memory_lacks() -> None:
+    engine, picture = Watched(), Picture(noise((200, 220, 3)))
+    with Upscaler(engine, tile=Size(140, 140)) as upscaler:
+        assert max(upscaler.tile_for(picture.pixels)) <= 140
+        for tile, largest in ((Size(100, 100), 100), (Size(200, 220), 140), (None, 140)):
+            engine.seen.clear()
+            upscaler.enlarge(picture, tile=tile)
+            assert max(max(x.shape[2:]) for x in engine.seen) <= largest
+        assert engine.failed == 0
+        engine.most = 100 * 100
+        upscaler.enlarge(picture, tile=Size(120, 120))
+        failed = engine.failed
+        assert failed > 0
+        upscaler.enlarge(picture, tile=Size(120, 120))  # what a video asks for, frame after frame
+        assert engine.failed == failed
+
+
 def test_smaller_tiles_last_but_not_for_want_of_hope() -> None:
     """The next pictures begin with the tiles that did, not with those of a picture for which none was small enough."""
     engine = Watched()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import threading
@@ -37,14 +38,19 @@ ORDER = [0, 4, 1, 2, 3, 5, 6, 9, 8, 7]
 
 
 class Repeating:
-    """Stands for an Upscaler: repeats pixels. seen: what it was given."""
+    """Stands for an Upscaler: repeats pixels. seen: what it was given; tiles: how large parts of it might be."""
 
     def __init__(self, scale: int = 2):
         self.scale = scale
         self.seen: list[np.ndarray] = []
+        self.tiles: list[Size | None] = []
 
-    def enlarge(self, picture: Picture) -> Picture:
+    def tile_for(self, pixels: np.ndarray) -> Size:
+        return Size(*pixels.shape[:2])
+
+    def enlarge(self, picture: Picture, *, tile: Size | None = None) -> Picture:
         self.seen.append(picture.pixels.copy())
+        self.tiles.append(tile)
         return Picture(picture.pixels.repeat(self.scale, 0).repeat(self.scale, 1))
 
 
@@ -209,7 +215,7 @@ def test_chroma_stays_where_it_lies(tmp_path: Path, place: str, beside: float) -
         return frame
 
     class Linear(Repeating):
-        def enlarge(self, picture: Picture) -> Picture:
+        def enlarge(self, picture: Picture, *, tile: Size | None = None) -> Picture:
             at = (np.arange(128) + 0.5) / 2 - 0.5
             below, share = at.clip(0, 62).astype(int), (at - at.clip(0, 62).astype(int))[:, None]
             wide = picture.pixels[:, below] * (1 - share) + picture.pixels[:, below + 1] * share
@@ -598,14 +604,15 @@ def test_odd_sides_are_refused_by_encoders_that_take_none(tmp_path: Path) -> Non
         enlarge(source, tmp_path / "out.mkv", Repeating(3), codec="h264")
 
 
-def test_without_a_pyav_that_is_new_enough_the_command_that_installs_it_is_named(
+def test_without_a_pyav_that_fits_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(av, "__version__", "18.0.1")
-    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .* and this is PyAV 18.0.1: pip install "):
-        enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    for release in ("18.0.1", "19.0.2"):
+        monkeypatch.setattr(av, "__version__", release)
+        with pytest.raises(NotInstalled, match=rf"videos need PyAV 18.1 to 18.x, .* and this is PyAV {release}: pip "):
+            enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 or later, .*: pip install .*video"):
+    with pytest.raises(NotInstalled, match=r"videos need PyAV 18.1 to 18.x, .*: pip install .*video"):
         enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
@@ -664,7 +671,7 @@ def test_frames_before_the_first_that_stands_alone_are_none(tmp_path: Path) -> N
 @pytest.mark.parametrize("error", [EngineError("the model broke"), KeyboardInterrupt()])
 def test_what_ends_the_model_ends_it_and_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     class Breaking(Repeating):
-        def enlarge(self, picture: Picture) -> Picture:
+        def enlarge(self, picture: Picture, *, tile: Size | None = None) -> Picture:
             if len(self.seen) == 5:
                 raise error
             return super().enlarge(picture)
@@ -713,7 +720,7 @@ def test_few_frames_are_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return paint_frame(self, pixels)
 
     class Counting(Repeating):
-        def enlarge(self, picture: Picture) -> Picture:
+        def enlarge(self, picture: Picture, *, tile: Size | None = None) -> Picture:
             count.made += 1
             count.behind = max(count.behind, count.made - count.painted)
             return super().enlarge(picture)
@@ -724,6 +731,14 @@ def test_few_frames_are_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert count.made == count.painted == 40
     assert count.ahead <= video.AHEAD + 2  # and one for the Painter's own frame
     assert count.behind <= video.BEHIND + video.MAKERS + 2
+
+
+def test_seams_stay_where_they_are_when_memory_gets_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video whose frames are cut elsewhere from some frame on would show it."""
+    upscaler, left = Repeating(), itertools.count(64, -8)
+    monkeypatch.setattr(upscaler, "tile_for", lambda pixels: Size(next(left), 64))
+    enlarge(make_clip(tmp_path / "in.mkv"), tmp_path / "out.mkv", upscaler)
+    assert upscaler.tiles == [Size(64, 64)] * len(upscaler.seen)
 
 
 def test_progress_is_shown_on_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:
