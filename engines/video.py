@@ -624,7 +624,9 @@ class Film:
             options[name] = ":".join(filter(None, (options.get(name), value)))
         if kind.crf is not None:
             options["crf"] = str(kind.crf[0] if crf is None else crf)
-        stream: Any = self._container.add_stream(encoder, rate=clip.rate, options=options, time_base=clip.video.time_base)
+        stream: Any = self._container.add_stream(
+            encoder, rate=clip.rate, options=options, time_base=clip.video.time_base
+        )
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = self.size.width, self.size.height, look.pixels
         context.thread_type = "AUTO"  # PyAV's own choice has x264 cut every frame into slices
