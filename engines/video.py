@@ -12,7 +12,7 @@ Refused: interlaced video, alpha, more than one video stream, what changes its s
 Frames become RGB as their matrix and range say, 8-bit ones uint8 and deeper ones uint16, and go back the same way.
 Flat colours in limited range come back exactly as they were; FFmpeg's scaler is not exact in full range, where chroma
 comes back half a level of 8 bits too low on average, and 10-bit luma two levels too high. White of 10 bits in limited
-range is 65280 of 65535.
+range is 65283 of 65535.
 """
 
 from __future__ import annotations

@@ -108,8 +108,11 @@ def test_onnx_runtime_in_our_kernels(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["sst-light"], indirect=True)
 def test_recorded_sizes_add_up(checkpoint: Path) -> None:
+    """They share some of what they take, how much depends on their order: so it may be less than is predicted."""
     for found in measured(onnx_of(checkpoint, half=True), *SIZES, warm=True, cuda_graphs=True):
-        check(found, "kernel")
+        assert found["form"] == "kernel"
+        assert 0.5 * found["predicted"] < found["taken"] + 16 * MIB
+        assert found["taken"] < 1.25 * found["predicted"] + 16 * MIB
         assert found["again"] == 0
 
 
