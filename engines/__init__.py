@@ -1,10 +1,14 @@
-"""Running exported models: one `Engine` interface, one module per runtime, pictures in and out.
+"""Running models, exported or not: one `Engine` interface, one module per runtime, pictures in and out.
 
     with open_engine("x2.onnx") as engine:
         y = engine.run(x)  # float32 [B, 3, H, W] → [B, 3, sH, sW]
 
 `Tiled(open_engine("x2.fp16.plan"))` is an engine for pictures of any size; `Upscaler("x2.onnx")` takes pictures
 as people have them.
+
+From a file to its result: `jobs` (what is to be done), `pipeline` (reading and writing beside the model), `upscaler`,
+`tiles`, `planes` (what a network gets of gray, alpha and 16 bits), and a runtime: `pytorch`, `ort`, `trt`. `video` does
+frames. `memory` foresees what a run takes; `compare` proves that two engines compute the same.
 
 Importing it is instant: a runtime is imported when its first engine opens. Only `engines.pytorch` imports torch.
 """
@@ -109,7 +113,7 @@ def open_engine(
     if runtime is None:
         raise EngineError(
             f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
-            "names, such as sst-light-x2"
+            f"names: {', '.join(bundled.names())}"
         )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"

@@ -255,31 +255,41 @@ RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "TensorRT opens")
 EXPORT = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "safetensors", "PyYAML", "PyTorch opens")
 
 USES = (
-    Use("upscale pictures", "engines.upscale", "ort", ("numpy", "pillow", "8-bit pictures", RUNTIMES)),
-    Use("upscale 16-bit pictures", "engines.upscale", "ort", ("imagecodecs", "tifffile", "16-bit pictures", RUNTIMES)),
-    Use("upscale AVIF pictures", "engines.upscale", "ort", ("AVIF in Pillow", RUNTIMES)),
-    Use("upscale videos", "engines.upscale", "video", ("av", "video encoders", RUNTIMES)),
-    Use("run checkpoints", "engines.upscale x2.pt", "export", ("safetensors", "PyYAML", "PyTorch opens")),
+    Use("upscale pictures", "python -m engines.upscale", "ort", ("numpy", "pillow", "8-bit pictures", RUNTIMES)),
+    Use(
+        "upscale 16-bit pictures",
+        "python -m engines.upscale",
+        "ort",
+        ("imagecodecs", "tifffile", "16-bit pictures", RUNTIMES),
+    ),
+    Use("upscale AVIF pictures", "python -m engines.upscale", "ort", ("AVIF in Pillow", RUNTIMES)),
+    Use("upscale videos", "python -m engines.upscale", "video", ("av", "video encoders", RUNTIMES)),
+    Use("run checkpoints", "python -m engines.upscale x2.pt", "export", ("safetensors", "PyYAML", "PyTorch opens")),
     Use(
         "run checkpoints in our kernels",
-        "engines.upscale x2.pt, tools/latency.py x2.pt@fp16",
+        "python -m engines.upscale x2.pt, tools/latency.py x2.pt@fp16",
         "export",
         ("GPU for our kernels", "PyTorch on the GPU", "kernels for PyTorch"),
     ),
-    Use("run ONNX files on the CPU", "engines.upscale x2.onnx", "ort", ("ONNX Runtime opens",)),
-    Use("run ONNX files on the GPU", "engines.upscale x2.onnx", "ort-gpu", ("GPU", "ONNX Runtime on the GPU")),
+    Use("run ONNX files on the CPU", "python -m engines.upscale x2.onnx", "ort", ("ONNX Runtime opens",)),
+    Use(
+        "run ONNX files on the GPU", "python -m engines.upscale x2.onnx", "ort-gpu", ("GPU", "ONNX Runtime on the GPU")
+    ),
     Use(
         "run ONNX files in our kernels",
-        "engines.upscale x2.fp16.onnx",
+        "python -m engines.upscale x2.fp16.onnx",
         "ort-gpu",
         ("GPU for our kernels", "ONNX Runtime on the GPU", "onnx", "onnx-graphsurgeon", "kernels for ONNX Runtime"),
     ),
-    Use("run plans", "engines.upscale x2.plan", "trt", ("GPU", "cuda-bindings", "TensorRT opens")),
-    Use("export to ONNX", "export.onnx", "export", EXPORT),
+    Use("run plans", "python -m engines.upscale x2.plan", "trt", ("GPU", "cuda-bindings", "TensorRT opens")),
+    Use("export to ONNX", "python -m export.onnx", "export", EXPORT),
     Use(
-        "build plans", "export.trt", "trt", ("GPU", "onnx", "onnx-graphsurgeon", "ONNX Runtime opens", "TensorRT opens")
+        "build plans",
+        "python -m export.trt",
+        "trt",
+        ("GPU", "onnx", "onnx-graphsurgeon", "ONNX Runtime opens", "TensorRT opens"),
     ),
-    Use("train", "ribsr train", "train", ("torch", "safetensors", "PyYAML", "PyTorch opens")),
+    Use("train", "python -m ribsr train", "train", ("torch", "safetensors", "PyYAML", "PyTorch opens")),
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,30 +60,16 @@ _REFUSED = (
 _AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"heim", b"heis")
 
 
-def pictures_in(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The picture files of a folder, sorted by path; those of its subfolders, too, where `recursive`. Hidden files and
-    folders are not among them. Symbolic links are followed, but not in circles.
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The picture files of a folder, sorted by name. Hidden files, and those in its subfolders, are not among them.
 
     Raises PictureError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PictureError(f"{folder}: there is no such folder")
-    files = _files(folder, ()) if recursive else folder.iterdir()
-    named = (path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    named = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in named if path.is_file())
-
-
-def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """above: the folders in which this one was found, as they are without links."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    for path in folder.iterdir():
-        if not path.is_dir():
-            yield path
-        elif not path.name.startswith("."):
-            yield from _files(path, (*above, here))
 
 
 def check_source(path: Path) -> None:
