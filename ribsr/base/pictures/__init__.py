@@ -5,9 +5,9 @@ or channels, several pictures in one file, colours that nothing says (CMYK witho
 Dropped, and said in `Picture.dropped`: EXIF, XMP, text and the like.
 
 Who decodes: imagecodecs (libpng, libwebp) and tifffile where Pillow keeps 8 of 16 bits, or has limits and messages of
-its own, and for AVIF of more than 8 bits; Pillow for JPEG, BMP, other AVIF and PPM in text; it also writes WebP. OpenCV,
-which gives half pictures for files that end too early and takes 150 MB, and pypng, which is Python throughout and slow,
-were left out.
+its own, and for AVIF of more than 8 bits; Pillow for JPEG, BMP, other AVIF and PPM in text; it also writes WebP.
+OpenCV, which gives half pictures for files that end too early and takes 150 MB, and pypng, which is Python throughout
+and slow, were left out.
 """
 
 from ribsr.base.pictures.by_pillow import from_image, to_image
