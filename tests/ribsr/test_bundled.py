@@ -75,7 +75,7 @@ def test_the_bundled_models_beat_bicubic(scale: int) -> None:
         )
     assert len(ours) == 3
     for a, b in zip(ours, bicubic, strict=True):
-        assert a.psnr > b.psnr + 1, a.picture
+        assert a.psnr > b.psnr + 0.5, a.picture
         assert a.ssim > b.ssim, a.picture
 
 
