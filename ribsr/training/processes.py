@@ -71,7 +71,7 @@ def joined() -> Iterator[Process]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if "WORLD_SIZE" in os.environ and missing:
         raise TrainingError(
-            f"WORLD_SIZE is set, but not {', '.join(missing)}; start several processes with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is set, but not {', '.join(missing)}; start processes with torchrun, or unset WORLD_SIZE"
         )
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -101,7 +101,7 @@ def test_a_part_of_what_torchrun_sets_is_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="^WORLD_SIZE is set, but not RANK, MASTER_PORT; start"), joined():
+    with pytest.raises(TrainingError, match="^WORLD_SIZE is set, but not RANK, MASTER_PORT; start processes"), joined():
         pass
 
 
