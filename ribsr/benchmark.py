@@ -37,12 +37,13 @@ class Score:
 def find_sets(*folders: Path) -> dict[str, list[Path]]:
     """The benchmark sets of some folders: name → high-resolution pictures.
 
-    A set is a folder with pictures in it or in its subfolder HR; each of `folders` is one, or holds some. Where several
-    have one name, their paths are their names. Raises DataError for a folder without any.
+    A set is a folder with pictures in it or in its subfolder HR; each of `folders` is one, or holds some. Hidden
+    folders are none. Where several have one name, their paths are their names. Raises DataError for a folder without
+    any, and where pictures would be left out (`_set_in`).
     """
     sets: dict[Path, list[Path]] = {}
     for folder in folders:
-        holders = [folder] if _set_in(folder) else sorted(path for path in folder.iterdir() if path.is_dir())
+        holders = [folder] if _set_in(folder) else _folders_in(folder)
         found = {holder: pictures for holder in holders if (pictures := _set_in(holder))}
         if not found:
             raise DataError(f"{folder}: holds no pictures, and no folder NAME/HR with pictures")
@@ -58,7 +59,23 @@ def sidecars(folders: Iterable[Path]) -> int:
 
 
 def _set_in(folder: Path) -> list[Path]:
-    return pictures_in(folder / "HR" if (folder / "HR").is_dir() else folder)
+    """The pictures of a set; none where the folder is no set. Raises DataError where it has pictures in itself and
+    below, since one or the other would be left out, and for an HR without any."""
+    pictures, high = pictures_in(folder), folder / "HR"
+    if pictures:
+        for below in _folders_in(folder):
+            if any(pictures_in(of) for of in (below, below / "HR") if of.is_dir()):
+                raise DataError(
+                    f"{folder}: holds a picture, {pictures[0].name}, beside a folder of pictures, {below.name}; "
+                    "move one of them elsewhere, so that it is clear what the set is"
+                )
+    if high.is_dir() and not (pictures := pictures_in(high)):
+        raise DataError(f"{high}: holds no pictures; put those of the set there, or remove it")
+    return pictures
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def bicubic(scale: int) -> Upscaler:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from engines.base import EngineError, OutOfMemory, check_finite
+from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, message, report
 from tools._common import conclude, console, json_option, model_name, open_model, progress, show_table, where
@@ -97,14 +97,14 @@ def finite(value: float) -> float | None:
 
 
 def evaluate(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool) -> Scored:
-    """Scores every picture; those that cannot be read, or enlarged in this memory, are named, and the others go on."""
+    """Scores every picture; those that cannot be read or enlarged are named, and the others go on."""
     from ribsr import benchmark
 
     scored = Scored()
     for path in paths:
         try:
             scored.scores += benchmark.score(upscaler, [path], scale, as_rgb)
-        except (benchmark.DataError, OutOfMemory, MemoryError) as error:
+        except (benchmark.DataError, EngineError, MemoryError) as error:
             reason = message(error)
             scored.failed[path.name] = reason
             report(error, reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -95,7 +96,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 def _hidden(folder: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     """Yields the hidden name of what `make` makes in a folder. It is locked, and goes with the block."""
     _remove_left(folder)
-    temporary = folder / f"{_PREFIX}{secrets.token_hex(4)}{_SUFFIX}"
+    temporary = folder / f".ribsr-{secrets.token_hex(4)}.tmp"
     TEMPORARY.add(temporary)
     lock = None
     try:
@@ -109,7 +110,8 @@ def _hidden(folder: Path, make: Callable[[Path], object]) -> Iterator[Path]:
             os.close(lock)
 
 
-_PREFIX, _SUFFIX = ".ribsr-", ".tmp"
+_OURS = re.compile(r"\.ribsr-[0-9a-f]{8}\.tmp")
+"""Names that `_hidden` gives; others, however alike, are somebody's files."""
 
 _JUST_NOW = 2.0
 """Seconds for which nothing is taken for left: it may not be locked yet, or a linker has put another in its place."""
@@ -126,9 +128,9 @@ def _remove_left(folder: Path) -> None:
         return
     _looked_through.add(resolved)
     with suppress(OSError):
-        for path in [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(_PREFIX)]:
+        for path in [Path(entry.path) for entry in os.scandir(folder) if _OURS.fullmatch(entry.name)]:
             with suppress(OSError):
-                if path.suffix != _SUFFIX or time.time() - path.lstat().st_mtime < _JUST_NOW:
+                if time.time() - path.lstat().st_mtime < _JUST_NOW:
                     continue
                 if (lock := _lock(path)) is not None:
                     remove(path)

@@ -12,7 +12,7 @@ import csv
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -81,8 +81,13 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Makes the output folder and holds it; nobody else may write there. Raises TrainingError if somebody does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Makes the output folder and holds it; nobody else may write there. Raises TrainingError if somebody does, or
+    where no folder can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"is no folder, and none can be made there ({error.strerror})"
+        raise TrainingError(f"output {folder}: {reason}; give another output") from None
     check_folder(folder)
     with locked(folder / ".lock") as free:
         if not free:
@@ -161,16 +166,18 @@ class Run:
     def go(self, stop_after: float | None) -> None:
         """The loop: updates, and now and then a record, a state, a validation."""
         self._resume_table("log.csv", "step", "loss", "lr", "steps_per_second")
-        scored = self._resume_table("validation.csv", "step", "set", "psnr", "ssim")
+        kept = self._resume_table("validation.csv", "step", "set", "psnr", "ssim")
         with interruptions() as came, interrupt.at_last(self.keep):
             try:
                 if self._due(self.recipe.validate_every):
-                    self.validate(scored)
+                    self.validate({name for step, name, *_ in kept if int(step) == self.step})
                 self._train(stop_after, came)
-            except RuntimeError:
+            except RuntimeError as error:
                 if not came:
                     raise
-                self.keep()  # another process ended first, by the same signal
+                # Mostly since another process ended first, by the same signal; if not, nothing else would tell it.
+                self.report.say(f"after the signal: {first_line(error)}")
+                self.keep()
                 raise came[0] from None
 
     def _train(self, stop_after: float | None, came: list[type[KeyboardInterrupt]]) -> None:
@@ -297,18 +304,18 @@ class Run:
                 torch.save(state, temporary)
         self.saved = self.step
 
-    def _resume_table(self, name: str, *columns: str) -> int | None:
-        """Starts a CSV file, but for its rows up to the step that the run goes on from; returns the last one's step."""
+    def _resume_table(self, name: str, *columns: str) -> list[list[str]]:
+        """Starts a CSV file, but for its rows up to the step that the run goes on from; returns those."""
         path, kept = self.folder / name, []
         if not self.process.first:
-            return None
+            return kept
         if self.step > 0 and path.exists():
             with open(path, newline="", **TEXT) as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
             kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.step]
         with atomic(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
             csv.writer(file).writerows([columns, *kept])
-        return int(kept[-1][0]) if kept else None
+        return kept
 
     def _write_row(self, name: str, *values: object) -> None:
         """To the CSV file of that name; the first value is the step."""
@@ -316,15 +323,16 @@ class Run:
             with open(self.folder / name, "a", newline="", **TEXT) as file:
                 csv.writer(file).writerow(values)
 
-    def validate(self, scored: int | None = None) -> None:
+    def validate(self, scored: Collection[str] = ()) -> None:
         """Scores the averaged weights on the benchmark sets, in the first process; the others wait for it.
 
-        scored: the last step whose scores are written already, when the run goes on from it.
+        scored: sets whose scores of this step are written already, when the run goes on from it.
         """
         with self.process.ahead():
-            if self.process.first and scored != self.step:
+            if self.process.first:
                 for name, paths in self.sets.items():
-                    self._score(name, paths)
+                    if name not in scored:
+                        self._score(name, paths)
 
     def _score(self, name: str, paths: list[Path]) -> None:
         """One set's row; none where a picture cannot be read any more, or enlarged in this memory: a mean of the others

@@ -66,7 +66,13 @@ class Process:
 
 @contextmanager
 def joined() -> Iterator[Process]:
-    """This process, joined with the others where torchrun has started it."""
+    """This process, joined with the others where torchrun has started it. Raises TrainingError where only a part of
+    what torchrun sets is there."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if "WORLD_SIZE" in os.environ and missing:
+        raise TrainingError(
+            f"WORLD_SIZE is set, but not {', '.join(missing)}; start processes with torchrun, or unset WORLD_SIZE"
+        )
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":

@@ -37,6 +37,23 @@ def test_sets_are_found_by_their_folders(tmp_path: Path) -> None:
         benchmark.find_sets(tmp_path / "nowhere")
 
 
+def test_no_set_is_left_out_in_silence(tmp_path: Path) -> None:
+    one, stray = photograph(tmp_path / "B" / "A" / "HR" / "1.png"), photograph(tmp_path / "B" / "stray.png")
+    for folder in (tmp_path, tmp_path / "B"):
+        with pytest.raises(DataError, match=r"B: holds a picture, stray\.png, beside a folder of pictures, A; move"):
+            benchmark.find_sets(folder)
+    stray.unlink()
+    photograph(tmp_path / "B" / ".t" / "2.png")
+    assert benchmark.find_sets(tmp_path / "B") == {"A": [one]}
+    photograph(tmp_path / "B" / "E" / "3.png")
+    (tmp_path / "B" / "E" / "HR").mkdir()
+    with pytest.raises(DataError, match=r"E/HR: holds no pictures; put those of the set there"):
+        benchmark.find_sets(tmp_path / "B")
+    photograph(tmp_path / "B" / "E" / "HR" / "3.png")
+    with pytest.raises(DataError, match=r"E: holds a picture, 3\.png, beside a folder of pictures, HR"):
+        benchmark.find_sets(tmp_path / "B")
+
+
 def test_sets_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
     one, two = photograph(tmp_path / "one" / "valid" / "1.png"), photograph(tmp_path / "two" / "valid" / "HR" / "2.png")
     other = photograph(tmp_path / "two" / "test" / "3.png")

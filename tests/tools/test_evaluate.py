@@ -77,12 +77,8 @@ def test_it_runs_from_a_clone(benchmark: Path) -> None:
 
 
 def test_what_cannot_be_scored_is_an_error(benchmark: Path) -> None:
-    params = fakes.weights()
-    params["up.bias"] = params["up.bias"] * np.float32(np.nan)
-    fakes.write_onnx(Path("nan.onnx"), params, sha256=sha256("x2.pt"))
     for arguments, message in (
         (["x2.pt", "--scale", "3"], "Error: x2.pt: enlarges x2, not x3; evaluate it by itself, or with --scale 2"),
-        (["nan.onnx"], "Error: nan.onnx: no score, since the engine produced"),
         (["gone.onnx"], "Error: gone.onnx: no such file"),
         (["x2.pt", "--data", "nowhere"], "Error: nowhere: there is no such folder"),
     ):
@@ -113,6 +109,29 @@ def test_a_picture_that_cannot_be_scored_ends_nothing(benchmark: Path) -> None:
     assert f"{mean:.3f} / " in shown.stdout
     assert shown.stdout.count("(2 of 4)") == 1
     assert "Note: 1 sidecar files (._*) are skipped" in shown.stdout
+
+
+def test_a_model_without_finite_values_does_not_end_the_others(benchmark: Path) -> None:
+    params = fakes.weights()
+    params["up.bias"] = params["up.bias"] * np.float32(np.nan)
+    fakes.write_onnx(Path("nan.onnx"), params, sha256=sha256("x2.pt"))
+    result = run("nan.onnx", "x2.onnx", "--json", "-")
+    assert result.exit_code == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 3
+    assert errors[0].startswith("Error: sets/A/HR/1.png: nan.onnx: no score, since the engine produced")
+    bad, good = (one["sets"]["A"] for one in json.loads(result.stdout)["results"])
+    assert (bad["psnr"], len(bad["failed"]), len(good["pictures"])) == (None, 2, 2)
+
+
+def test_a_picture_that_tiles_do_not_fit_ends_nothing(benchmark: Path) -> None:
+    (path,) = (benchmark / "sets" / "B" / "HR").iterdir()
+    Image.open(ROOT / "engines" / "samples" / "coffee.png").resize((300, 200)).save(path)
+    result = run("x2.onnx", "--tile", "64x64", "--json", "-")
+    assert result.exit_code == 1, result.stderr
+    assert "Error: sets/B/HR/3.png: x2.onnx: " in result.stderr
+    sets = json.loads(result.stdout)["results"][0]["sets"]
+    assert [len(sets[name]["pictures"]) for name in ("A", "B")] == [2, 0]
 
 
 def test_a_set_without_a_score_has_no_mean(benchmark: Path) -> None:

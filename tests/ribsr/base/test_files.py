@@ -154,10 +154,20 @@ with atomic("a.bin") as temporary, temporary_folder(Path()) as folder:
 def test_what_a_killed_process_leaves_goes_with_the_next_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing else: neither what a running process has, nor files that are not ours."""
     monkeypatch.chdir(tmp_path)
-    others = [tmp_path / name for name in (".a.tmp", ".ribsr-notes", ".0123abcd.tmp", "ribsr-0123abcd.tmp")]
+    names = (
+        ".a.tmp",
+        ".ribsr-notes",
+        ".0123abcd.tmp",
+        "ribsr-0123abcd.tmp",
+        ".ribsr-notes.tmp",
+        ".ribsr-0123abcd.tmp~",
+    )
+    others = [tmp_path / name for name in names]
     for path in others:
         path.touch()
-    (tmp_path / ".ribsr-link.tmp").symlink_to(others[0])
+    others.append(tmp_path / ".ribsr-mine.tmp")
+    others[-1].mkdir()
+    (tmp_path / ".ribsr-0123abcd.tmp").symlink_to(others[0])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     writer = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True, env=environment)
     assert writer.stdout is not None
@@ -184,7 +194,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_write(tmp_path: Path, m
         os.utime(path, (0, 0))
     assert written() == b"whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [path.name for path in others] + [".ribsr-link.tmp", "a.bin"]
+        [path.name for path in others] + [".ribsr-0123abcd.tmp", "a.bin"]
     )
 
 

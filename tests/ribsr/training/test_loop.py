@@ -202,6 +202,35 @@ def test_a_run_killed_before_its_validation_makes_up_for_it(
         assert [row[0] for row in rows(killed, "validation.csv")] == ["step", "3"]
 
 
+def test_a_run_killed_within_its_validation_scores_the_other_sets(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(tmp_path / "pictures", tmp_path / name)
+    killed = replace(plan, steps=3, validation=(str(tmp_path / "a"), str(tmp_path / "b")))
+    score = Run._score
+
+    def dying(run: Run, name: str, paths: list[Path]) -> None:
+        if name == "b":
+            raise KeyboardInterrupt
+        score(run, name, paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_score", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed, None, Report())
+    for _ in range(2):
+        train(killed, None, Report())
+        assert [row[:2] for row in rows(killed, "validation.csv")[1:]] == [["3", "a"], ["3", "b"]]
+
+
+def test_an_output_that_is_a_file_is_named(plan: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    for output in (tmp_path / "a.png", tmp_path / "a.png" / "run"):
+        with pytest.raises(TrainingError, match=rf"^output {output}: is no folder, and none can be made there \("):
+            train(replace(plan, output=str(output)), None, Report())
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_where_another_process_ends_first_the_last_step_is_kept(plan: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """All processes get a signal; one that waits for another, which has ended by it, gets an error instead."""
@@ -217,6 +246,7 @@ def test_where_another_process_ends_first_the_last_step_is_kept(plan: Recipe, mo
     with pytest.raises(KeyboardInterrupt):
         train(plan, None, said)
     assert state(plan)["step"] == 4
+    assert said.lines[-2] == "after the signal: Connection closed by peer"
     assert "interrupted: step 4 is in" in said.lines[-1]
 
 

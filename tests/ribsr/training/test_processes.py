@@ -16,7 +16,7 @@ import pytest
 from ribsr.base.files import locked
 from ribsr.training import recipe
 from ribsr.training.loop import read_state
-from ribsr.training.processes import interruptions
+from ribsr.training.processes import TrainingError, interruptions, joined
 from ribsr.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,6 +94,15 @@ def test_a_second_run_into_a_folder_is_refused_by_its_first_process_alone(plan: 
         f"Error: {plan.output}: another run is training into this folder; wait for it, stop it, or give another output"
     ]
     assert [path.name for path in Path(plan.output).iterdir()] == [".lock"]
+
+
+def test_a_part_of_what_torchrun_sets_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="^WORLD_SIZE is set, but not RANK, MASTER_PORT; start processes"), joined():
+        pass
 
 
 @pytest.mark.usefixtures("interruptible")
