@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from typing import BinaryIO
@@ -16,8 +17,9 @@ from PIL import (
     PpmImagePlugin,
 )
 
+from ribsr.base.errors import first_line
 from ribsr.base.pictures import avif
-from ribsr.base.pictures.found import Allow, Found, orientation, upright
+from ribsr.base.pictures.found import PRIVATE, Allow, Found, behind, orientation, upright
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -43,6 +45,19 @@ _REFUSED = {
 _TOLD = {"exif": "EXIF", "xmp": "XMP", "comment": "text", "photoshop": "Photoshop's data"}
 """Of Pillow's `info`, what is not carried over, and what the user calls it."""
 
+_SEGMENTS = {
+    "COM": (b"",),
+    "APP0": (b"JFIF\0",),
+    "APP1": (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"),
+    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),
+    "APP13": (b"Photoshop 3.0\0",),
+    "APP14": (b"Adobe",),
+}
+"""Of JPEG: how those begin that Pillow reads, and that are carried over or told."""
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""What begins a segment of a JPEG; no such bytes are in coded pixels."""
+
 
 def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
     """`kind`: one of OPENERS. Raises PictureError: several pictures, modes that are not supported, too large; what
@@ -57,6 +72,9 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
             if image.format != "MPO":
                 raise PictureError(f"holds {frames} pictures; extract the one that you want")
             dropped.append("1 more picture" if frames == 2 else f"{frames - 1} more pictures")
+        if kind == "JPEG":
+            dropped += _other_segments(image)
+            dropped += _behind_jpeg(file) if frames == 1 else []
         if deep:
             pixels, profile = avif.deep_pixels(file), image.info.get("icc_profile")
         else:
@@ -70,6 +88,32 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
         cicp = avif.cicp(file) if kind == "AVIF" and profile is None else None
         colour = Colour(icc_profile=profile, cicp=cicp, dpi=_dpi(image))
         return Found(pixels, colour, orientation(image), tuple(dropped))
+
+
+def _other_segments(image: Image.Image) -> list[str]:
+    """What is said of a JPEG's segments that Pillow leaves alone."""
+    told = []
+    for name, data in getattr(image, "applist", ()):
+        if data.startswith(b"http://ns.adobe.com/xmp/extension/\0"):
+            told.append("XMP")
+        elif name == "APP11" and b"c2pa" in data:
+            told.append("content credentials")
+        elif not data.startswith(_SEGMENTS.get(name, ())):
+            told.append(PRIVATE)
+    return told
+
+
+def _behind_jpeg(file: BinaryIO) -> list[str]:
+    """`behind` of a JPEG, whose end only its segments tell: there may be others within, as thumbnails."""
+    file.seek(0)
+    data, at = file.read(), 2
+    while match := _MARKER.search(data, at):
+        at = match.end()
+        if match[0] == b"\xff\xd9":
+            file.seek(at)
+            return behind(file)
+        at += int.from_bytes(data[at : at + 2], "big")
+    return []
 
 
 def _bmp_profile(file: BinaryIO) -> bytes | None:
@@ -97,16 +141,19 @@ def _has_fourth(file: BinaryIO, image: Image.Image) -> bool:
 
 def from_image(image: Image.Image) -> Picture:
     """A picture that Pillow holds, upright: L, LA, RGB, RGBA and I;16; bitmaps, palettes and transparent colours as
-    what they show; CMYK through its profile. Raises PictureError for other modes, and for several pictures in one.
+    what they show; CMYK through its profile. Raises PictureError for other modes, for several pictures in one, and for
+    what is damaged or closed.
 
     Pillow itself opens some files with fewer bits than they have; `read_picture` does not.
     """
-    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-        raise PictureError(f"the Pillow picture holds {frames} pictures; choose one, and copy() it")
     try:
+        if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+            raise PictureError(f"holds {frames} pictures; choose one, and copy() it")
         pixels, profile = _shown(image)
     except PictureError as error:
         raise PictureError(f"the Pillow picture {error}") from error
+    except Exception as error:  # what Pillow raises for damaged files, and for closed ones, is of nearly any type
+        raise PictureError(f"the Pillow picture is damaged or closed ({first_line(error)})") from error
     return upright(Found(pixels, Colour(icc_profile=profile, dpi=_dpi(image)), orientation(image)))
 
 
@@ -168,7 +215,7 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
             across, down = map(float, image.info["dpi"])
     except Exception:  # noqa: BLE001 (what Pillow raises for EXIF that is none is of nearly any type)
         return None
-    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+    return (across, down) if across > 0 and down > 0 else None
 
 
 def save(kind: str, file: BinaryIO, picture: Picture, **options: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,11 @@ UNDOUBTED_PIXELS = 2**25
 MOST_BYTES_EACH = 1000
 """Decoded bytes for each byte of the file, in larger pictures. Deflate ends at 1032. Measured with pictures of one
 colour, 8192x8192: our PNG 931, our TIFF 912, Pillow's PNG 1030 (black) and 934, its progressive JPEG 511."""
+
+MOST_DPI = 10**6
+"""More is a mistake, and no format holds any number."""
+
+DPI, PRIVATE, SEVERAL = "the resolution in DPI", "private data", "holds several pictures; extract the one that you want"
 
 Allow = Callable[[Size, int, int], None]
 """Called before a picture is decoded, with its size, channels and bits per channel (those that the result may have at
@@ -42,13 +48,19 @@ def check_size(size: Size, channels: int, depth: int, *, file_bytes: int, max_pi
     """Raises PictureError for more pixels than are allowed, and for a decompression bomb: a small file that claims to
     be a large picture. max_pixels: what the user allows, then nothing else is asked."""
     pixels, hint = size.height * size.width, "if that is right, allow it with --max-pixels"
+    sides = f"{size.width}x{size.height}"  # as they are: the longest that a `Size` can name reads "any"
     if max_pixels is not None:
         if pixels > max_pixels:
-            raise PictureError(f"has {pixels} pixels ({size}), and {max_pixels} are allowed; see --max-pixels")
+            raise PictureError(f"has {pixels} pixels ({sides}), and {max_pixels} are allowed; see --max-pixels")
     elif pixels > MOST_PIXELS:
-        raise PictureError(f"claims to have {pixels} pixels ({size}), more than {MOST_PIXELS}; {hint} {pixels}")
+        raise PictureError(f"claims to have {pixels} pixels ({sides}), more than {MOST_PIXELS}; {hint} {pixels}")
     elif pixels > UNDOUBTED_PIXELS and pixels * channels * depth // 8 > MOST_BYTES_EACH * file_bytes:
-        raise PictureError(f"may be a decompression bomb: {size} in a file of {amount(file_bytes)}; {hint} {pixels}")
+        raise PictureError(f"may be a decompression bomb: {sides} in a file of {amount(file_bytes)}; {hint} {pixels}")
+
+
+def behind(file: BinaryIO) -> list[str]:
+    """What is said of bytes behind a picture, where the file is; none of zeros and blanks, with which some fill up."""
+    return ["data behind the picture"] if file.read(2**16).strip(b"\0 \r\n") else []
 
 
 def orientation(image: Image.Image) -> int:
@@ -64,8 +76,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(found: Found) -> Picture:
-    """Turned as EXIF's orientation says, and without a profile that speaks of other channels."""
+    """Turned as EXIF's orientation says, without a profile that speaks of other channels, and without a resolution that
+    cannot be."""
     pixels, colour, dropped = found.pixels, found.colour, list(dict.fromkeys(found.dropped))
+    if colour.dpi is not None and max(colour.dpi) >= MOST_DPI:
+        colour = replace(colour, dpi=None)
+        dropped.append(DPI)
     if found.orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
         colour = colour if colour.dpi is None else replace(colour, dpi=colour.dpi[::-1])

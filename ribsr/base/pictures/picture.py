@@ -39,11 +39,24 @@ class Picture:
 
     pixels: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB, [H, W, 4] RGB and alpha. Alpha is
     straight: colours are not premultiplied. dropped: what its file holds besides and is not carried over, as in "EXIF".
+
+    A last axis of 1 is taken away. Raises PictureError for pixels of other types or shapes.
     """
 
     pixels: np.ndarray
     colour: Colour = Colour()
     dropped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pixels = self.pixels
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise PictureError(
+                f"pixels are uint8 or uint16, got {pixels.dtype}; multiply floats by 255 or 65535, or use `to_bytes`"
+            )
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            object.__setattr__(self, "pixels", pixels[..., 0])
+        elif not (pixels.ndim == 2 or (pixels.ndim == 3 and 1 < pixels.shape[2] < 5)) or not pixels.size:
+            raise PictureError(f"pixels are [H, W], or [H, W, C] with 1 to 4 channels, got {list(pixels.shape)}")
 
     @property
     def size(self) -> Size:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ribsr.base.pictures.found import Allow, Found, orientation
+from ribsr.base.pictures.found import PRIVATE, Allow, Found, behind, orientation
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -28,6 +28,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _COLOUR = (b"gAMA", b"cHRM", b"cICP", b"sRGB", b"iCCP", b"pHYs", b"eXIf")
 _ANIMATION = (b"acTL", b"fcTL")
+_TEXT = (b"iTXt", b"zTXt", b"tEXt")
 _TOLD = {
     b"eXIf": "EXIF",
     b"bKGD": "background colour",
@@ -35,6 +36,9 @@ _TOLD = {
     b"mDCV": "HDR metadata",
     b"cLLI": "HDR metadata",
     b"caBX": "content credentials",
+    b"tIME": "date",
+    b"sBIT": "significant bits",
+    b"oFFs": "position",
 }
 """Chunks that are not carried over, and what the user calls them."""
 
@@ -63,10 +67,13 @@ def read_png(file: BinaryIO, allow: Allow) -> Found:
                 parts.append(_chunk(kind, data))
         elif kind in _ANIMATION:
             _check_animation(kind, file.read(4), shown)
-        elif kind in (b"iTXt", b"zTXt", b"tEXt"):
+        elif kind in _TEXT:
             _read_text(kind, file, length, info, dropped)
+        elif kind not in _TOLD:
+            dropped.append(PRIVATE)
         if kind in _TOLD:
             dropped.append(_TOLD[kind])
+    dropped += behind(file)
     if b"eXIf" in said:
         info["exif"] = said[b"eXIf"]
     image = Image.Image()

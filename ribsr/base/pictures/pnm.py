@@ -4,11 +4,12 @@ and written here: a header, and the numbers."""
 from __future__ import annotations
 
 import os
+import re
 from typing import BinaryIO
 
 import numpy as np
 
-from ribsr.base.pictures.found import Allow, Found
+from ribsr.base.pictures.found import SEVERAL, Allow, Found, behind
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -50,6 +51,26 @@ def _word(file: BinaryIO) -> bytes:
     return word
 
 
+def check_alone(file: BinaryIO, kind: bytes, size: Size) -> None:
+    """Raises PictureError where another picture follows one of single bits (P4), or text (P1 to P3); the file is at its
+    pixels."""
+    if kind == b"P4":
+        file.seek(size.height * ((size.width + 7) // 8), os.SEEK_CUR)
+        _check_end(file)
+    elif re.search(rb"P[1-6]\s", re.sub(rb"#[^\r\n]*", b"", file.read())):
+        raise PictureError(SEVERAL)
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Raises PictureError where another picture follows; else the file stays where it is."""
+    end = file.tell()
+    while (byte := file.read(1)).isspace():
+        pass
+    if byte == b"P" and file.read(1) in b"123456":
+        raise PictureError(SEVERAL)
+    file.seek(end)
+
+
 def read_pnm(file: BinaryIO, allow: Allow) -> Found:
     """P5 and P6. Numbers whose largest is neither 255 nor 65535 are scaled to that, and rounded to nearest: no two
     become the same."""
@@ -60,8 +81,7 @@ def read_pnm(file: BinaryIO, allow: Allow) -> Found:
     if os.fstat(file.fileno()).st_size - file.tell() < count * dtype.itemsize:
         raise PictureError("damaged or unreadable (the file ends before the picture does)")
     numbers = np.fromfile(file, dtype, count)
-    if file.read(2) in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"):
-        raise PictureError("holds several pictures; extract the one that you want")
+    _check_end(file)
     shape = (*size, channels) if channels > 1 else tuple(size)
     full = 255 if most < 256 else 65535
     pixels = numbers.astype(np.uint8 if full == 255 else np.uint16, copy=False).reshape(shape)
@@ -70,7 +90,7 @@ def read_pnm(file: BinaryIO, allow: Allow) -> Found:
             raise PictureError(f"damaged or unreadable (it has numbers above {most}, its largest)")
         levels = (np.arange(most + 1) * full * 2 + most) // (2 * most)  # nearest, in whole numbers
         pixels = levels.astype(pixels.dtype)[pixels]
-    return Found(pixels, Colour())
+    return Found(pixels, Colour(), dropped=tuple(behind(file)))
 
 
 def write_pnm(file: BinaryIO, picture: Picture) -> None:

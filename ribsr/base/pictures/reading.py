@@ -18,7 +18,7 @@ from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
 from ribsr.base.pictures.picture import Picture, PictureError, to_input
 from ribsr.base.pictures.png import read_png
-from ribsr.base.pictures.pnm import CHANNELS, header, read_pnm
+from ribsr.base.pictures.pnm import CHANNELS, check_alone, header, read_pnm
 from ribsr.base.pictures.tiff import read_tiff
 from ribsr.base.pictures.webp import read_webp
 from ribsr.base.pictures.writing import SUFFIXES
@@ -74,8 +74,10 @@ def pictures_in(folder: str | Path) -> list[Path]:
 
 def check_source(path: Path) -> None:
     """Raises PictureError unless there is a file to read."""
+    if path.is_dir():
+        raise PictureError(f"{path}: is a folder, not a picture")
     if not path.is_file():
-        raise PictureError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+        raise PictureError(f"{path}: {'is a pipe or device, not a file' if path.exists() else 'no such file'}")
 
 
 def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
@@ -175,10 +177,11 @@ def _decoded(file: BinaryIO, allow: Allow) -> Found:
     if kind == "PNG":
         return read_png(file, allow)
     if kind == "PPM":
-        word, _, most = header(file)
-        file.seek(0)
+        word, size, most = header(file)
         if word in CHANNELS:
+            file.seek(0)
             return read_pnm(file, allow)
+        check_alone(file, word, size)
         if most > 255:
             raise PictureError("is a PPM or PGM of text and more than 8 bits; convert it to PNG")
     if kind == "WebP":

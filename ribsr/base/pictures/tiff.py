@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ribsr.base.pictures.by_pillow import from_cmyk
-from ribsr.base.pictures.found import Allow, Found
+from ribsr.base.pictures.found import PRIVATE, Allow, Found
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -37,12 +37,18 @@ _TOLD = {
     700: "XMP",
     33723: "IPTC",
     34377: "Photoshop's data",
+    37724: "Photoshop's data",
+    330: "more pictures",
+    **dict.fromkeys((33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113), "geographic data"),
     301: "a transfer function",
     318: "primaries",
     319: "primaries",
     **dict.fromkeys((269, 270, 271, 272, 285, 305, 306, 315, 316, 33432), "text"),
 }
 """Tags that are not carried over, and what the user calls them."""
+
+_PRIVATE, _READ = 32768, (32995, 32996, 32997, 32998, 34675)
+"""From here on tags are private ones; of those these are read, here or by tifffile."""
 
 
 def read_tiff(file: BinaryIO, allow: Allow) -> Found:
@@ -74,7 +80,9 @@ def read_tiff(file: BinaryIO, allow: Allow) -> Found:
 
 def _told(page: TiffPage) -> list[str]:
     """What is not carried over."""
-    return [name for code, name in _TOLD.items() if code in page.tags]
+    told = [name for code, name in _TOLD.items() if code in page.tags]
+    others = [tag.code for tag in page.tags if tag.code >= _PRIVATE and tag.code not in (*_READ, *_TOLD)]
+    return [*told, *([PRIVATE] if others else [])]
 
 
 def _tag(page: TiffPage, code: int, default: Any) -> Any:

@@ -9,11 +9,12 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from ribsr.base.pictures.found import Allow, Found, orientation
+from ribsr.base.pictures.found import PRIVATE, Allow, Found, orientation
 from ribsr.base.pictures.picture import Colour, PictureError
 from ribsr.base.sizes import Size
 
 _KEPT = (b"VP8X", b"ICCP", b"EXIF", b"XMP ")
+_PIXELS = (b"VP8 ", b"VP8L", b"ALPH")
 
 
 def read_webp(file: BinaryIO, allow: Allow) -> Found:
@@ -36,6 +37,8 @@ def read_webp(file: BinaryIO, allow: Allow) -> Found:
     image = Image.Image()
     image.info = {"exif": chunks.get(b"EXIF"), "xmp": chunks.get(b"XMP ")}
     dropped = [name for kind, name in ((b"EXIF", "EXIF"), (b"XMP ", "XMP")) if kind in chunks]
+    if any(kind.strip(b"\0") and kind not in (*_KEPT, *_PIXELS) for kind in chunks):
+        dropped.append(PRIVATE)
     return Found(pixels, Colour(icc_profile=chunks.get(b"ICCP") or None), orientation(image), tuple(dropped))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ribsr.base.errors import first_line
 from ribsr.base.files import atomic, check_target
 from ribsr.base.pictures.by_pillow import save
+from ribsr.base.pictures.found import DPI, MOST_DPI
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.pictures.png import write_png
 from ribsr.base.pictures.pnm import write_pnm
@@ -23,7 +24,7 @@ class Format:
     """A kind of file, and what it holds.
 
     write: of a picture, to a file. longest, largest: pixels of a side and of all, which the format's library allows, in
-    reading, too. deep: 16 bits.
+    reading, too. deep: 16 bits. profile: bytes of the longest colour profile. dpi: the least and the most, if any.
     quality: what is written without a quality; None: there is none to choose, or no loss. lossy: quality may be given.
     gray: whether gray stays gray; else it is written as RGB. encoder: bytes of memory a pixel, besides the picture's
     own, of 8-bit RGB; measured with photographs.
@@ -36,8 +37,8 @@ class Format:
     largest: int = UNLIMITED
     deep: bool = False
     alpha: bool = False
-    profile: bool = True
-    dpi: bool = False
+    profile: int = UNLIMITED
+    dpi: tuple[float, float] | None = None
     gray: bool = True
     lossy: bool = False
 
@@ -74,12 +75,15 @@ def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
     save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
 
 
-_PNG = Format("PNG", _png, 4, longest=10**6, deep=True, alpha=True, dpi=True)
+_DPI = (0.0128, MOST_DPI)
+"""As whole numbers of pixels per metre; of TIFF it is far from what it can say."""
+
+_PNG = Format("PNG", _png, 4, longest=10**6, deep=True, alpha=True, dpi=_DPI)
 _WEBP = Format("WebP", _webp, 36, longest=16383, alpha=True, gray=False, lossy=True)
-_TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=True)
-_JPEG = Format("JPEG", _jpeg, 4, longest=65500, dpi=True, lossy=True)
-_BMP = Format("BMP", _bmp, 4, profile=False, dpi=True)
-_PNM = Format("PPM", _pnm, 1, deep=True, profile=False)
+_TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=_DPI)
+_JPEG = Format("JPEG", _jpeg, 4, longest=65500, profile=255 * 65519, dpi=(0.51, 65535), lossy=True)
+_BMP = Format("BMP", _bmp, 4, profile=0, dpi=_DPI)
+_PNM = Format("PPM", _pnm, 1, deep=True, profile=0)
 _AVIF = Format("AVIF", _avif, 42, longest=32768, largest=2**28, alpha=True, lossy=True)
 
 WRITABLE: Mapping[str, Format] = {
@@ -151,8 +155,9 @@ def _check_name(path: Path) -> None:
 
 def left_out(path: str | Path, picture: Picture) -> tuple[str, ...]:
     """What `write_picture` leaves out at such a path, as in `Picture.dropped`: it changes nothing that is seen."""
-    kind = WRITABLE[Path(path).suffix.lower()]
-    return ("the resolution in DPI",) if picture.colour.dpi is not None and not kind.dpi else ()
+    held, dpi = WRITABLE[Path(path).suffix.lower()].dpi, picture.colour.dpi
+    fits = dpi is None or (held is not None and all(held[0] <= value <= held[1] for value in dpi))
+    return () if fits else (DPI,)
 
 
 def _lost(suffix: str, picture: Picture) -> str | None:
@@ -169,8 +174,9 @@ def _lost(suffix: str, picture: Picture) -> str | None:
     if colour.cicp is not None and colour.cicp[:2] != _SRGB_CICP:
         return "the picture's coding of colours (cICP); write .png"
     if colour.icc_profile is not None:
-        if not kind.profile:
-            return "the picture's colour profile; write .png, .webp or .tiff"
+        if len(colour.icc_profile) > kind.profile:
+            large = f" of more than {kind.profile} bytes" if kind.profile else ""
+            return f"the picture's colour profile{large}; write .png, .webp or .tiff"
         if picture.is_gray and not kind.gray:
             return "a colour profile of gray; write .png or .tiff"
         return None
@@ -205,6 +211,8 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     """
     path = Path(path)
     check_output(path, picture.size, picture, quality)
+    if left_out(path, picture):
+        picture = replace(picture, colour=replace(picture.colour, dpi=None))
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
             WRITABLE[path.suffix.lower()].write(file, picture, quality)

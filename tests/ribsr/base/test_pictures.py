@@ -182,3 +182,24 @@ def test_pictures_as_pillow_holds_them() -> None:
                 to_image(Picture(made.pixels(channels, 16)))
     deep = Picture(made.pixels(1, 16))
     np.testing.assert_array_equal(from_image(to_image(deep)).pixels, deep.pixels)
+
+
+def test_pixels_of_other_types_and_shapes_are_refused() -> None:
+    np.testing.assert_array_equal(Picture(RGB[..., :1]).pixels, RGB[..., 0])
+    with pytest.raises(PictureError, match="got float32; multiply floats by 255 or 65535"):
+        Picture(np.zeros((2, 2, 3), np.float32))
+    for shape in ((4,), (2, 2, 5), (1, 2, 2, 3), (0, 2)):
+        with pytest.raises(PictureError, match="got "):
+            Picture(np.zeros(shape, np.uint8))
+
+
+def test_damaged_and_closed_pillow_pictures(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", Picture(made.pixels(3, size=(40, 40))))
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+    closed = Image.open(tmp_path / "a.jpg")
+    closed.close()
+    with Image.open(tmp_path / "a.jpg") as damaged:
+        for image in (damaged, closed):
+            with pytest.raises(PictureError, match="^the Pillow picture is damaged or closed"):
+                from_image(image)

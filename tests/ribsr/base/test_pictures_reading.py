@@ -623,3 +623,49 @@ def test_damaged_pictures_are_read_or_refused(
         if suffix == ".png":
             same(picture.pixels, array)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("segment", "told"),
+    [
+        (b"\xff\xebJP\0\1c2pa", "content credentials"),
+        (b"\xff\xe1http://ns.adobe.com/xmp/extension/\0x", "XMP"),
+        (b"\xff\xe1FLIR\0", "private data"),
+        (b"\xff\xe3_JPSJPS_", "private data"),
+    ],
+)
+def test_segments_of_jpeg_are_told(tmp_path: Path, segment: bytes, told: str) -> None:
+    plain = by_pillow(RGB, "JPEG")
+    segment = segment[:2] + struct.pack(">H", len(segment)) + segment[2:]
+    assert read(tmp_path, plain[:2] + segment + plain[2:]).dropped == (told,)
+
+
+@pytest.mark.parametrize("make", [lambda: by_pillow(RGB, "JPEG", progressive=True), lambda: made.png(RGB)])
+def test_data_behind_a_picture_is_told(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    assert read(tmp_path, make() + b"\0\0ftypmp4").dropped == ("data behind the picture",)
+    assert read(tmp_path, make() + bytes(9)).dropped == ()
+
+
+def test_private_parts_of_png_and_tiff_are_told(tmp_path: Path) -> None:
+    for kind, told in ((b"tIME", "date"), (b"prVt", "private data"), (b"oFFs", "position")):
+        assert read(tmp_path, made.png(RGB, made.chunk(kind, bytes(9)))).dropped == (told,)
+    for tag, told in ((33550, "geographic data"), (37724, "Photoshop's data"), (65000, "private data")):
+        assert read(tmp_path, made.tiff(RGB, tags=[(tag, 7, bytes(24))])).dropped == (told,)
+
+
+def test_a_resolution_that_cannot_be_is_told(tmp_path: Path) -> None:
+    data = made.tiff(RGB, tags=[(282, 5, (4 * 10**9, 1)), (283, 5, (4 * 10**9, 1))])
+    picture = read(tmp_path, data)
+    assert (picture.colour.dpi, picture.dropped) == (None, ("the resolution in DPI",))
+
+
+@pytest.mark.parametrize("first", [b"P1 1 1\n1\n", b"P2 1 1 255\n1\n", b"P4 1 1\n\x80", b"P5 1 1 255\n1\n"])
+def test_a_second_picture_in_netpbm_is_refused(tmp_path: Path, first: bytes) -> None:
+    read(tmp_path, first)
+    assert "holds several pictures" in refused(tmp_path, first + b"P5 1 1 255\n1")
+
+
+def test_the_longest_sides_and_pipes_are_named(tmp_path: Path) -> None:
+    assert "(2147483647x2147483647)" in refused(tmp_path, claimed(2**31 - 1, 2**31 - 1))
+    with pytest.raises(PictureError, match="is a pipe or device, not a file"):
+        read_picture("/dev/null")

@@ -313,3 +313,22 @@ def test_memory_is_said_by_format_channels_and_depth() -> None:
         assert own == sorted(own)
         assert own[1] > 3
     assert bytes_to_write("a.webp") > bytes_to_write("a.png") == bytes_to_write("")
+
+
+def test_jpeg_refuses_a_profile_that_it_would_leave_out(tmp_path: Path) -> None:
+    path, longest = tmp_path / "a.jpg", SRGB.ljust(255 * 65519, b"\0")
+    write_picture(path, Picture(RGB, Colour(longest)))
+    assert read_picture(path).colour.icc_profile == longest
+    with pytest.raises(PictureError, match=r"profile of more than 16707345 bytes; write \.png"):
+        check_output(path, None, Picture(RGB, Colour(longest + b"\0")))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff"])
+@pytest.mark.parametrize("dpi", [0.001, 0.3, 1, 65535, 65536, 100_000, 4e9])
+def test_a_resolution_is_kept_or_told_and_never_another(tmp_path: Path, suffix: str, dpi: float) -> None:
+    path, picture = tmp_path / f"a{suffix}", Picture(RGB, Colour(dpi=(dpi, dpi)))
+    write_picture(path, picture)
+    told = left_out(path, picture)
+    got = read_picture(path).colour.dpi
+    assert (got is None) == bool(told)
+    assert got is None or got == pytest.approx((dpi, dpi), abs=0.02)
