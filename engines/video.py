@@ -577,6 +577,7 @@ class Film:
         self.size = clip.look.size.times(scale)
         self._painter = Painter(clip.look, clip.first, self.size)
         self._streams: dict[int, Any] = {}
+        self._durations: dict[int, int] = {}
         self._check_size(encoder)
         kind = SUFFIXES[target.suffix.lower()]
         self._container = av.open(f"file:{temporary}", "w", format=kind)
@@ -690,14 +691,21 @@ class Film:
             self._copy(part.packets)
             frame = self._painter.paint(part.pixels)
             frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
-            self._container.mux(self._video.encode(frame))
+            self._durations[part.pts] = part.duration
+            self._encode(frame)
 
     def finish(self, packets: list[Packet]) -> None:
         """Writes what comes after the last frame, what the encoder holds back, and the end of the file."""
         with self._telling():
             self._copy(packets)
-            self._container.mux(self._video.encode(None))
+            self._encode(None)
             self._container.close()
+
+    def _encode(self, frame: VideoFrame | None) -> None:
+        for packet in self._video.encode(frame):
+            # FFmpeg guesses durations by the rate, and has no flag against it that SVT-AV1 minds.
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._container.mux(packet)
 
     def _copy(self, packets: list[Packet]) -> None:
         for packet in packets:
