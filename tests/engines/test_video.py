@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import sys
 import threading
@@ -610,6 +611,12 @@ def test_a_target_that_cannot_be_is_refused_before_the_model_runs(
     assert upscaler.seen == []
     assert source.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "link.mp4"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.mp4")
+    with pytest.raises(VideoError, match="in.mp4: is a pipe or device, not a file"):
+        enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
 def test_odd_sides_are_refused_by_encoders_that_take_none(tmp_path: Path) -> None:
