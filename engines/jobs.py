@@ -6,6 +6,7 @@ All that can be known before a model is opened, which takes long, is said here.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,22 +88,39 @@ def find_jobs(
 
 def _given(sources: Sequence[str], out: Path) -> list[Path]:
     """The files and folders that are named, each once. What a pattern finds of OUT are results, and left out."""
-    from ribsr.base.pictures import check_source
+    from ribsr.base.pictures import PictureError, check_source
 
     found: dict[tuple[Path, str], Path] = {}
-    results = out.resolve()
+    missing: list[str] = []
     for text in sources:
         paths = [Path(text)]
         if glob.has_magic(text) and not os.path.exists(text):
-            matches = map(Path, sorted(glob.glob(text, recursive=True)))
-            paths = [path for path in matches if not path.resolve().is_relative_to(results)]
-            if not paths:
-                raise EngineError(f"{text}: no file has such a name")
+            paths = _matches(text, out)
         elif not paths[0].is_dir():
-            check_source(paths[0])
+            try:
+                check_source(paths[0])
+            except PictureError as error:
+                missing.append(str(error))
         for path in paths:
             found.setdefault((path.resolve(), path.name), path)  # `**` meets a file again through links to folders
+    if missing:
+        more = [f"and {len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
+        raise PictureError("; ".join([*missing[:MOST_NAMED], *more]))
     return list(found.values())
+
+
+def _matches(pattern: str, out: Path) -> list[Path]:
+    """What a pattern finds; without what is in OUT, where that is a folder below the one that is searched."""
+    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    if not found:
+        raise EngineError(f"{pattern}: no file has such a name")
+    searched = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)).resolve()
+    results = out.resolve()
+    if searched in results.parents:
+        found = [path for path in found if not path.resolve().is_relative_to(results)]
+    if not found:
+        raise EngineError(f"{pattern}: finds only files in {out}, which are taken for results; name another OUT")
+    return found
 
 
 def _check_folder(out: Path, given: Iterable[Path]) -> None:
@@ -125,7 +143,9 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
         raise EngineError(f"--format {suffix}: cannot write pictures of this kind; choose one of {', '.join(WRITABLE)}")
 
     def result(path: Path) -> Path:
-        return out / (path if suffix is None else path.with_suffix(suffix))
+        bitmap = path.suffix.lower() == ".pbm"  # what is enlarged is gray
+        kind = ".pgm" if suffix is None and bitmap else suffix
+        return out / (path if kind is None else path.with_suffix(kind))
 
     jobs: list[Job] = []
     notes: list[str] = []
@@ -245,9 +265,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def is_video(path: Path) -> bool:
     """By its name."""
-    from engines.video import SUFFIXES
+    from engines.video import READABLE
 
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in READABLE
 
 
 def takes_quality(path: Path) -> bool:
@@ -263,27 +283,14 @@ def unfinished(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a picture can be read to its end: PNGs by their checksums, JPEGs at an eighth of their size. Videos are
-    written whole or not at all."""
-    from PIL import Image
-
-    from ribsr.base.pictures import read_picture
+    """Whether a picture can be read to its end. Videos are written whole or not at all."""
+    from ribsr.base.pictures import PictureError, read_picture
     from ribsr.base.sizes import UNLIMITED
 
     if is_video(path):
         return True
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # what was enlarged may well be large
     try:
-        with Image.open(path) as image:
-            if image.format == "PNG":
-                image.verify()
-            elif image.format == "JPEG":
-                image.draft(image.mode, (1, 1))
-                image.load()
-            else:
-                read_picture(path, max_pixels=UNLIMITED)
-    except Exception:  # noqa: BLE001 (what decoders raise for damaged files is of nearly any type)
+        read_picture(path, max_pixels=UNLIMITED**2)  # what was enlarged may well be large
+    except (PictureError, OSError, MemoryError):
         return False
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     return True

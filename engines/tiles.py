@@ -156,9 +156,13 @@ class Tiled(Engine):
         free = memory.available() if gpu is not None or self._memory is None else self._memory - memory.resident()
         host = math.inf if free is None else (1 - memory.MARGIN) * free
         if (kept := batch * result * scale**2 * size.height * size.width) > host:
+            left = f"{memory.told(free)} are free; free memory, or give less"
+            if gpu is None and self._memory is not None:
+                own = memory.told(memory.resident())
+                left = f"--memory allows {memory.told(self._memory)}, of which this process takes {own}; allow more"
             raise EngineError(
                 f"{self._inner.path}: out of memory: what {size} gives, {size.times(scale)}, takes "
-                f"{memory.told(kept)} by itself, and {memory.told(free)} are free; free memory, or give less"
+                f"{memory.told(kept)} by itself, and {left}"
             )
         room = host - kept
         if gpu is not None:

@@ -69,7 +69,8 @@ def main(
     from engines import open_engine
 
     plan = find_jobs(sources, target, Path(model_file), recursive=recursive, suffix=suffix, quality=quality)
-    _check_video(plan, codec, crf)
+    _check_options(plan, {"format": suffix, "max-pixels": max_pixels}, {"codec": codec, "crf": crf})
+    video.check_choice(codec, crf)
     for note in plan.notes:
         _note(note)
     jobs = plan.jobs
@@ -98,12 +99,15 @@ def main(
         _summarise(engine.describe(), upscaler.seconds, len(jobs), failed, plan.one)
 
 
-def _check_video(plan: Plan, codec: str | None, crf: int | None) -> None:
-    """Raises what makes videos impossible from the start, and what is asked for them where there are none."""
+def _check_options(plan: Plan, of_pictures: dict[str, Any], of_videos: dict[str, Any]) -> None:
+    """Raises what makes videos impossible from the start, and what is asked for a kind of which there are none."""
     videos = [job for job in plan.jobs if is_video(job.source)]
-    for name, value in (("codec", codec), ("crf", crf)):
+    for name, value in of_videos.items():
         if value is not None and not videos:
             raise EngineError(f"--{name} is for videos ({', '.join(video.SUFFIXES)}), and IN holds none")
+    for name, value in of_pictures.items():
+        if value is not None and len(videos) == len(plan.jobs):
+            raise EngineError(f"--{name} is for pictures, and IN holds videos alone")
     if videos and plan.one and (plan.folder is None or plan.folder.is_dir()):  # else it is to be made
         video.check(*videos[0])
 

@@ -56,6 +56,14 @@ class Upscaler:
         say: Callable[[str], None] | None = None,
         **options: Any,
     ):
+        for name, value, kind, right in (
+            ("model", model, (str, Path, Engine), "a path, a bundled name or an engine"),
+            ("tile", tile, (Size, type(None)), "a Size, such as Size(128, 128)"),
+            ("memory", memory, (int, float, type(None)), "a number of bytes"),
+            ("threads", options.get("threads"), (int, type(None)), "a whole number"),
+        ):
+            if not isinstance(value, kind):
+                raise EngineError(f"{name} must be {right}, got {value!r}")
         self._owned = not isinstance(model, Engine)
         if isinstance(model, Engine):
             if options:

@@ -47,7 +47,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SUFFIXES: Mapping[str, str] = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-"""Files that are taken for videos, in lower case → FFmpeg's name of the container that is written."""
+"""Files that can be written, in lower case → FFmpeg's name of the container that is written."""
+
+READABLE = (*SUFFIXES, ".avi", ".flv", ".ts", ".m2ts", ".mts")
+"""Files that are taken for videos where they are named, in lower case."""
 
 RELEASES = (18, 1), (19,)
 """Of PyAV: from the first that tells whether a video is interlaced to before 19, whose `open` does not take
@@ -258,7 +261,8 @@ def check(source: Path, target: Path) -> None:
     if not first <= tuple(map(int, av.__version__.split(".")[:2])) < beyond:
         raise NotInstalled(f"{needed}, and this is PyAV {av.__version__}: {pip_install('video')}")
     if not source.is_file():
-        raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else 'no such file'}")
+        other = "is a pipe or device, not a file" if source.exists() else "no such file"
+        raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else other}")
     if target.suffix.lower() not in SUFFIXES:
         raise VideoError(f"{target}: cannot write videos of this kind; choose one of {', '.join(SUFFIXES)}")
     if target.exists() and target.samefile(source):
@@ -288,10 +292,23 @@ def _choose(clip: Clip, target: Path, codec: str | None, crf: int | None) -> str
             f"{target}: {name} does not take {clip.look.pixels}, which {clip.path} has; "
             f"choose with --codec: {', '.join(others) or 'none here does, so convert the video first'}"
         )
+    _check_crf(name, crf)
+    return name
+
+
+def check_choice(codec: str | None, crf: int | None) -> None:
+    """Raises VideoError for what no video allows, before one is opened."""
+    kinds = {name: kind for name, kind in ENCODERS.items() if codec in (None, name, kind.codec)}
+    if not kinds:
+        listed = ", ".join(f"{kind.codec} ({name})" for name, kind in ENCODERS.items())
+        raise VideoError(f"--codec: there is no encoder for {codec}; choose one of {listed}")
+    _check_crf(max(kinds, key=lambda name: kinds[name].crf or (0, 0)), crf)
+
+
+def _check_crf(name: str, crf: int | None) -> None:
     best = ENCODERS[name].crf
     if crf is not None and (best is None or not 0 <= crf <= best[1]):
         raise VideoError(f"--crf: {name} {'is lossless and takes none' if best is None else f'takes 0 to {best[1]}'}")
-    return name
 
 
 def _is_there(name: str) -> bool:
@@ -577,6 +594,7 @@ class Film:
         self.size = clip.look.size.times(scale)
         self._painter = Painter(clip.look, clip.first, self.size)
         self._streams: dict[int, Any] = {}
+        self._durations: dict[int, int] = {}
         self._check_size(encoder)
         kind = SUFFIXES[target.suffix.lower()]
         self._container = av.open(f"file:{temporary}", "w", format=kind)
@@ -690,14 +708,21 @@ class Film:
             self._copy(part.packets)
             frame = self._painter.paint(part.pixels)
             frame.pts, frame.duration, frame.time_base = part.pts, part.duration, self._clip.video.time_base
-            self._container.mux(self._video.encode(frame))
+            self._durations[part.pts] = part.duration
+            self._encode(frame)
 
     def finish(self, packets: list[Packet]) -> None:
         """Writes what comes after the last frame, what the encoder holds back, and the end of the file."""
         with self._telling():
             self._copy(packets)
-            self._container.mux(self._video.encode(None))
+            self._encode(None)
             self._container.close()
+
+    def _encode(self, frame: VideoFrame | None) -> None:
+        for packet in self._video.encode(frame):
+            # FFmpeg guesses durations by the rate, and has no flag against it that SVT-AV1 minds.
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._container.mux(packet)
 
     def _copy(self, packets: list[Packet]) -> None:
         for packet in packets:

@@ -92,9 +92,13 @@ codecs.register_error("ribsr.plainly", _plainly)
 
 
 def _print_anything() -> None:
-    """Lets no character end a command: redirected output has the code page of the system or of PYTHONIOENCODING."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Lets no character end a command, as redirected output has the code page of the system or of PYTHONIOENCODING; and
+    no stream that is closed (`>&-`), which Python has as None, and whose number the next file would get."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="ribsr.plainly"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ribsr.plainly")
 
 
@@ -191,6 +195,8 @@ def echo(text: str, *, err: bool = False) -> None:
     """Prints a line, also where no command of ours has begun. What would act on the terminal is escaped, and what it
     cannot show is put in other characters."""
     stream = sys.stderr if err else sys.stdout
+    if stream is None:  # closed; click would take stdout instead
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Named, since click prints in UTF-8 where a stream is ASCII.
     click.echo(printable(text).encode(encoding, "ribsr.plainly").decode(encoding), file=stream)

@@ -143,6 +143,10 @@ def test_a_folder_that_cannot_be_read_is_left_out() -> None:
     ("words", "message"),
     [
         (["a.png", "missing.png", "out"], "missing.png: no such file"),
+        (["m1.png", "a.png", "m2.png", "out"], "^m1.png: no such file; m2.png: no such file$"),
+        ([*(f"m{i}.png" for i in range(8)), "out"], "^m0.png: .*; m4.png: no such file; and 3 more$"),
+        (["A/*.png", "A"], "A/b.png: OUT is the same file as IN"),
+        (["full/**/*.png", "full/out"], r"full/\*\*/\*.png: finds only files in full/out, which are taken for results"),
         (["", "out"], "the name of IN or OUT is empty"),
         (["a.png", ""], "the name of IN or OUT is empty"),
         (["none*.png", "out"], r"none\*.png: no file has such a name"),
@@ -162,6 +166,7 @@ def test_a_folder_that_cannot_be_read_is_left_out() -> None:
 )  # fmt: skip
 def test_what_cannot_be_is_refused(words: Sequence[str], message: str) -> None:
     make("a.png", "c.png", "A/b.png", "B/b.png", "empty/x.txt")
+    make("full/out/a.png")
     os.symlink(MODEL, "b.png")
     with pytest.raises((EngineError, PictureError, OSError), match=message):
         plan(*words)
@@ -178,6 +183,18 @@ def test_a_result_never_replaces_another_input() -> None:
     with pytest.raises(EngineError, match="^out/b.png: OUT is the same file as IN in/in/a.png"):
         plan("b.png", "in/in/a.png", "out")
     assert pairs("b.png", "out") == {"b.png": "out/b.png"}  # replaced, as it is not read
+
+
+def test_patterns_in_the_folder_of_results() -> None:
+    make("a.png", "in/b.png")
+    assert pairs("*.png", ".", suffix=".webp") == {"a.png": "a.webp"}
+    assert pairs("in/*.png", ".") == {"in/b.png": "b.png"}
+
+
+def test_bitmaps_become_gray_pictures() -> None:
+    make("in/a.pbm", "in/b.PBM")
+    assert pairs("in", "out") == {"in/a.pbm": "out/a.pgm", "in/b.PBM": "out/b.pgm"}
+    assert pairs("in/a.pbm", "out/", suffix=".png") == {"in/a.pbm": "out/a.png"}
 
 
 def test_formats_and_qualities() -> None:
@@ -211,15 +228,18 @@ def test_videos_that_are_named() -> None:
     make("a.mp4", "b.png")
     assert pairs("a.mp4", "b.png", "out", suffix=".webp") == {"a.mp4": "out/a.mp4", "b.png": "out/b.webp"}
     assert pairs("a.mp4", "c.mkv") == {"a.mp4": "c.mkv"}
-    with pytest.raises(EngineError, match="--quality is for"):
-        plan("a.mp4", "c.mp4", quality=80)
+    for name in ("c.avi", "c.TS", "c.flv"):
+        make(name)
+        with pytest.raises(EngineError, match="--quality is for"):
+            plan(name, "c.mp4", quality=80)
 
 
 def test_what_is_whole_already() -> None:
     make("in/a.png", "in/b.webp", "in/c.jpg", "in/d.tif", "in/e.png")
     Path("out").mkdir()
+    profile = bytes(2**21)  # Pillow reads none so long from PNGs
     for name in ("a.png", "b.webp", "c.jpg", "d.tif"):
-        Image.new("RGB", (40, 30), "red").save(f"out/{name}")
+        Image.new("RGB", (40, 30), "red").save(f"out/{name}", icc_profile=profile)
     todo = plan("in", "out").jobs
     assert [job.source.name for job in unfinished(todo)] == ["e.png"]
     for name in ("a.png", "b.webp", "c.jpg", "d.tif"):

@@ -267,6 +267,12 @@ def test_a_profile_sums_up_the_tiles() -> None:
     assert layers == [LayerTime("rows", sum(x.shape[2] for x in engine.seen)), LayerTime("runs", 2 * len(engine.seen))]
 
 
+def test_memory_that_is_allowed_and_taken_by_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.memory.resident", lambda: 73 * 2**20)
+    with pytest.raises(EngineError, match="--memory allows 10 MiB, of which this process takes 73 MiB; allow more"):
+        Tiled(Layer(), memory=10 * 2**20).spans(Size(9, 9))
+
+
 def test_no_memory_for_the_result_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(shape: tuple[int, ...], dtype: type) -> np.ndarray:
         raise MemoryError

@@ -655,6 +655,27 @@ def test_videos_go_to_who_enlarges_them(
     assert "c.png: cannot write videos of this kind" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "webp"], "--format is for pictures, and IN holds videos alone"),
+        (["--max-pixels", "9"], "--max-pixels is for pictures, and IN holds videos alone"),
+        (["--codec", "foo"], "--codec: there is no encoder for foo; choose one of h264 (libx264), "),
+        (["--crf", "99"], "--crf: libvpx-vp9 takes 0 to 63"),
+        (["--crf", "60", "--codec", "h264"], "--crf: libx264 takes 0 to 51"),
+        (["--crf", "1", "--codec", "ffv1"], "--crf: ffv1 is lossless and takes none"),
+        (["--crf", "60"], "missing.onnx: no such file"),
+        ([], "missing.onnx: no such file"),
+    ],
+)
+def test_what_videos_do_not_take_is_known_without_a_model(tmp_path: Path, options: list[str], message: str) -> None:
+    (tmp_path / "a.avi").touch()
+    (tmp_path / "b.mp4").touch()
+    result = run("missing.onnx", tmp_path / "a.avi", tmp_path / "b.mp4", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
 def test_pictures_of_all_kinds_stay_of_their_kind(onnx_file: Path, tmp_path: Path) -> None:
     """Channels and depth, and the opaque picture's colours whether it has an alpha channel or not."""
     (tmp_path / "in").mkdir()

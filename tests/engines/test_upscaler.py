@@ -195,6 +195,21 @@ def test_options_are_those_of_the_engine(checkpoint: Path, onnx_file: Path) -> N
         Upscaler(engine, device="cpu", threads=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model": None}, "model must be a path, a bundled name or an engine, got None"),
+        ({"tile": 128}, "tile must be a Size, .* got 128"),
+        ({"tile": "128x128"}, "tile must be a Size, .* got '128x128'"),
+        ({"memory": "4"}, "memory must be a number of bytes, got '4'"),
+        ({"threads": "4"}, "threads must be a whole number, got '4'"),
+    ],
+)
+def test_options_of_another_type_are_named_at_once(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        Upscaler(**{"model": "missing.onnx", **options})
+
+
 def test_progress_is_told_of_pictures_that_are_cut(upscaler: Upscaler) -> None:
     steps: list[tuple[int, int]] = []
     picture = Picture(noise((150, 210, 3)))

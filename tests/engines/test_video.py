@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import sys
 import threading
@@ -21,6 +22,8 @@ from ribsr.base.pictures import Picture
 from ribsr.base.sizes import Size
 
 av = pytest.importorskip("av")
+
+from av.codec.context import Flags  # noqa: E402
 
 from engines import video  # noqa: E402
 from engines.video import VideoError, enlarge_video  # noqa: E402
@@ -325,6 +328,25 @@ def test_frames_of_any_times_are_shown_when_they_were(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize(("codec", "suffix"), [(None, ".mp4"), (None, ".mkv"), ("vp9", ".webm"), ("av1", ".mkv")])
+def test_every_frame_is_shown_as_long_as_it_was(tmp_path: Path, codec: str | None, suffix: str) -> None:
+    """The last, too, where a screen recording or a slide show often rests."""
+
+    def prepare(_: Any, stream: Any) -> None:
+        stream.codec_context.flags |= Flags.frame_duration
+
+    def lasting(index: int) -> Any:
+        frame = paint(colours(index), "yuv420p")
+        frame.duration = (5000, 1000, 9000)[index]
+        return frame
+
+    options: Any = {"times": (0, 5000, 6000), "time_base": Fraction(1, 1000), "prepare": prepare, "frames": lasting}
+    source, target = make_clip(tmp_path / "in.mp4", **options), tmp_path / f"out{suffix}"
+    enlarge(source, target, codec=codec)
+    for path in (source, target):
+        assert [frame.duration * frame.time_base for frame in decoded(path)] == [5, 1, 9]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_sound_chapters_and_titles_are_kept(tmp_path: Path, suffix: str) -> None:
     def prepare(container: Any, stream: Any) -> None:
@@ -589,6 +611,12 @@ def test_a_target_that_cannot_be_is_refused_before_the_model_runs(
     assert upscaler.seen == []
     assert source.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "link.mp4"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.mp4")
+    with pytest.raises(VideoError, match="in.mp4: is a pipe or device, not a file"):
+        enlarge(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
 def test_odd_sides_are_refused_by_encoders_that_take_none(tmp_path: Path) -> None:

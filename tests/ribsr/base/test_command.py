@@ -161,3 +161,45 @@ def test_no_character_ends_a_command(tmp_path: Path, code_page: dict[str, str]) 
     assert b"Unicode" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(rb"Error: caf\xe9 ")
     assert done.stdout.count(b"caf") >= 4
+
+
+PRINTS_AND_FAILS = """
+import click, os, sys
+from ribsr.base.command import Command, echo
+
+@click.command(cls=Command)
+@click.option("--fails", is_flag=True)
+def main(fails):
+    echo(f"to stdout, terminal: {sys.stdout.isatty()}")
+    echo(f"to stderr, terminal: {sys.stderr.isatty()}", err=True)
+    with open("result", "w") as result:
+        os.write(1, b"by a library")
+        os.write(2, b"by a library")
+    if fails:
+        raise ValueError("it fails")
+
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--fails"], 1)])
+def test_closed_streams_are_no_fault_and_no_files(tmp_path: Path, closed: str, flags: list[str], code: int) -> None:
+    (tmp_path / "program.py").write_text(PRINTS_AND_FAILS, encoding="utf-8")
+    program = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "program.py", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("to stdout" in done.stdout) is (">&-" not in closed.split())
+    assert ("to stderr" in done.stderr) is ("2>&-" not in closed)
+    assert ("it fails" in done.stderr) is (code == 1 and "2>&-" not in closed)
+    assert "it fails" not in done.stdout
+    assert (tmp_path / "result").read_text() == ""
+
+
+def test_a_closed_stderr_is_not_replaced_by_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    echo("Error: a.png", err=True)
+    assert capsys.readouterr().out == ""
