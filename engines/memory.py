@@ -150,17 +150,6 @@ def told(size: float | None) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
-def give_back_early() -> None:
-    """Has the C library give blocks of 256 KiB and more back to the system as soon as they are free. glibc raises that
-    limit to 32 MiB by itself, and what a run over thousands of pictures holds grows by an eighth."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**18)
-
-
-_MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of malloc.h."""
-
-
 def trim_heap() -> None:
     """Gives freed memory that the C library keeps back to the system, where that can be said."""
     with suppress(OSError, AttributeError, TypeError):

@@ -15,7 +15,7 @@ import click
 from engines import video
 from engines.base import PRECISIONS, Description, Engine, EngineError
 from engines.jobs import MOST_NAMED, Job, Plan, find_jobs, is_video, unfinished
-from engines.memory import GIB, give_back_early
+from engines.memory import GIB
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
 from engines.pipeline import Enlarged, enlarge_all, room
 from engines.tiles import Tiled
@@ -79,7 +79,6 @@ def main(
         _note(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are there already")
         if not jobs:
             return
-    give_back_early()
     allowed = None if memory is None else round(memory * GIB)
     with open_engine(model_file, **options) as engine, ExitStack() as stack:
         for note in engine.describe().notes:

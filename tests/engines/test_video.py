@@ -197,7 +197,7 @@ def test_colours_are_those_of_h273_and_come_back(tmp_path: Path, pixels: str, ma
     given = colours(0, pixels, matrix, full)
     assert seen.dtype == (np.uint16 if deep else np.uint8)
     expected = to_rgb(given, pixels, matrix, full) * (65535 if deep else 255)
-    most = 65535 * 4.5 / 1023 if deep else 0.52  # swscale's white of 10 bits is 65283
+    most = 65535 * 4.5 / 1023 if deep else 0.52  # swscale's white of 10 bits is 65280
     assert np.abs(seen[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK] - expected).max() <= most
     assert (frame.format.name, frame.colorspace, frame.color_range) == (pixels, matrix, 2 if full else 1)
     off = np.abs(middles(frame).astype(int) - given)
