@@ -128,7 +128,7 @@ def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("in/b.png")
     assert list(pairs("in", "out")) == ["in/a.png"]
     assert plan("in", "out").notes == ("in: left out: 1 of other kinds (b.png)",)
-    with pytest.raises(PictureError, match="in/b.png: no such file"):
+    with pytest.raises(PictureError, match="in/b.png: is a pipe or device, not a file"):
         plan("in/b.png", "out.png")
 
 
