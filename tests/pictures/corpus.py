@@ -452,7 +452,7 @@ def _pnm() -> Iterator[Made]:
             refused = "text" if text and depth == 16 else ""
             yield Made(f"kind{channels}-{depth}-{end}", data, None if refused else pixels, refused)
     bits, gray = noise(9, 13, 1, 1), noise(9, 13, 1, 16)
-    yield Made("bits.pbm", pnm(bits, 1), (1 - bits) * np.uint8(255), unwritable="pbm")
+    yield Made("bits.pbm", pnm(bits, 1), (1 - bits) * np.uint8(255))
     yield Made("gray.pgm", pnm(gray, 65535), gray)
     for maximum, channels in itertools.product((7, 100, 1023, 4095), (1, 3)):
         top = 255 if maximum < 256 else 65535
