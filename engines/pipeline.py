@@ -98,11 +98,17 @@ def enlarge_all(
         ThreadPoolExecutor(WRITERS) as writers,
         ThreadPoolExecutor(threads) as enlargers,
     ):
+        cost: int | None = None  # of the next to come, whose file is asked once
         while coming or waiting or leaving:
-            while coming and len(waiting) <= READERS and fits(cost := _cost(coming[0], upscaler.scale, max_pixels)):
+            while coming and len(waiting) <= READERS:
+                if cost is None:
+                    cost = _cost(coming[0], upscaler.scale, max_pixels)
+                if not fits(cost):
+                    break
                 job = coming.popleft()
                 reading = [readers.submit(_read, job, upscaler.scale, _quality(job, quality), max_pixels)]
                 waiting.append(Waiting(Leaving(job, cost, Future()), reading))
+                cost = None
             if leaving and (leaving[0].outcome.done() or len(leaving) >= WRITERS + threads or not waiting):
                 job, _, outcome = leaving.popleft()
                 wait([outcome])

@@ -59,16 +59,14 @@ def split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """
     import numpy as np
 
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    count = 1 if len(planes) < 3 else 3
-    x = np.empty((1, 3, *planes.shape[1:]), np.float32)
-    x[0] = planes[:count]  # gray: the same three times
+    from ribsr.base.pictures import to_input
+
+    gray = channels(pixels) < 3
+    x = to_input(pixels if pixels.ndim == 2 else pixels[..., 0] if gray else pixels[..., :3])
     most = np.float32(_most(pixels.dtype))
-    if most != 1:
-        x /= most
-    if not has_alpha(pixels) or (planes[-1] >= most).all():
+    if not has_alpha(pixels) or (pixels[..., -1] >= most).all():
         return x, None
-    alpha = np.clip(planes[-1].astype(np.float32) / most, 0, 1)
+    alpha = np.clip(pixels[..., -1].astype(np.float32) / most, 0, 1)
     x *= alpha
     return x, alpha
 

@@ -166,9 +166,8 @@ class Upscaler:
 
         target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
         each tile of a picture that is cut; from 1 on again where tiles become smaller. tile: the largest of this
-        picture, unless memory did not suffice for such before. Raises EngineError where the
-        smallest tiles need too much memory, too, for values that are not finite, and for pixels of other kinds
-        (`planes.check_pixels`).
+        picture, unless memory did not suffice for such before. Raises EngineError where the smallest tiles need too
+        much memory, too, for values that are not finite, and for pixels of other kinds (`planes.check_pixels`).
         """
         return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress, tile)))
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from engines.base import NotInstalled
 from ribsr.base.errors import RibsrError, first_line
-from ribsr.base.files import atomic, check_target
+from ribsr.base.files import atomic, check_target, no_file
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 
@@ -220,7 +220,7 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
     def enlarge(part: Part) -> Part:
         return replace(part, pixels=upscaler.enlarge(Picture(part.pixels), tile=tile).pixels)
 
-    def opened(parts: Iterable[Part]) -> Iterator[Part]:
+    def cut_alike(parts: Iterable[Part]) -> Iterator[Part]:
         nonlocal tile
         for part in parts:
             tile = tile or upscaler.tile_for(part.pixels)
@@ -231,7 +231,7 @@ def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:
     try:
         read = _ahead(reader, lambda _: next(parts, None), itertools.repeat(None), AHEAD)
         given = (part for part in itertools.takewhile(bool, read) if part)
-        made = _ahead(makers, enlarge, opened(given), MAKERS)
+        made = _ahead(makers, enlarge, cut_alike(given), MAKERS)
         for done, _ in enumerate(_ahead(writer, film.write, made, BEHIND), 1):
             yield done
     finally:
@@ -260,9 +260,8 @@ def check(source: Path, target: Path) -> None:
     first, beyond = RELEASES
     if not first <= tuple(map(int, av.__version__.split(".")[:2])) < beyond:
         raise NotInstalled(f"{needed}, and this is PyAV {av.__version__}: {pip_install('video')}")
-    if not source.is_file():
-        other = "is a pipe or device, not a file" if source.exists() else "no such file"
-        raise VideoError(f"{source}: {'is a folder, not a video' if source.is_dir() else other}")
+    if reason := no_file(source, "a video"):
+        raise VideoError(f"{source}: {reason}")
     if target.suffix.lower() not in SUFFIXES:
         raise VideoError(f"{target}: cannot write videos of this kind; choose one of {', '.join(SUFFIXES)}")
     if target.exists() and target.samefile(source):

@@ -23,6 +23,7 @@ import numpy as np
 from click.testing import CliRunner
 
 from tests.engines import fakes
+from tests.resident import memory, start_peak
 
 GIB = 2**30
 
@@ -388,12 +389,6 @@ def read(plan: str) -> None:
         raise click.ClickException(message(error)) from None
 
 
-def memory(name: str) -> int:
-    """Bytes, of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
 def main() -> None:
     """Runs cases from stdin under a limit of 1 GiB more than the libraries take; a JSON line each on stdout."""
     import onnxruntime  # noqa: F401
@@ -407,7 +402,7 @@ def main() -> None:
     most = memory("VmSize") + GIB
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for command, arguments, _ in json.load(sys.stdin):
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+        start_peak()
         before, start = memory("VmRSS"), time.monotonic()
         result = CliRunner().invoke(commands[command], arguments)
         values = {

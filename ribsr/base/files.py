@@ -28,6 +28,15 @@ def check_target(path: str | Path) -> None:
     check_folder(_target(Path(path)).parent)
 
 
+def no_file(path: Path, wanted: str) -> str | None:
+    """Why there is no file to read at `path`, where `wanted`, such as "a picture", is expected; None if there is."""
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return f"is a folder, not {wanted}"
+    return "is a pipe or device, not a file" if path.exists() else "no such file"
+
+
 def check_folder(folder: str | Path) -> None:
     """Raises OSError unless files can be made in a folder; only making one tells."""
     try:

@@ -24,6 +24,7 @@ from ribsr.base.pictures import Picture, bytes_to_write, to_input, to_pixels
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
 from tests.engines.test_tiles import Layer
+from tests.resident import printed
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -131,10 +132,7 @@ import json, sys
 import numpy as np
 from engines import open_engine
 from ribsr.base.sizes import Size
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+from tests.resident import memory, start_peak
 
 path, options, *sizes = sys.argv[1:]
 found = []
@@ -144,27 +142,21 @@ with open_engine(path, device="cpu", threads=2, **json.loads(options)) as engine
     for text in sizes:
         size = Size.parse(text)
         x = np.random.default_rng(0).random((1, 3, *size), np.float32)
-        before, predicted = status("VmRSS:"), engine.needs(size)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        before, predicted = memory("VmRSS"), engine.needs(size)
+        start_peak()
         y = engine.run(x)
-        peak = status("VmHWM:") - before
+        peak = memory("VmHWM") - before
         del x, y
         again = engine.needs(size)
         engine.release()
-        found.append({"predicted": predicted, "peak": peak, "again": again, "left": status("VmRSS:") - before})
+        found.append({"predicted": predicted, "peak": peak, "again": again, "left": memory("VmRSS") - before})
 print(json.dumps(found))
 """
 
 
 def measured(path: Path, *sizes: str, **options: str) -> list[dict[str, int]]:
     """Peaks beside predictions, in a process of its own."""
-    command = [sys.executable, "-c", MEASURE, str(path), json.dumps(options), *sizes]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if "clear_refs" in result.stderr:
-        pytest.skip("the peak cannot be read here")
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(printed(MEASURE, str(path), json.dumps(options), *sizes))
 
 
 @pytest.fixture(scope="module")
@@ -510,25 +502,17 @@ from pathlib import Path
 import numpy as np
 from engines import Upscaler
 from ribsr.base.pictures import Picture, write_picture
-from tests.engines.test_tiles import Layer
 from ribsr.base.sizes import Size
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-
-class Nearest(Layer):
-    def run(self, x):
-        return x.repeat(2, 2).repeat(2, 3)
+from tests.engines.test_tiles import Nearest
+from tests.resident import memory, start_peak
 
 pixels = np.random.default_rng(0).integers(0, 32, (2000, 3000, 3), dtype=np.uint8)  # does not compress to nothing
 pixels += (np.arange(3000) // 16).astype(np.uint8)[:, None]
 write_picture(Path(sys.argv[1]).with_name("warm" + Path(sys.argv[1]).suffix), Picture(pixels[:9, :9].copy()))
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-before = status("VmRSS:")
+start_peak()
+before = memory("VmRSS")
 write_picture(sys.argv[1], Upscaler(Nearest(), tile=Size(256, 256)).enlarge(Picture(pixels)))
-print((status("VmHWM:") - before) / (4 * 2000 * 3000))
+print((memory("VmHWM") - before) / (4 * 2000 * 3000))
 """
 
 
@@ -536,11 +520,7 @@ print((status("VmHWM:") - before) / (4 * 2000 * 3000))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "ppm", "webp"])
 def test_at_most_twelve_bytes_a_pixel_of_the_result(tmp_path: Path, suffix: str) -> None:
     """But for WebP, whose encoder takes more. What is foreseen is what photographs take, and never too little."""
-    command = [sys.executable, "-c", WRITTEN, str(tmp_path / f"out.{suffix}")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if "clear_refs" in result.stderr:
-        pytest.skip("the peak cannot be read here")
-    assert result.returncode == 0, result.stderr
+    taken = float(printed(WRITTEN, str(tmp_path / f"out.{suffix}")))
     expected = bytes_to_write(tmp_path / f"out.{suffix}")
-    assert 0.5 * expected < float(result.stdout) < expected + 1
+    assert 0.5 * expected < taken < expected + 1
     assert expected <= 12 or suffix == "webp"

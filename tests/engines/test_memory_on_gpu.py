@@ -17,19 +17,15 @@ ort = pytest.importorskip("onnxruntime")
 
 import ribsr  # noqa: E402
 from engines import Tiled, open_engine  # noqa: E402
-from engines.ort import CUDA  # noqa: E402
 from export.convert import Options, export_onnx  # noqa: E402
 from plugins import library  # noqa: E402
 from ribsr.base.sizes import Size  # noqa: E402
 from tests.engines import fakes  # noqa: E402
+from tests.engines.on_gpu import NEEDS_ONNXRUNTIME  # noqa: E402
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-    pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="needs onnxruntime-gpu"),
-    pytest.mark.skipif(
-        not (library.path().exists() and library.onnxruntime_path().exists()), reason="needs python -m plugins.build"
-    ),
+    *NEEDS_ONNXRUNTIME,
+    pytest.mark.skipif(not library.path().exists(), reason="needs python -m plugins.build"),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,18 +22,13 @@ from export.canonical import trace  # noqa: E402
 from export.convert import Options, make_graph  # noqa: E402
 from export.fold import fold  # noqa: E402
 from export.progress import Progress  # noqa: E402
-from plugins import library  # noqa: E402
 from ribsr import bundled  # noqa: E402
 from ribsr.base.sizes import Size  # noqa: E402
 from tests.conftest import load_golden  # noqa: E402
 from tests.engines import fakes, halves  # noqa: E402
+from tests.engines.on_gpu import NEEDS_ONNXRUNTIME  # noqa: E402
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-    pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="needs onnxruntime-gpu"),
-    pytest.mark.skipif(not library.onnxruntime_path().exists(), reason="needs python -m plugins.build"),
-]
+pytestmark = NEEDS_ONNXRUNTIME
 
 NETWORKS = ("sst-light", "sst-l+", "esc-rib")
 SIZES = (Size(1, 1), Size(45, 77), Size(130, 201))

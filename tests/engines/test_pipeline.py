@@ -131,6 +131,16 @@ def test_a_picture_larger_than_the_bound_goes_alone(tmp_path: Path, monkeypatch:
     assert live.most <= 100 * 100 * 3 * (1 + SCALE**2)
 
 
+def test_a_picture_that_has_to_wait_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, asked, header = jobs_in(tmp_path, [(40, 50)] * 12), [], pictures.read_header
+    most = cost(jobs[0])
+    monkeypatch.setattr(pictures, "read_header", lambda path, *rest: asked.append(path) or header(path, *rest))
+    Live(monkeypatch)
+    done = list(enlarge_all(jobs, Repeating(), most=most))  # type: ignore[arg-type]
+    assert [outcome.exception() for _, outcome in done] == [None] * len(jobs)
+    assert asked == [job.source for job in jobs]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_pictures_that_fail_keep_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """An exception holds the frames that it went through, and they hold the picture."""

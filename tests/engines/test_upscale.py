@@ -318,6 +318,13 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
     assert asked_for == [Size(140, 100)]
 
 
+def run_in(encoding: str, *arguments: Path) -> subprocess.CompletedProcess[bytes]:
+    """The command as a process whose output has this encoding."""
+    command = [sys.executable, "-m", "engines.upscale", *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+
+
 def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -> None:
     """Latin-1 bytes, which strict UTF-8 cannot print; and an arrow, which Latin-1 cannot."""
     name = os.fsencode(folder) + b"/caf\xe9.png"
@@ -326,13 +333,7 @@ def test_names_of_other_systems(onnx_file: Path, folder: Path, tmp_path: Path) -
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     for encoding in ("utf-8:strict", "latin-1:strict", "ascii:strict"):
-        result = subprocess.run(
-            [sys.executable, "-m", "engines.upscale", onnx_file, folder, tmp_path / "out"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONIOENCODING": encoding},
-            capture_output=True,
-            check=False,
-        )
+        result = run_in(encoding, onnx_file, folder, tmp_path / "out")
         assert (result.returncode, result.stderr) == (0, b"")
         assert rb"/caf\xe9.png 13x9" in result.stdout
         assert len(list((tmp_path / "out").iterdir())) == 6
@@ -564,13 +565,7 @@ def test_a_failure_with_a_name_that_cannot_be_shown(onnx_file: Path, folder: Pat
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     for encoding in ("utf-8:strict", "ascii:strict", "cp1252:strict"):
-        result = subprocess.run(
-            [sys.executable, "-m", "engines.upscale", onnx_file, folder, tmp_path / "out"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONIOENCODING": encoding},
-            capture_output=True,
-            check=False,
-        )
+        result = run_in(encoding, onnx_file, folder, tmp_path / "out")
         assert result.returncode == 1
         lines = result.stderr.splitlines()
         assert len(lines) == 2, result.stderr

@@ -19,7 +19,7 @@ from PIL import (
 
 from ribsr.base.errors import first_line
 from ribsr.base.pictures import avif
-from ribsr.base.pictures.found import PRIVATE, Allow, Found, behind, orientation, upright
+from ribsr.base.pictures.found import INCHES, PRIVATE, Allow, Found, behind, orientation, upright
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -209,7 +209,7 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     try:
         if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
             exif = image.getexif()
-            unit = {2: 1.0, 3: 2.54}[exif.get(0x0128, 2)]
+            unit = INCHES[exif.get(0x0128, 2)]
             across, down = unit * float(exif[0x011A]), unit * float(exif[0x011B])
         else:
             across, down = map(float, image.info["dpi"])

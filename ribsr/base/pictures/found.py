@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -22,6 +22,9 @@ UNDOUBTED_PIXELS = 2**25
 MOST_BYTES_EACH = 1000
 """Decoded bytes for each byte of the file, in larger pictures. Deflate ends at 1032. Measured with pictures of one
 colour, 8192x8192: our PNG 931, our TIFF 912, Pillow's PNG 1030 (black) and 934, its progressive JPEG 511."""
+
+INCHES: Mapping[int, float] = {2: 1.0, 3: 2.54}
+"""Number of TIFF's and EXIF's unit of resolution → how many of it are an inch."""
 
 MOST_DPI = 10**6
 """More is a mistake, and no format holds any number."""

@@ -90,11 +90,13 @@ class Picture:
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:
-    """What models take: uint8 or uint16, RGB [H, W, 3] or gray [H, W] → float32 [1, 3, H, W], black 0 to white 1."""
+    """What models take: RGB [H, W, 3] or gray [H, W], uint8, uint16, or float32 that is in [0, 1] already → float32
+    [1, 3, H, W], black 0 to white 1."""
     planes = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
     x = np.empty((1, 3, *planes.shape[1:]), np.float32)
     x[0] = planes  # gray: the same three times
-    x /= np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.dtype.kind != "f":
+        x /= np.float32(np.iinfo(pixels.dtype).max)
     return x
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ribsr.base.errors import first_line
+from ribsr.base.files import no_file
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
 from ribsr.base.pictures.picture import Picture, PictureError, to_input
@@ -74,10 +75,8 @@ def pictures_in(folder: str | Path) -> list[Path]:
 
 def check_source(path: Path) -> None:
     """Raises PictureError unless there is a file to read."""
-    if path.is_dir():
-        raise PictureError(f"{path}: is a folder, not a picture")
-    if not path.is_file():
-        raise PictureError(f"{path}: {'is a pipe or device, not a file' if path.exists() else 'no such file'}")
+    if reason := no_file(path, "a picture"):
+        raise PictureError(f"{path}: {reason}")
 
 
 def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ribsr.base.pictures.by_pillow import from_cmyk
-from ribsr.base.pictures.found import PRIVATE, Allow, Found
+from ribsr.base.pictures.found import INCHES, PRIVATE, Allow, Found
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
 from ribsr.base.sizes import Size
 
@@ -178,7 +178,7 @@ def _divide(colours: np.ndarray, alpha: np.ndarray) -> None:
 
 
 def _colour(page: TiffPage) -> Colour:
-    ratios, unit = (_tag(page, 282, None), _tag(page, 283, None)), {2: 1.0, 3: 2.54}.get(_tag(page, 296, 2))
+    ratios, unit = (_tag(page, 282, None), _tag(page, 283, None)), INCHES.get(_tag(page, 296, 2))
     dpi = None
     if unit and all(isinstance(ratio, tuple) and len(ratio) == 2 and min(ratio) > 0 for ratio in ratios):
         dpi = (unit * ratios[0][0] / ratios[0][1], unit * ratios[1][0] / ratios[1][1])
