@@ -43,19 +43,12 @@ class Format:
     lossy: bool = False
 
 
-def _png(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_png(file, picture)
+def _without_quality(write: Callable[[BinaryIO, Picture], None]) -> Callable[[BinaryIO, Picture, int | None], None]:
+    """Of a format that has none to choose."""
+    return lambda file, picture, quality: write(file, picture)
 
 
-def _tiff(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_tiff(file, picture)
-
-
-def _pnm(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_pnm(file, picture)
-
-
-def _bmp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+def _bmp(file: BinaryIO, picture: Picture) -> None:
     save("BMP", file, picture, dpi=picture.colour.dpi or (0, 0))  # Pillow makes up 96
 
 
@@ -65,7 +58,8 @@ def _jpeg(file: BinaryIO, picture: Picture, quality: int | None) -> None:
 
 def _webp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
     if quality is None:
-        save("WEBP", file, picture, lossless=True, exact=True)  # colours where nothing is seen, too
+        # Colours where nothing is seen, too. Quality is effort: at Pillow's 80, twice the time for the same size.
+        save("WEBP", file, picture, lossless=True, exact=True, quality=50)
     else:
         save("WEBP", file, picture, quality=quality)
 
@@ -78,13 +72,13 @@ def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
 _DPI = (0.0128, MOST_DPI)
 """As whole numbers of pixels per metre; of TIFF it is far from what it can say."""
 
-_PNG = Format("PNG", _png, 4, longest=10**6, deep=True, alpha=True, dpi=_DPI)
-_WEBP = Format("WebP", _webp, 36, longest=16383, alpha=True, gray=False, lossy=True)
-_TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=_DPI)
+_PNG = Format("PNG", _without_quality(write_png), 4, longest=10**6, deep=True, alpha=True, dpi=_DPI)
+_WEBP = Format("WebP", _webp, 43, longest=16383, alpha=True, gray=False, lossy=True)
+_TIFF = Format("TIFF", _without_quality(write_tiff), 1, deep=True, alpha=True, dpi=_DPI)
 _JPEG = Format("JPEG", _jpeg, 4, longest=65500, profile=255 * 65519, dpi=(0.51, 65535), lossy=True)
-_BMP = Format("BMP", _bmp, 4, profile=0, dpi=_DPI)
-_PNM = Format("PPM", _pnm, 1, deep=True, profile=0)
-_AVIF = Format("AVIF", _avif, 42, longest=32768, largest=2**28, alpha=True, lossy=True)
+_BMP = Format("BMP", _without_quality(_bmp), 4, profile=0, dpi=_DPI)
+_PNM = Format("PPM", _without_quality(write_pnm), 1, deep=True, profile=0)
+_AVIF = Format("AVIF", _avif, 47, longest=32768, largest=2**28, alpha=True, lossy=True)
 
 WRITABLE: Mapping[str, Format] = {
     ".png": _PNG,
