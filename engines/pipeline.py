@@ -88,10 +88,12 @@ def enlarge_all(
     coming, waiting, leaving = deque(jobs), deque[Waiting](), deque[Leaving]()
     threads = threads_for(upscaler)
 
+    def held(pictures: Iterable[Leaving]) -> int:
+        return sum(one.cost for one in pictures if not one.outcome.done())
+
     def fits(cost: int) -> bool:
-        under_way = (*(one.leaving for one in waiting), *leaving)
-        held = sum(one.cost for one in under_way if not one.outcome.done())
-        return most is None or held == 0 or held + cost <= most
+        before = held((*(one.leaving for one in waiting), *leaving))
+        return most is None or before == 0 or before + cost <= most
 
     with (
         ThreadPoolExecutor(READERS) as readers,
@@ -115,12 +117,13 @@ def enlarge_all(
                 yield job, outcome
             else:
                 one = waiting.popleft()
+                promised = held(leaving)  # what encoders take, they do not take at once
                 leaving.append(one.leaving)
                 chosen = _quality(one.leaving.job, quality)
                 if threads == 1:
-                    _enlarge(one, upscaler, advance, writers, chosen)
+                    _enlarge(one, upscaler, advance, promised, writers, chosen)
                 else:
-                    enlargers.submit(_enlarge, one, upscaler, advance, writers, chosen)
+                    enlargers.submit(_enlarge, one, upscaler, advance, promised, writers, chosen)
 
 
 def _quality(job: Job, quality: int | None) -> int | None:
@@ -149,12 +152,14 @@ def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> 
     return picture
 
 
-def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Executor, quality: int | None) -> None:
+def _enlarge(
+    one: Waiting, upscaler: Upscaler, advance: Advance, promised: int, writers: Executor, quality: int | None
+) -> None:
     """Puts a picture through the model and has it written."""
     job, _, outcome = one.leaving
     outcome.add_done_callback(_let_go)
     try:
-        writing = writers.submit(_write, job, *_made(job, one.picture, upscaler, advance), quality)
+        writing = writers.submit(_write, job, *_made(job, one.picture, upscaler, advance, promised), quality)
     except BaseException as error:
         outcome.set_exception(error)
         if not isinstance(error, Exception):
@@ -163,11 +168,13 @@ def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Execut
         writing.add_done_callback(lambda written: _pass_on(written, outcome))
 
 
-def _made(job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+def _made(
+    job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance, promised: int
+) -> tuple[Enlarged, Picture]:
     from ribsr.base.pictures import left_out
 
     picture = read.pop().result()
-    made = upscaler.enlarge(picture, target=job.target, advance=advance)
+    made = upscaler.enlarge(picture, target=job.target, advance=advance, promised=promised)
     return Enlarged(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
 
 

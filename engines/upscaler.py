@@ -143,7 +143,8 @@ class Upscaler:
         shape = (*array.shape[:2], *Size.of(array).times(self.scale))
         made = empty_result(self._engine.describe().path, shape, array.dtype)
         for i, (place, pixels) in enumerate(zip(made, array, strict=True)):
-            job = _Job(pixels.transpose(1, 2, 0), waiting=len(array) - i)
+            waiting = made[i:].nbytes  # asked for, and not taken yet
+            job = _Job(pixels.transpose(1, 2, 0), promised=waiting)
             place[...] = self._run(job).transpose(2, 0, 1)
         return made
 
@@ -161,22 +162,25 @@ class Upscaler:
         target: Path | str = "",
         advance: Advance | None = None,
         tile: Size | None = None,
+        promised: int = 0,
     ) -> Picture:
         """The picture `scale` times as large, with its colour; what was dropped when it was read stays told.
 
         target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
         each tile of a picture that is cut; from 1 on again where tiles become smaller. tile: the largest of this
-        picture, unless memory did not suffice for such before. Raises EngineError where the smallest tiles need too
-        much memory, too, for values that are not finite, and for pixels of other kinds (`planes.check_pixels`).
+        picture, unless memory did not suffice for such before. promised: bytes that look free, and that others are
+        about to take. Raises EngineError where the smallest tiles need too much memory, too, for values that are not
+        finite, and for pixels of other kinds (`planes.check_pixels`).
         """
-        return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress, tile)))
+        job = _Job(picture.pixels, target, advance or _no_progress, tile, promised)
+        return replace(picture, pixels=self._run(job))
 
     def _run(self, job: _Job) -> np.ndarray:
         """`Tiled.enlarge` in tiles for which memory suffices."""
         planes.check_pixels(job.pixels)
         tile = first = _smallest(job.tile, self._tile)
         while True:
-            tiled = Tiled(self._engine, tile, self._memory)
+            tiled = Tiled(self._engine, tile, self._memory, job.promised)
             try:
                 made = self._attempt(tiled, job)
                 break
@@ -244,14 +248,14 @@ def _no_progress(done: int, count: int) -> None:
 class _Job:
     """Pixels, where they are to be written, who is told of tiles, and how large those may be.
 
-    waiting: results of this size for which memory has been asked, and that do not take it yet.
+    promised: bytes that look free and are not, whatever becomes of this picture.
     """
 
     pixels: np.ndarray
     target: Path | str = ""
     advance: Advance = _no_progress
     tile: Size | None = None
-    waiting: int = 0
+    promised: int = 0
 
     @property
     def size(self) -> Size:
@@ -263,12 +267,11 @@ class _Job:
 
     @property
     def result(self) -> int:
-        """Bytes that a pixel of the result takes until the caller is done with it, and of those that wait."""
+        """Bytes that a pixel of the result takes until the caller is done with it."""
         from ribsr.base.pictures import bytes_to_write
 
         count, depth = planes.channels(self.pixels), 8 * self.pixels.itemsize
-        own = count * self.pixels.itemsize
-        return (bytes_to_write(self.target, count, depth) if str(self.target) else own) + self.waiting * own
+        return bytes_to_write(self.target, count, depth) if str(self.target) else count * self.pixels.itemsize
 
 
 class _Shared(Engine):
