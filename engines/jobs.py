@@ -151,7 +151,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
     notes: list[str] = []
     for path in given:
         if not path.is_dir():
-            jobs.append(Job(path, out / path.name if is_video(path) else result(Path(path.name))))
+            jobs.append(Job(path, out / _video_name(path) if is_video(path) else result(Path(path.name))))
             continue
         entries = list(_entries(path, recursive, out.resolve()))
         pictures = [entry for entry in entries if _is_picture(entry)]
@@ -268,6 +268,13 @@ def is_video(path: Path) -> bool:
     from engines.video import READABLE
 
     return path.suffix.lower() in READABLE
+
+
+def _video_name(path: Path) -> str:
+    """What becomes of a video in a folder; Matroska holds what containers hold that are only read, such as AVI."""
+    from engines.video import SUFFIXES
+
+    return path.name if path.suffix.lower() in SUFFIXES else f"{path.stem}.mkv"
 
 
 def takes_quality(path: Path) -> bool:

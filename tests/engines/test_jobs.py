@@ -228,6 +228,10 @@ def test_videos_that_are_named() -> None:
     make("a.mp4", "b.png")
     assert pairs("a.mp4", "b.png", "out", suffix=".webp") == {"a.mp4": "out/a.mp4", "b.png": "out/b.webp"}
     assert pairs("a.mp4", "c.mkv") == {"a.mp4": "c.mkv"}
+    make("c.AVI", "d.ts", "d.mkv")  # the first two are only read
+    assert pairs("c.AVI", "d.ts", "out") == {"c.AVI": "out/c.mkv", "d.ts": "out/d.mkv"}
+    with pytest.raises(EngineError, match=r"d.ts and d.mkv would both become out/d.mkv"):
+        plan("d.ts", "d.mkv", "out")
     for name in ("c.avi", "c.TS", "c.flv"):
         make(name)
         with pytest.raises(EngineError, match="--quality is for"):
