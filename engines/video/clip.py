@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -93,6 +94,7 @@ class Clip:
         self._said: set[str] = set()
         self._end = Fraction(0)
         self._due: set[int] = set()
+        self._untold: deque[int] | None = deque() if self.container.format.name == "avi" else None
         self.rest: list[Packet] = []
         self._decoded = self._decode()
         first = next(self._decoded, None)
@@ -140,7 +142,9 @@ class Clip:
                 raise self._damaged(reason_of(error)) from None
             if packet.is_corrupt:
                 raise self._damaged("it is cut off there")
-            if packet.pts is not None and not packet.is_discard and self.codec in _ONE_A_PACKET:
+            if self._untold is not None:
+                _tell_times(packet, frames, self._untold)
+            elif packet.pts is not None and not packet.is_discard and self.codec in _ONE_A_PACKET:
                 self._due.add(packet.pts)
             for frame in frames:
                 if frame.is_corrupt:
@@ -150,6 +154,8 @@ class Clip:
                 yield waiting, frame
                 waiting = []
         self._check_lost(math.inf)
+        if self._untold and self.codec in _ONE_A_PACKET:
+            raise VideoError(f"{self.path}: {len(self._untold)} of its frames cannot be decoded; repair it first")
         self.rest = waiting
 
     def _check_lost(self, now: float) -> None:
@@ -218,6 +224,16 @@ class Clip:
 
     def __exit__(self, *_: object) -> None:
         self.container.close()
+
+
+def _tell_times(packet: Packet, frames: list[VideoFrame], times: deque[int]) -> None:
+    """Of AVI, which counts packets in the order of decoding: FFmpeg guesses wrong where frames are shown that wait for
+    later ones. They come in the right order, at the same times."""
+    if packet.size and packet.dts is not None:
+        times.append(packet.dts)
+    for frame in frames:
+        if times:
+            frame.pts = times.popleft()
 
 
 def is_cover(stream: Any) -> bool:

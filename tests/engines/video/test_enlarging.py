@@ -29,10 +29,11 @@ av = pytest.importorskip("av")
         ("libx264", ".mp4", "is damaged, after 0.[67]"),
         ("libx265", ".mp4", r"frame [12]\d is damaged, after 0.\d\d s .the decoder leaves it out"),
         ("libvpx-vp9", ".webm", "frame 21 is damaged, after 0.76 s"),
+        ("libx264", ".avi", "is damaged, after 0.[67]"),
     ],
 )
 def test_a_damaged_frame_ends_it_and_is_named(tmp_path: Path, codec: str, suffix: str, reason: str) -> None:
-    source, target = make_clip(tmp_path / f"in{suffix}", codec, times=tuple(range(60))), tmp_path / f"out{suffix}"
+    source, target = make_clip(tmp_path / f"in{suffix}", codec, times=tuple(range(60))), tmp_path / "out.mkv"
     with av.open(str(source)) as container:
         found: Any = [packet for packet in container.demux(video=0) if packet.size]
         start, size = found[20].pos, found[20].size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,21 @@ def test_frames_of_any_times_are_shown_when_they_were(tmp_path: Path) -> None:
         assert [(frame.pts, frame.time_base) for frame in decoded(tmp_path / "out.mp4")] == [
             (time, Fraction(1, 12800)) for time in times
         ]
+
+
+@pytest.mark.parametrize(("codec", "options"), [("libx264", {}), ("mpeg4", {"bf": "2"}), ("mjpeg", {})])
+def test_frames_of_avi_come_in_order_and_evenly(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    """Its packets have no times of showing. FFmpeg guesses those of H.264 wrong: some frames wait for later ones."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    source = make_clip(tmp_path / "in.avi", codec, pixels, full=codec == "mjpeg", options=options)
+    before, upscaler = decoded(source), Repeating()
+    assert (codec != "libx264") is ([frame.pts for frame in before] == sorted(frame.pts for frame in before))
+    assert enlarge(source, tmp_path / "out.mkv", upscaler, codec="ffv1").frames == 10
+    after = decoded(tmp_path / "out.mkv")
+    times = [frame.pts * frame.time_base for frame in after]
+    assert {later - sooner for sooner, later in itertools.pairwise(times)} == {Fraction(1, 25)}
+    for made, frame in zip(after, before, strict=True):
+        np.testing.assert_allclose(middles(made)[..., 0], middles(frame)[..., 0], atol=3)
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [(None, ".mp4"), (None, ".mkv"), ("vp9", ".webm"), ("av1", ".mkv")])
