@@ -192,7 +192,8 @@ def test_frames_of_avi_come_in_order_and_evenly(tmp_path: Path, codec: str, opti
     times = [frame.pts * frame.time_base for frame in after]
     assert {later - sooner for sooner, later in itertools.pairwise(times)} == {Fraction(1, 25)}
     for made, frame in zip(after, before, strict=True):
-        np.testing.assert_allclose(middles(made)[..., 0], middles(frame)[..., 0], atol=3)
+        differences = middles(made)[..., 0].astype(int) - middles(frame)[..., 0]
+        assert np.abs(differences).mean() < 10  # of another frame some 80
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [(None, ".mp4"), (None, ".mkv"), ("vp9", ".webm"), ("av1", ".mkv")])
