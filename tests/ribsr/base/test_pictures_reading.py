@@ -643,6 +643,13 @@ def test_segments_of_jpeg_are_told(tmp_path: Path, segment: bytes, told: str) ->
 @pytest.mark.parametrize("make", [lambda: by_pillow(RGB, "JPEG", progressive=True), lambda: made.png(RGB)])
 def test_data_behind_a_picture_is_told(tmp_path: Path, make: Callable[[], bytes]) -> None:
     assert read(tmp_path, make() + b"\0\0ftypmp4").dropped == ("data behind the picture",)
+
+
+def test_data_behind_a_cameras_last_picture_is_told(tmp_path: Path) -> None:
+    """Where motion photos have a video."""
+    data = by_pillow(RGB, "MPO", save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())] * 2)
+    assert read(tmp_path, data).dropped == ("2 more pictures",)
+    assert read(tmp_path, data + b"\0\0ftypmp4").dropped == ("2 more pictures", "data behind the picture")
     assert read(tmp_path, make() + bytes(9)).dropped == ()
 
 
