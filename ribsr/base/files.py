@@ -34,7 +34,9 @@ def no_file(path: Path, wanted: str) -> str | None:
         return None
     if path.is_dir():
         return f"is a folder, not {wanted}"
-    return "is a pipe or device, not a file" if path.exists() else "no such file"
+    if path.exists():
+        return "is a pipe or device, not a file"
+    return "is a link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def check_folder(folder: str | Path) -> None:
@@ -193,8 +195,8 @@ def locked(path: str | Path) -> Iterator[bool]:
         yield alone
 
 
-def foreign(path: str | Path) -> str | None:
-    """What a file is by its beginning, where that is no model at all, but often gets a model's name by accident."""
+def foreign(path: str | Path, wanted: str = "a model") -> str | None:
+    """What a file is by its beginning, where that is nothing like what is `wanted`, but gets its name by accident."""
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -205,7 +207,7 @@ def foreign(path: str | Path) -> str | None:
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself, which git lfs pull fetches"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page, not a model: log in where it comes from, or take its download link"
+        return f"is a web page, not {wanted}: log in where it comes from, or take its download link"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ribsr.base.errors import first_line
-from ribsr.base.files import no_file
+from ribsr.base.files import foreign, no_file
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
 from ribsr.base.pictures.picture import Picture, PictureError, to_input
@@ -171,7 +171,7 @@ def read_input(path: str | Path) -> np.ndarray:
 
 
 def _decoded(file: BinaryIO, allow: Allow) -> Found:
-    kind = _kind(file.read(32))
+    kind = _kind(file)
     file.seek(0)
     if kind == "PNG":
         return read_png(file, allow)
@@ -190,8 +190,9 @@ def _decoded(file: BinaryIO, allow: Allow) -> Found:
     return read_by_pillow(kind, file, allow)
 
 
-def _kind(head: bytes) -> str:
+def _kind(file: BinaryIO) -> str:
     """By a file's first bytes. Raises PictureError for what is no picture, or of a kind that is not read."""
+    head = file.read(32)
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
             return kind
@@ -204,6 +205,8 @@ def _kind(head: bytes) -> str:
     for beginning, kind in _REFUSED:
         if head.startswith(beginning):
             refused = kind
+    if refused is None and b"<svg" in head + file.read(2**12):
+        refused = "SVG"
     if refused:
         raise PictureError(f"is {refused}, which is not supported; convert it to PNG")
-    raise PictureError("not a picture, or of a kind that is not supported")
+    raise PictureError(foreign(file.name, "a picture") or "not a picture, or of a kind that is not supported")
