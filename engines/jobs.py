@@ -102,7 +102,7 @@ def _given(sources: Sequence[str], out: Path) -> list[Path]:
             except PictureError as error:
                 missing.append(str(error))
         for path in paths:
-            found.setdefault((path.resolve(), path.name), path)  # `**` meets a file again through links to folders
+            found.setdefault((_real(path), path.name), path)  # `**` meets a file again through links to folders
     if missing:
         more = [f"and {len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
         raise PictureError("; ".join([*missing[:MOST_NAMED], *more]))
@@ -114,13 +114,18 @@ def _matches(pattern: str, out: Path) -> list[Path]:
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not found:
         raise EngineError(f"{pattern}: no file has such a name")
-    searched = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)).resolve()
-    results = out.resolve()
+    searched = _real(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)))
+    results = _real(out)
     if searched in results.parents:
-        found = [path for path in found if not path.resolve().is_relative_to(results)]
+        found = [path for path in found if not _real(path).is_relative_to(results)]
     if not found:
         raise EngineError(f"{pattern}: finds only files in {out}, which are taken for results; name another OUT")
     return found
+
+
+def _real(path: Path) -> Path:
+    """Through symbolic links; `Path.resolve` raises an error, until Python 3.12, for those that lead in circles."""
+    return Path(os.path.realpath(path))
 
 
 def _check_folder(out: Path, given: Iterable[Path]) -> None:
@@ -129,9 +134,11 @@ def _check_folder(out: Path, given: Iterable[Path]) -> None:
 
     if out.exists() and not out.is_dir():
         raise EngineError(f"{out}: IN is a folder or several files, so OUT has to be a folder; give another name")
+    if out.is_symlink() and not out.exists():
+        raise EngineError(f"{out}: is a link that leads nowhere, and has to be a folder; give another name")
     if not out.parent.is_dir():
         raise EngineError(f"{out}: there is no folder {out.parent}")
-    if any(path.is_dir() and path.resolve() == out.resolve() for path in given):
+    if any(path.is_dir() and _real(path) == _real(out) for path in given):
         raise EngineError(f"{out}: OUT is the same folder as IN; give another name")
     check_folder(out if out.is_dir() else out.parent)
 
@@ -153,7 +160,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
         if not path.is_dir():
             jobs.append(Job(path, out / _video_name(path) if is_video(path) else result(Path(path.name))))
             continue
-        entries = list(_entries(path, recursive, out.resolve()))
+        entries = list(_entries(path, recursive, _real(out)))
         pictures = [entry for entry in entries if _is_picture(entry)]
         jobs += [Job(picture, result(picture.relative_to(path))) for picture in pictures]
         others = _told(path, entries)
@@ -171,7 +178,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
 def _entries(folder: Path, recursive: bool, results: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """What is in a folder, by name, and in those in it, which linked ones are as well, but not in circles; results'
     folder is left out. Folders that are not entered are told, hidden files are not, but for sidecars."""
-    real = folder.resolve()
+    real = _real(folder)
     if real == results or real in above:
         return
     try:

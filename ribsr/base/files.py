@@ -24,7 +24,7 @@ except ImportError:  # not a POSIX system
 
 def check_target(path: str | Path) -> None:
     """Raises OSError unless a file can be written here: its folder is there and takes files, and what has this name, if
-    anything, is a file or a symbolic link to where a file can be written."""
+    anything, is a file that is not write-protected, or a symbolic link to where a file can be written."""
     check_folder(_target(Path(path)).parent)
 
 
@@ -67,6 +67,8 @@ def _target(path: Path) -> Path:
         raise IsADirectoryError(f"{path}: is a folder; name a file")
     if target.exists() and not target.is_file():  # the new file would take a device's place
         raise OSError(f"{path}: is a device or a pipe; name a file")
+    if target.exists() and not os.access(target, os.W_OK):  # a new file would take its place all the same
+        raise PermissionError(f"{path}: is write-protected; name another file")
     return target
 
 

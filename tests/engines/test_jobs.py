@@ -122,6 +122,16 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails() -> None:
     assert list(pairs("in", "out")) == ["in/a.png", "in/b.png"]
 
 
+def test_a_link_in_a_circle_is_a_picture_that_fails() -> None:
+    make("a.png")
+    os.symlink("b.png", "b.png")
+    assert list(pairs("*.png", "out")) == ["a.png", "b.png"]
+    with pytest.raises(PictureError, match="^b.png: is a link that leads nowhere$"):
+        plan("a.png", "b.png", "out")
+    with pytest.raises(EngineError, match="^b.png: is a link that leads nowhere, and has to be a folder"):
+        plan("*.png", "b.png")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_not_waited_for() -> None:
     make("in/a.png")
