@@ -30,7 +30,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobList:
     """What is to be done.
 
     jobs: in the order in which they were given, those of a folder by name. folder: OUT, if results go into it under
@@ -52,7 +52,7 @@ def find_jobs(
     recursive: bool = False,
     suffix: str | None = None,
     quality: int | None = None,
-) -> Plan:
+) -> JobList:
     """What IN… and OUT of a command line mean.
 
     sources: files, folders, and patterns, which not every shell expands. recursive: folders with those in them, whose
@@ -72,7 +72,7 @@ def find_jobs(
     if one and not out.is_dir() and not target.endswith(("/", os.sep)):
         if suffix is not None:
             raise EngineError(f"{out}: is one result, whose format its suffix chooses; --format is for folders")
-        plan = Plan([Job(given[0], out)], None, one)
+        plan = JobList([Job(given[0], out)], None, one)
     else:
         _check_folder(out, given)
         plan = _into_folder(given, out, one, recursive, suffix)
@@ -143,7 +143,7 @@ def _check_folder(out: Path, given: Iterable[Path]) -> None:
     check_folder(out if out.is_dir() else out.parent)
 
 
-def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, suffix: str | None) -> Plan:
+def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, suffix: str | None) -> JobList:
     from ribsr.base.pictures import SUFFIXES, WRITABLE
 
     if suffix is not None and suffix not in WRITABLE:
@@ -163,7 +163,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
         entries = list(_entries(path, recursive, _real(out)))
         pictures = [entry for entry in entries if _is_picture(entry)]
         jobs += [Job(picture, result(picture.relative_to(path))) for picture in pictures]
-        others = _told(path, entries)
+        others = _left_out(path, entries)
         if not pictures:
             hint = "" if recursive else "; subfolders are searched with --recursive"
             none = f"has no pictures ({', '.join(SUFFIXES)}){hint}"
@@ -172,7 +172,7 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
             notes.append(f"{path}: {others}")
     if not jobs:
         raise EngineError("; ".join(notes))
-    return Plan(jobs, out, one, tuple(notes))
+    return JobList(jobs, out, one, tuple(notes))
 
 
 def _entries(folder: Path, recursive: bool, results: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -203,7 +203,7 @@ def _is_picture(path: Path) -> bool:
     return named and (path.is_file() or not path.exists())
 
 
-def _told(folder: Path, entries: Iterable[Path]) -> str | None:
+def _left_out(folder: Path, entries: Iterable[Path]) -> str | None:
     """What of a folder's entries is not enlarged, counted and named; None if nothing is."""
     left = [entry for entry in entries if not _is_picture(entry)]
     sidecars = [path for path in left if path.name.startswith(SIDECAR)]
@@ -215,11 +215,11 @@ def _told(folder: Path, entries: Iterable[Path]) -> str | None:
         ("subfolder" if len(folders) == 1 else "subfolders", folders),
         ("sidecar" if len(sidecars) == 1 else "sidecars", sidecars),
     )
-    told = [f"{len(paths)} {kind} ({_named(folder, paths)})" for kind, paths in kinds if paths]
+    told = [f"{len(paths)} {kind} ({_names(folder, paths)})" for kind, paths in kinds if paths]
     return f"left out: {', '.join(told)}" if told else None
 
 
-def _named(folder: Path, paths: Sequence[Path]) -> str:
+def _names(folder: Path, paths: Sequence[Path]) -> str:
     names = [f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in paths[:MOST_NAMED]]
     return ", ".join([*names, *(["…"] if len(paths) > MOST_NAMED else [])])
 

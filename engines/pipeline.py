@@ -31,7 +31,7 @@ SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Enlarged:
+class EnlargedPicture:
     """A picture that has been written. before, after: its sizes. dropped: what of its file is not in the new one."""
 
     before: Size
@@ -44,7 +44,7 @@ class Leaving(NamedTuple):
 
     job: Job
     cost: int
-    outcome: Future[Enlarged]
+    outcome: Future[EnlargedPicture]
 
 
 class Waiting(NamedTuple):
@@ -78,7 +78,7 @@ def enlarge_all(
     max_pixels: int | None = None,
     most: int | None = None,
     advance: Advance = lambda done, count: None,
-) -> Iterator[tuple[Job, Future[Enlarged]]]:
+) -> Iterator[tuple[Job, Future[EnlargedPicture]]]:
     """Every job with what became of it, or the exception that ended it, in order, once it is over.
 
     Whatever exception one picture causes is its own affair: decoders and runtimes raise many, memory may run out.
@@ -170,22 +170,22 @@ def _enlarge(
 
 def _made(
     job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance, promised: int
-) -> tuple[Enlarged, Picture]:
+) -> tuple[EnlargedPicture, Picture]:
     from ribsr.base.pictures import left_out
 
     picture = read.pop().result()
     made = upscaler.enlarge(picture, target=job.target, advance=advance, promised=promised)
-    return Enlarged(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
+    return EnlargedPicture(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
 
 
-def _write(job: Job, enlarged: Enlarged, made: Picture, quality: int | None) -> Enlarged:
+def _write(job: Job, enlarged: EnlargedPicture, made: Picture, quality: int | None) -> EnlargedPicture:
     from ribsr.base.pictures import write_picture
 
     write_picture(job.target, made, quality)
     return enlarged
 
 
-def _pass_on(written: Future[Enlarged], outcome: Future[Enlarged]) -> None:
+def _pass_on(written: Future[EnlargedPicture], outcome: Future[EnlargedPicture]) -> None:
     error = written.exception()
     if error is None:
         outcome.set_result(written.result())
@@ -193,7 +193,7 @@ def _pass_on(written: Future[Enlarged], outcome: Future[Enlarged]) -> None:
         outcome.set_exception(error)
 
 
-def _let_go(outcome: Future[Enlarged]) -> None:
+def _let_go(outcome: Future[EnlargedPicture]) -> None:
     """Frees the pictures that an exception's traceback holds."""
     error = outcome.exception()
     while error is not None:

@@ -40,7 +40,7 @@ __all__ = [
     "ENCODERS",
     "READABLE",
     "SUFFIXES",
-    "Enlarged",
+    "EnlargedVideo",
     "VideoError",
     "check",
     "check_choice",
@@ -63,7 +63,7 @@ BEHIND = 2
 
 
 @dataclass(frozen=True)
-class Enlarged:
+class EnlargedVideo:
     """What became of a video. seconds: that all of it took."""
 
     frames: int
@@ -82,7 +82,7 @@ def enlarge_video(
     crf: int | None = None,
     say: Callable[[str], object] = lambda note: None,
     progress: Callable[[int, int | None], object] = lambda done, count: None,
-) -> Enlarged:
+) -> EnlargedVideo:
     """Enlarges the video at `source` to `target`, which is written whole or not at all.
 
     codec: one of ENCODERS, or what it writes (h264); None: what writes the source's. crf: the encoder's constant
@@ -101,7 +101,7 @@ def enlarge_video(
             for done in _pass(clip, film, upscaler):
                 progress(done, clip.count)
             film.finish(clip.rest)
-        return Enlarged(clip.frames, clip.look.size, film.size, encoder, time.perf_counter() - start)
+        return EnlargedVideo(clip.frames, clip.look.size, film.size, encoder, time.perf_counter() - start)
 
 
 def _pass(clip: Clip, film: Film, upscaler: Upscaler) -> Iterator[int]:

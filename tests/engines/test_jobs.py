@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from engines.base import EngineError
-from engines.jobs import Plan, find_jobs, unfinished
+from engines.jobs import JobList, find_jobs, unfinished
 from ribsr.base.pictures import PictureError
 
 MODEL = Path("x2.onnx")
@@ -31,7 +31,7 @@ def make(*names: str) -> None:
         Path(name).write_bytes(name.encode())
 
 
-def plan(*words: str, **options: Any) -> Plan:
+def plan(*words: str, **options: Any) -> JobList:
     *sources, target = words
     return find_jobs(sources, target, MODEL, **options)
 

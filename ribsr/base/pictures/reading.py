@@ -94,7 +94,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
     """
     path = Path(path)
     check_source(path)
-    with _named(path), open(path, "rb") as file:
+    with _naming(path), open(path, "rb") as file:
         allow = partial(check_size, file_bytes=path.stat().st_size, max_pixels=max_pixels)
         return upright(_decoded(file, allow))
 
@@ -118,7 +118,7 @@ def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
         check_size(size, channels, depth, file_bytes=path.stat().st_size, max_pixels=max_pixels)
         raise _Declared(Header(size, channels, 16 if depth > 8 else 8))
 
-    with _named(path), open(path, "rb") as file:
+    with _naming(path), open(path, "rb") as file:
         try:
             _decoded(file, stop)
         except _Declared as declared:
@@ -134,7 +134,7 @@ class _Declared(Exception):
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Whatever a decoder raises, as a PictureError of one line that names the file."""
     try:
         yield

@@ -67,7 +67,7 @@ def read_tiff(file: BinaryIO, allow: Allow) -> Found:
             allow(Size(page.tilelength, page.tilewidth), channels, max(bits, 8))
         if not all(page.databytecounts):
             raise PictureError("damaged or unreadable (parts of the picture are missing)")
-        colour, dropped = _colour(page), (*previews, *_told(page))
+        colour, dropped = _colour(page), (*previews, *_dropped(page))
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, channels of each]
         stored = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1)
         if page.photometric == _CMYK:
@@ -78,7 +78,7 @@ def read_tiff(file: BinaryIO, allow: Allow) -> Found:
         return Found(pixels, colour, _tag(page, 274, 1), dropped)
 
 
-def _told(page: TiffPage) -> list[str]:
+def _dropped(page: TiffPage) -> list[str]:
     """What is not carried over."""
     told = [name for code, name in _TOLD.items() if code in page.tags]
     others = [tag.code for tag in page.tags if tag.code >= _PRIVATE and tag.code not in (*_READ, *_TOLD)]

@@ -136,7 +136,7 @@ def check_output(
     try:
         check_target(path)
     except OSError as error:
-        raise PictureError(_named(path, error)) from None
+        raise PictureError(_line(path, error)) from None
 
 
 def _check_name(path: Path) -> None:
@@ -211,10 +211,10 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         with atomic(path) as temporary, open(temporary, "wb") as file:
             WRITABLE[path.suffix.lower()].write(file, picture, quality)
     except Exception as error:  # encoders raise errors of their own, of many types
-        raise PictureError(_named(path, error)) from error
+        raise PictureError(_line(path, error)) from error
 
 
-def _named(path: Path, error: Exception) -> str:
+def _line(path: Path, error: Exception) -> str:
     """One line that names the file once."""
     line = "too large for this machine's memory" if isinstance(error, MemoryError) else first_line(error)
     return line if line.startswith(f"{path}: ") else f"{path}: cannot be written ({line})"

@@ -47,7 +47,7 @@ class Repeating:
         return Picture(picture.pixels.repeat(self.scale, 0).repeat(self.scale, 1))
 
 
-def enlarge(source: Path, target: Path, upscaler: Any = None, **options: Any) -> video.Enlarged:
+def enlarge(source: Path, target: Path, upscaler: Any = None, **options: Any) -> video.EnlargedVideo:
     given: Any = upscaler or Repeating()
     return enlarge_video(given, source, target, **options)
 
