@@ -185,13 +185,19 @@ def _colour(page: TiffPage) -> Colour:
     return Colour(icc_profile=_tag(page, 34675, None), dpi=dpi)
 
 
+_LARGEST = 2**32 - 2**25
+"""Bytes of pixels that surely fit into a TIFF as all programs know it, whose places in the file have 32 bits."""
+
+
 def write_tiff(file: BinaryIO, picture: Picture) -> None:
-    """uint8 and uint16, all four kinds of channels, with profile and resolution; deflate with a predictor."""
+    """uint8 and uint16, all four kinds of channels, with profile and resolution; deflate with a predictor. What may not
+    fit into 4 GiB becomes a BigTIFF."""
     import tifffile
 
     tifffile.imwrite(
         file,
         np.ascontiguousarray(picture.pixels),
+        bigtiff=picture.pixels.nbytes > _LARGEST,
         photometric="minisblack" if picture.is_gray else "rgb",
         planarconfig="contig" if picture.channels > 1 else None,
         extrasamples=["unassalpha"] if picture.has_alpha else None,

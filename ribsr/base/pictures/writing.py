@@ -76,7 +76,7 @@ _PNG = Format("PNG", _without_quality(write_png), 4, longest=10**6, deep=True, a
 _WEBP = Format("WebP", _webp, 43, longest=16383, alpha=True, gray=False, lossy=True)
 _TIFF = Format("TIFF", _without_quality(write_tiff), 1, deep=True, alpha=True, dpi=_DPI)
 _JPEG = Format("JPEG", _jpeg, 4, longest=65500, profile=255 * 65519, dpi=(0.51, 65535), lossy=True)
-_BMP = Format("BMP", _without_quality(_bmp), 4, profile=0, dpi=_DPI)
+_BMP = Format("BMP", _without_quality(_bmp), 4, largest=14 * 10**8, profile=0, dpi=_DPI)  # 4 GiB
 _PNM = Format("PPM", _without_quality(write_pnm), 1, deep=True, profile=0)
 _AVIF = Format("AVIF", _avif, 47, longest=32768, largest=2**28, alpha=True, lossy=True)
 

@@ -22,6 +22,7 @@ from ribsr.base.pictures import (
     check_output,
     left_out,
     read_picture,
+    tiff,
     write_picture,
 )
 from ribsr.base.sizes import Size
@@ -245,6 +246,8 @@ def test_sides_that_a_format_does_not_take(tmp_path: Path) -> None:
     check_output(tmp_path / "a.avif", Size(16384, 16384))
     with pytest.raises(PictureError, match="16385x16384 is too large for AVIF: 268435456 pixels at most"):
         check_output(tmp_path / "a.avif", Size(16384, 16385))
+    with pytest.raises(PictureError, match="40000x40000 is too large for BMP: 1400000000 pixels at most"):
+        check_output(tmp_path / "a.bmp", Size(40000, 40000))  # its size would take more than 32 bits
 
 
 def test_the_longest_sides_can_be_read_again(tmp_path: Path) -> None:
@@ -305,6 +308,16 @@ def test_png_is_about_as_small_as_pillows(tmp_path: Path) -> None:
             write_picture(tmp_path / "a.png", Picture(pixels))
             Image.fromarray(pixels).save(tmp_path / "b.png")
             assert (tmp_path / "a.png").stat().st_size < 1.12 * (tmp_path / "b.png").stat().st_size
+
+
+@pytest.mark.parametrize("largest", [RGB.nbytes - 1, RGB.nbytes])
+def test_a_tiff_that_may_not_fit_into_4_gib_is_a_bigtiff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr(tiff, "_LARGEST", largest)
+    write_picture(tmp_path / "a.tif", Picture(RGB))
+    assert (tmp_path / "a.tif").read_bytes()[:4] == (b"II*\0" if largest == RGB.nbytes else b"II+\0")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, RGB)
 
 
 def test_memory_is_said_by_format_channels_and_depth() -> None:
