@@ -138,9 +138,8 @@ def _cost(job: Job, scale: int, max_pixels: int | None = None) -> int:
         found = read_header(job.source, max_pixels)
     except Exception:  # noqa: BLE001
         return 0  # reading it will say why
-    read = 2 * found.channels * found.depth // 8
-    made = scale**2 * bytes_to_write(job.target, found.channels, found.depth)
-    return (read + made) * found.size.height * found.size.width
+    read = 2 * found.channels * found.depth // 8 * found.size.height * found.size.width
+    return read + bytes_to_write(job.target, found.size.times(scale), found.channels, found.depth)
 
 
 def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> Picture:

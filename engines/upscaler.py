@@ -137,21 +137,21 @@ class Upscaler:
                     f"layout HWC takes one picture, [H, W] or [H, W, C], got {list(array.shape)}; give batches as "
                     'layout="NCHW"'
                 )
-            return self._run(_Request(array))
+            return self._run(_Request(array, self.scale))
         if array.ndim != 4 or not 1 <= array.shape[1] <= 4 or min(array.shape) < 1:
             raise EngineError(f"layout NCHW takes [N, C, H, W] with 1 to 4 channels, got {list(array.shape)}")
         shape = (*array.shape[:2], *Size.of(array).times(self.scale))
         made = empty_result(self._engine.describe().path, shape, array.dtype)
         for i, (place, pixels) in enumerate(zip(made, array, strict=True)):
             waiting = made[i:].nbytes  # asked for, and not taken yet
-            request = _Request(pixels.transpose(1, 2, 0), promised=waiting)
+            request = _Request(pixels.transpose(1, 2, 0), self.scale, promised=waiting)
             place[...] = self._run(request).transpose(2, 0, 1)
         return made
 
     def tile_for(self, pixels: np.ndarray) -> Size:
         """The largest tile that such pixels are cut into, as there is memory now: for frames of a video, whose seams
         are not to move. Raises EngineError as `enlarge` does."""
-        request = _Request(pixels)
+        request = _Request(pixels, self.scale)
         with self._engine.turn:
             return Tiled(self._engine, self._tile, self._memory).largest(request.size, request.result, request.alpha)
 
@@ -172,7 +172,7 @@ class Upscaler:
         about to take. Raises EngineError where the smallest tiles need too much memory, too, for values that are not
         finite, and for pixels of other kinds (`planes.check_pixels`).
         """
-        request = _Request(picture.pixels, target, advance or _no_progress, tile, promised)
+        request = _Request(picture.pixels, self.scale, target, advance or _no_progress, tile, promised)
         return replace(picture, pixels=self._run(request))
 
     def _run(self, request: _Request) -> np.ndarray:
@@ -246,12 +246,14 @@ def _no_progress(done: int, count: int) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """Pixels, where they are to be written, who is told of tiles, and how large those may be.
+    """Pixels, how often they are enlarged and where they are to be written, who is told of tiles, and how large those
+    may be.
 
     promised: bytes that look free and are not, whatever becomes of this picture.
     """
 
     pixels: np.ndarray
+    scale: int
     target: Path | str = ""
     advance: Advance = _no_progress
     tile: Size | None = None
@@ -270,8 +272,10 @@ class _Request:
         """Bytes that a pixel of the result takes until the caller is done with it."""
         from ribsr.base.pictures import bytes_to_write
 
-        count, depth = planes.channels(self.pixels), 8 * self.pixels.itemsize
-        return bytes_to_write(self.target, count, depth) if str(self.target) else count * self.pixels.itemsize
+        count, each, made = planes.channels(self.pixels), self.pixels.itemsize, self.size.times(self.scale)
+        if not str(self.target):
+            return count * each
+        return math.ceil(bytes_to_write(self.target, made, count, 8 * each) / (made.height * made.width))
 
 
 class _Shared(Engine):
