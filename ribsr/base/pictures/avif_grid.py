@@ -22,7 +22,7 @@ WHOLE = 2**24
 """Pixels up to which a picture needs no cells: not all programs know of them."""
 
 LONGEST_CELL = 1792
-"""Pixels of a side. Files grow by less than a hundredth, and where cells meet nothing is seen at usual qualities."""
+"""Pixels of a side. Files grow by 0.4 to 3 %, the smaller the quality the more."""
 
 _ALPHA = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
 _HIDDEN, _ESSENTIAL = 1, 0x80
