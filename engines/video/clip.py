@@ -12,8 +12,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.video.formats import VideoError, reason_of
+from engines.video.formats import VideoError
 from engines.video.frames import BT709, MATRICES, Look, Scaler
+from ribsr.base.errors import reason_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.video.clip import Clip, Part, is_cover
-from engines.video.formats import ENCODERS, SUFFIXES, VideoError, reason_of
+from engines.video.formats import ENCODERS, SUFFIXES, VideoError
 from engines.video.frames import Painter
+from ribsr.base.errors import reason_of
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.base import NotInstalled
-from ribsr.base.errors import RibsrError, first_line
+from ribsr.base.errors import RibsrError
 from ribsr.base.files import check_target, no_file
 from ribsr.base.installation import pip_install
 
@@ -121,7 +121,3 @@ def _is_there(name: str) -> bool:
         return Codec(name, "w").is_encoder
     except UnknownCodecError:
         return False
-
-
-def reason_of(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)

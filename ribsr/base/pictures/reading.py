@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ribsr.base.errors import first_line
+from ribsr.base.errors import reason_of
 from ribsr.base.files import foreign, no_file
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
@@ -143,8 +143,7 @@ def _naming(path: Path) -> Iterator[None]:
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory") from None
     except Exception as error:  # what decoders raise for damaged files is of nearly any type
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise PictureError(f"{path}: damaged or unreadable ({reason})") from error
+        raise PictureError(f"{path}: damaged or unreadable ({reason_of(error)})") from error
 
 
 def read_rgb(path: str | Path) -> Picture:

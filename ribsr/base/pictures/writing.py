@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ribsr.base.errors import first_line
+from ribsr.base.errors import reason_of
 from ribsr.base.files import atomic, check_target
 from ribsr.base.pictures.avif_grid import LONGEST_CELL, WHOLE, write_grid
 from ribsr.base.pictures.by_pillow import save
@@ -225,5 +225,5 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
 
 def _line(path: Path, error: Exception) -> str:
     """One line that names the file once."""
-    line = "too large for this machine's memory" if isinstance(error, MemoryError) else first_line(error)
+    line = "too large for this machine's memory" if isinstance(error, MemoryError) else reason_of(error)
     return line if line.startswith(f"{path}: ") else f"{path}: cannot be written ({line})"

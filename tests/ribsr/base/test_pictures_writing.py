@@ -273,15 +273,24 @@ def test_qualities(tmp_path: Path) -> None:
                 check_output(path, quality=quality)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (imagecodecs.PngError("odd\nin two lines"), "odd"),
+        (OSError(28, "No space left on device", "temporary"), "No space left on device"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
 
     def encode(*args: object, **options: object) -> None:
-        raise imagecodecs.PngError("odd\nin two lines")
+        raise error
 
     monkeypatch.setattr(imagecodecs, "png_encode", encode)
-    with pytest.raises(PictureError, match=r"a\.png: cannot be written \(odd\)$"):
+    with pytest.raises(PictureError, match=rf"a\.png: cannot be written \({told}\)$"):
         write_picture(path, Picture(RGB))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
