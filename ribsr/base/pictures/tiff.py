@@ -47,6 +47,8 @@ _TOLD = {
 }
 """Tags that are not carried over, and what the user calls them."""
 
+_MOST_PAGES = 1000
+
 _PRIVATE, _READ = 32768, (32995, 32996, 32997, 32998, 34675)
 """From here on tags are private ones; of those these are read, here or by tifffile."""
 
@@ -92,7 +94,14 @@ def _tag(page: TiffPage, code: int, default: Any) -> Any:
 
 def _only_page(tiff: TiffFile) -> tuple[TiffPage, list[str]]:
     """The first page, and what is said of its previews. Raises PictureError where another page is no preview."""
-    pages = [page.aspage() for page in tiff.pages]
+    found: dict[int, TiffPage] = {}
+    for page in tiff.pages:  # tifffile follows them in circles, for ever
+        if page.offset in found:
+            raise PictureError("damaged or unreadable (its pages lead back to an earlier one)")
+        if len(found) == _MOST_PAGES:  # more take minutes
+            raise PictureError(f"holds {_MOST_PAGES} pages or more; extract the one that you want")
+        found[page.offset] = page.aspage()
+    pages = list(found.values())
     if not pages or not min(pages[0].shape, default=0):
         raise PictureError("damaged or unreadable (it has no page)")
     whole = [page for page in pages if not _tag(page, 254, 0) & 5]  # smaller, or a mask

@@ -685,6 +685,25 @@ def test_what_got_a_pictures_name_by_accident_is_told(tmp_path: Path, data: byte
     assert reason in refused(tmp_path, data)
 
 
+def tiff_pages(count: int, back: int | None = None) -> bytes:
+    """So many empty pages; back: which one the last leads to, as if it came next."""
+    entries = [(256, 3, 2), (257, 3, 1), (258, 3, 8), (262, 3, 1), (273, 4, 8), (279, 4, 2)]
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *said[:2], 1, said[2]) for said in entries)
+    places = [8 + (len(table) + 4) * number for number in range(count)]
+    following = [*places[1:], 0 if back is None else places[back]]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(table + struct.pack("<I", place) for place in following)
+
+
+@pytest.mark.parametrize(("count", "back"), [(1, 0), (3, 0), (5, 2), (130, 60)])
+def test_pages_of_a_tiff_in_a_circle_come_to_an_end(tmp_path: Path, count: int, back: int) -> None:
+    assert "its pages lead back to an earlier one" in refused(tmp_path, tiff_pages(count, back))
+
+
+def test_no_more_pages_are_counted_than_need_be(tmp_path: Path) -> None:
+    assert "holds 999 pictures" in refused(tmp_path, tiff_pages(999))
+    assert "holds 1000 pages or more" in refused(tmp_path, tiff_pages(10**5))
+
+
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     for target in ("nowhere.png", "a.png"):  # or in a circle
         (tmp_path / "a.png").unlink(missing_ok=True)
