@@ -2,7 +2,7 @@
 
 For GPUs, with nvcc, one object per source: every `.cu` file in a folder of plugins/src, so that an operator's folder is
 compiled because it is there. Libraries are linked with the static CUDA runtime: they need the NVIDIA driver and nothing
-else. No GPU is needed to build. For CPUs, with a C++ compiler, each operator's `cpu.cpp` once for every instruction set.
+else. No GPU is needed to build. For CPUs, with a C++ compiler, each operator's `cpu.cpp` once for each instruction set.
 
 An object is made again when its source, a header of ours that it includes, the options or the compiler change.
 """
