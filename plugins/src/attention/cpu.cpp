@@ -18,15 +18,11 @@
 namespace ribsr::RIBSR_ISA {
 namespace {
 
-#ifndef KEYSTEP
-#define KEYSTEP (kRegisters == 32 ? 6 : 4)
-#define TILE 64
-#endif
 constexpr int kMostVectors = kRegisters == 32 ? 4 : 2;  // of queries in a block
 constexpr int kMostQueries = kMostVectors * kLanes;
-constexpr int kKeyStep = KEYSTEP;  // keys whose scores are in registers at a time
+constexpr int kKeyStep = 4;                             // keys whose scores are in registers at a time
 constexpr int kChannelStep = 4;                         // channels of the output that are
-constexpr int kTile = TILE;                               // keys; even
+constexpr int kTile = 64;                               // keys; even
 constexpr int kMostTokens = 128;                        // along one side of a window
 constexpr int kMostWidth = 64 + 64;                     // head width and rank
 constexpr float kLog2e = 1.44269504f;
@@ -131,8 +127,8 @@ class Worker {
         value_width_(static_cast<int>(divided_up(d_, kChannelStep)) * kChannelStep) {
     const size_t keys = aligned(size_t{1} * tokens_ * width_ + kLanes);
     const size_t values = aligned(divided_up(tokens_, kPack<Element>) * value_width_ + kLanes);
-    const size_t queries = size_t{1} * width_ * kMostQueries;
-    const size_t scores = size_t{1} * std::max(kTile, kPack<Element> * width_) * kMostQueries;
+    const size_t queries = size_t{1} * (width_ + kLanes) * kMostQueries;
+    const size_t scores = size_t{1} * std::max(kTile, kPack<Element> * width_ + kLanes) * kMostQueries;
     const size_t out = size_t{1} * value_width_ * kMostQueries;
     float *memory = scratch(keys + values + queries + scores + out);
     if (memory == nullptr) return;
@@ -229,19 +225,20 @@ class Worker {
     write<kVectors>(unit, row, column, queries);
   }
 
-  // Transposes numbers from .. of each query into columns of [width][kVectors * kLanes], times a factor.
-  template <int kVectors, class Source>
-  void transpose_rows(float *to, const Source &source, int width, int queries, float factor) {
+  // to[c][query] = source[query][c] * factor for all c below width, and whatever up to a multiple of kLanes.
+  template <int kVectors>
+  static void transpose_rows(float *to, const float *const *source, int width, int queries, float factor) {
     for (int v = 0; v < kVectors; ++v) {
       for (int c = 0; c < width; c += kLanes) {
         Vector rows[kLanes];
+#pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           const int query = v * kLanes + i;
-          rows[i] = query < queries ? load_up_to(source(query) + c, width - c) : Vector{};
+          rows[i] = query < queries ? load_up_to(source[query] + c, width - c) : Vector{};
         }
         transpose(rows);
-        for (int i = 0; i < std::min(kLanes, width - c); ++i)
-          store(to + ((c + i) * kVectors + v) * kLanes, rows[i] * factor);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(to + ((c + i) * kVectors + v) * kLanes, rows[i] * factor);
       }
     }
   }
@@ -249,8 +246,11 @@ class Worker {
   template <int kVectors>
   void gather(const Unit &unit, const int *row, const int *column, int queries) {
     const RibsrAttentionParams &p = unit.params;
-    const auto content = [&](int i) { return unit.pixel(p.qkv, row[i], column[i]); };
-    const auto rib = [&](int i) { return unit.rib(p.rib_q, row[i] * unit.columns.tokens + column[i]); };
+    const float *content[kMostQueries], *rib[kMostQueries];
+    for (int i = 0; i < queries; ++i) {
+      content[i] = unit.pixel(p.qkv, row[i], column[i]);
+      rib[i] = unit.rib(p.rib_q, row[i] * unit.columns.tokens + column[i]);
+    }
     constexpr int stride = kVectors * kLanes;
     float *to = scores_;
     if constexpr (kPack<Element> == 1) to = queries_;
@@ -292,18 +292,19 @@ class Worker {
   template <int kVectors>
   void exponentiate(const Vector *before, int keys) {
     constexpr int stride = kVectors * kLanes;
+    constexpr int kDegree = kPack<Element> == 1 ? 5 : 3;  // of what is rounded to bfloat16
     Vector highest[kVectors], sum[kVectors] = {};
     std::copy_n(highest_, kVectors, highest);
     for (int key = 0; key < keys; key += kPack<Element>) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const float *from = scores_ + key * stride + v * kLanes;
-        const Vector p = exp2_of_nonpositive(load(from) - highest[v]);
+        const Vector p = exp2_of_nonpositive<kDegree>(load(from) - highest[v]);
         sum[v] += p;
         if constexpr (kPack<Element> == 1) {
           store(scores_ + key * stride + v * kLanes, p);
         } else {
-          const Vector next = key + 1 < keys ? exp2_of_nonpositive(load(from + stride) - highest[v]) : Vector{};
+          const Vector next = key + 1 < keys ? exp2_of_nonpositive<kDegree>(load(from + stride) - highest[v]) : Vector{};
           sum[v] += next;
           store(probabilities() + key / 2 * stride + v * kLanes, pairs(p, next));
         }
@@ -340,14 +341,19 @@ class Worker {
     for (int v = 0; v < kVectors; ++v) {
       const Vector inverse = 1.0f / total_[v];
       for (int c = 0; c < d_; c += kLanes) {
-        Vector rows[kLanes] = {};
+        Vector rows[kLanes];
         const int channels = std::min(kLanes, d_ - c);
-        for (int i = 0; i < channels; ++i) rows[i] = load(out_ + ((c + i) * kVectors + v) * kLanes) * inverse;
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i)
+          rows[i] = i < channels ? load(out_ + ((c + i) * kVectors + v) * kLanes) * inverse : Vector{};
         transpose(rows);
+        alignas(64) float pixels[kLanes][kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(pixels[i], rows[i]);
         for (int i = 0; i < std::min(kLanes, queries - v * kLanes); ++i) {
           const int y = row[v * kLanes + i], x = column[v * kLanes + i];
           const Vector gate = load_up_to(unit.pixel(p.gate, y, x) + c, channels);
-          store(unit.pixel(p.out, y, x) + c, rows[i] * (p.gate_sigmoid ? logistic(gate) : gate), channels);
+          store(unit.pixel(p.out, y, x) + c, load(pixels[i]) * (p.gate_sigmoid ? logistic(gate) : gate), channels);
         }
       }
     }

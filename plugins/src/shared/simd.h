@@ -97,13 +97,21 @@ inline Vector nearest(Vector x) {
 #endif
 }
 
-// 2^(integer + fraction) for |fraction| <= 0.5: a polynomial of degree 5, exact at 0, fitted for the least relative error
-// (9.1e-8, and rounding). 0 where integer < -126, infinite where it is > 127.
+// 2^(integer + fraction) for |fraction| <= 0.5: a polynomial that is exact at 0 and fitted for the least relative error,
+// 9.1e-8 of degree 5 and 1.0e-4 of degree 3, and rounding. 0 where integer < -126, infinite where it is > 127.
+template <int kDegree = 5>
 inline Vector power_of_two(Vector integer, Vector fraction) {
-  Vector p = 1.32647285e-3f * fraction + 9.67151299e-3f;
-  p = p * fraction + 5.55073358e-2f;
-  p = p * fraction + 0.240222424f;
-  p = p * fraction + 0.693147004f;
+  static_assert(kDegree == 5 || kDegree == 3);
+  Vector p;
+  if constexpr (kDegree == 5) {
+    p = 1.32647285e-3f * fraction + 9.67151299e-3f;
+    p = p * fraction + 5.55073358e-2f;
+    p = p * fraction + 0.240222424f;
+    p = p * fraction + 0.693147004f;
+  } else {
+    p = 5.50089516e-2f * fraction + 0.242211014f;
+    p = p * fraction + 0.693282902f;
+  }
   p = p * fraction + 1.0f;
 #if defined(__AVX512F__)
   const __mmask16 normal = _mm512_cmp_ps_mask(integer, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
@@ -122,13 +130,14 @@ inline Vector exp2(Vector x) {
   return power_of_two(integer, within - integer);
 }
 
-// The same where x is not above 0.
+// The same where x is not above 0; of degree 3 it is good enough for what is rounded to bfloat16.
+template <int kDegree = 5>
 inline Vector exp2_of_nonpositive(Vector x) {
 #if !defined(__AVX512F__)  // there power_of_two takes any integer, and nothing else of x = -infinity matters
   x = maximum(broadcast(-200.0f), x);
 #endif
   const Vector integer = nearest(x);
-  return power_of_two(integer, x - integer);
+  return power_of_two<kDegree>(integer, x - integer);
 }
 
 // e^x, off by 2.5 units in the last place at most.
