@@ -1,7 +1,7 @@
-// Vectors of floats as wide as the instruction set has them, in the compiler's vector extensions: +, -, *, / and comparisons
-// of Vectors and of a Vector and a float are the language's. Intrinsics stand where they pay, each beside a generic body.
+// Vectors of floats as wide as the instruction set has them, in the compiler's vector extensions: +, -, *, /, comparisons
+// of Vectors, and of a Vector and a float, are the language's. Intrinsics stand where they pay, each beside a generic body.
 //
-// NaN goes through every function below but `maximum`.
+// NaN goes through every function below but `maximum` and `minimum`.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ inline void store(float *to, Vector x, int count) {
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector fma(float a, Vector b, Vector c) { return a * b + c; }
 
-// The larger; where one is NaN, b.
+// The larger and the smaller; where one is NaN, b.
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
 
@@ -97,20 +97,27 @@ inline Vector nearest(Vector x) {
 #endif
 }
 
-// 2^(integer + fraction) for |fraction| <= 0.5: a polynomial of degree 5, exact at 0, fitted for the least relative error
-// (9.1e-8, and rounding). 0 where integer < -126, infinite where it is > 127.
+// 2^(integer + fraction) for |fraction| <= 0.5: a polynomial that is exact at 0 and fitted for the least relative error,
+// 9.1e-8 of degree 5 and 1.0e-4 of degree 3, and rounding. 0 where integer < -126, infinite where it is > 127.
+template <int kDegree = 5>
 inline Vector power_of_two(Vector integer, Vector fraction) {
-  Vector p = 1.32647285e-3f * fraction + 9.67151299e-3f;
-  p = p * fraction + 5.55073358e-2f;
-  p = p * fraction + 0.240222424f;
-  p = p * fraction + 0.693147004f;
+  static_assert(kDegree == 5 || kDegree == 3);
+  Vector p;
+  if constexpr (kDegree == 5) {
+    p = 1.32647285e-3f * fraction + 9.67151299e-3f;
+    p = p * fraction + 5.55073358e-2f;
+    p = p * fraction + 0.240222424f;
+    p = p * fraction + 0.693147004f;
+  } else {
+    p = 5.50089516e-2f * fraction + 0.242211014f;
+    p = p * fraction + 0.693282902f;
+  }
   p = p * fraction + 1.0f;
 #if defined(__AVX512F__)
   const __mmask16 normal = _mm512_cmp_ps_mask(integer, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   return _mm512_maskz_scalef_ps(normal, p, integer);
 #else
-  const Vector above = integer < -127.0f ? broadcast(-127.0f) : integer;
-  const Vector within = above > 128.0f ? broadcast(128.0f) : above;
+  const Vector within = minimum(broadcast(128.0f), maximum(broadcast(-127.0f), integer));
   const Integers exponent = __builtin_convertvector(within, Integers) + 127;  // of NaN anything: p is NaN
   return p * reinterpret_cast<Vector>(exponent << 23);
 #endif
@@ -118,16 +125,24 @@ inline Vector power_of_two(Vector integer, Vector fraction) {
 
 // 2^x, off by 2.5 units in the last place at most.
 inline Vector exp2(Vector x) {
-  const Vector low = x < -200.0f ? broadcast(-200.0f) : x;
-  const Vector within = low > 200.0f ? broadcast(200.0f) : low;
+  const Vector within = minimum(broadcast(200.0f), maximum(broadcast(-200.0f), x));
   const Vector integer = nearest(within);
   return power_of_two(integer, within - integer);
 }
 
+// The same where x is not above 0; of degree 3 it is good enough for what is rounded to bfloat16.
+template <int kDegree = 5>
+inline Vector exp2_of_nonpositive(Vector x) {
+#if !defined(__AVX512F__)  // there power_of_two takes any integer, and nothing else of x = -infinity matters
+  x = maximum(broadcast(-200.0f), x);
+#endif
+  const Vector integer = nearest(x);
+  return power_of_two<kDegree>(integer, x - integer);
+}
+
 // e^x, off by 2.5 units in the last place at most.
 inline Vector exp(Vector x) {
-  const Vector low = x < -150.0f ? broadcast(-150.0f) : x;
-  const Vector within = low > 150.0f ? broadcast(150.0f) : low;
+  const Vector within = minimum(broadcast(150.0f), maximum(broadcast(-150.0f), x));
   const Vector integer = nearest(within * 1.44269504f);
   const Vector rest = (within - integer * 0.693359375f) - integer * -2.12194440e-4f;  // ln 2 in two parts
   return power_of_two(integer, rest * 1.44269504f);
