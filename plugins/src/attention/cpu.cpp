@@ -24,7 +24,6 @@ constexpr int kKeyStep = 4;                             // keys whose scores are
 constexpr int kChannelStep = 4;                         // channels of the output that are
 constexpr int kTile = 64;                               // keys; even
 constexpr int kMostTokens = 128;                        // along one side of a window
-constexpr int kMostWidth = 64 + 64;                     // head width and rank
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLowest = -3e38f;
 
@@ -170,35 +169,46 @@ class Worker {
   static size_t aligned(size_t floats) { return divided_up(floats, 16) * 16; }
 
   void pack(const Unit &unit) {
-    float row[kMostWidth + 2 * kLanes] = {};
     Element *key = keys_, *value = values_;
-    const float *previous = nullptr;  // value, of a pair
+    const float *even = nullptr;  // the last value of an even token
     int token = 0;
     for (int y = 0; y < unit.rows.tokens; ++y) {
-      for (int x = 0; x < unit.columns.tokens; ++x, ++token, key += width_) {
-        const float *content = unit.pixel(unit.params.qkv, y, x, 1), *rib = unit.rib(unit.params.rib_k, token);
+      for (int x = 0; x < unit.columns.tokens; ++x, ++token) {
+        pack_key(key, unit.pixel(unit.params.qkv, y, x, 1), unit.rib(unit.params.rib_k, token));
+        key += width_;
         const float *channels = unit.pixel(unit.params.qkv, y, x, 2);
         if constexpr (kPack<Element> == 1) {
-          copy(key, content, d_);
-          copy(key + d_, rib, rank_);
           copy(value, channels, d_);
           value += value_width_;
-        } else {
-          copy(row, content, d_);
-          copy(row + d_, rib, rank_);
-          for (int i = 0; i < width_; i += kLanes) store(key + i, load_pairs(row + 2 * i));
-          if (token % 2 == 0 && token + 1 < tokens_) {
-            previous = channels;
-            continue;
-          }
-          const bool alone = token % 2 == 0;
-          for (int i = 0; i < d_; i += kLanes) {
-            const Vector last = load_up_to(channels + i, d_ - i);
-            store(value + i, alone ? pairs(last, Vector{}) : pairs(load_up_to(previous + i, d_ - i), last));
-          }
+        } else if (token % 2 == 1) {
+          pack_values(value, even, channels);
           value += value_width_;
+        } else {
+          even = channels;
         }
       }
+    }
+    if constexpr (kPack<Element> == 2)
+      if (token % 2 == 1) pack_values(value, even, nullptr);
+  }
+
+  void pack_key(float *key, const float *content, const float *rib) {
+    copy(key, content, d_);
+    copy(key + d_, rib, rank_);
+  }
+
+  void pack_key(uint32_t *key, const float *content, const float *rib) {
+    copy(scores_, content, d_);
+    copy(scores_ + d_, rib, rank_);
+    store(scores_ + d_ + rank_, Vector{});
+    for (int i = 0; i < width_; i += kLanes) store(key + i, load_pairs(scores_ + 2 * i));
+  }
+
+  // Of two tokens; the second may be null.
+  void pack_values(uint32_t *value, const float *first, const float *second) {
+    for (int i = 0; i < d_; i += kLanes) {
+      const Vector other = second == nullptr ? Vector{} : load_up_to(second + i, d_ - i);
+      store(value + i, pairs(load_up_to(first + i, d_ - i), other));
     }
   }
 
