@@ -97,6 +97,7 @@ CASES = [
     LIGHT,
     replace(LIGHT, gate_sigmoid=True, between=0),
     replace(LIGHT, size=(21, 19), shift=(4, 4), batch=2),  # padding on both sides, in every roll
+    replace(LIGHT, size=(32, 72)),  # more windows than one group has
     Case((16, 16), 2, 32, 16, (33, 16)),  # a window of one row of pixels
     Case((16, 16), 1, 30, 34, (5, 3)),  # smaller than a window: reflected more than once
     Case((8, 8), 1, 16, 16, (1, 1), shift=(3, 5)),
