@@ -2,7 +2,7 @@
 
 For GPUs, with nvcc, one object per source: every `.cu` file in a folder of plugins/src, so that an operator's folder is
 compiled because it is there. Libraries are linked with the static CUDA runtime: they need the NVIDIA driver and nothing
-else. No GPU is needed to build. For CPUs, with a C++ compiler, each operator's `cpu.cpp` once for every instruction set.
+else. No GPU is needed to build. For CPUs, with a C++ compiler, each operator's `cpu.cpp` once for each instruction set.
 
 An object is made again when its source, a header of ours that it includes, the options or the compiler change.
 """
@@ -294,8 +294,10 @@ def _included(source: Path) -> list[Path]:
     found: dict[Path, None] = {}
     ahead = [source]
     while ahead:
-        for name in _INCLUDE.findall(ahead.pop().read_text(encoding="utf-8")):
-            header = next((folder / name for folder in (SOURCE, INCLUDE) if (folder / name).is_file()), None)
+        file = ahead.pop()
+        for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
+            places = (folder / name for folder in (file.parent, SOURCE, INCLUDE))
+            header = next((place.resolve() for place in places if place.is_file()), None)
             if header is not None and header not in found:
                 found[header] = None
                 ahead.append(header)

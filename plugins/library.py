@@ -46,7 +46,7 @@ def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.
 
 
 def _declared(file: Path) -> ctypes.CDLL:
-    """A library of kernels with the types of its functions. Raises LibraryError if it is missing or of another version."""
+    """A library of kernels, its functions' types declared. Raises LibraryError: missing, or of another version."""
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
     library = opened(file)

@@ -26,9 +26,9 @@ class Call:
     """One call of an operator's kernel, ready to be made any number of times; it keeps its tensors.
 
     inputs: CUDA tensors of one 16-bit dtype or a CPU's in float32, shaped as `operator.tensors` says; maps of any
-    strides that the kernel takes (on a CPU: channels-last); None for optional ones that are left out. outputs: where the
-    results go; made in the layout of the first input if not given. workspace: another call's, if the two do not run at
-    the same time. executor: how it runs on a CPU; None: on one thread. attributes: the operator's and its options.
+    strides that the kernel takes (on a CPU: channels-last); None for optional ones that are left out. outputs: where
+    the results go; made in the layout of the first input if not given. workspace: another call's, if the two do not run
+    at the same time. executor: how it runs on a CPU; None: on one thread. attributes: the operator's and its options.
 
     Raises TypeError for other dtypes and attributes, ValueError for shapes that do not fit, LibraryError if the library
     is missing; when called, LibraryError if the kernel refuses.

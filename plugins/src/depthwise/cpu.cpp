@@ -1,39 +1,51 @@
-// A simple body, until the real one is here.
-#include <cmath>
-#include <vector>
-
-#include "shared/cpu.h"
+// ribsr_depthwise on CPUs: see shared/taps.h. A task walks down a tile and copies every row of it once, gelu and all, into a
+// ring of three that has zeros where the map ends.
+#include "shared/gelu.h"
+#include "shared/taps.h"
+#include "shared/tiles.h"
 
 namespace ribsr::RIBSR_ISA {
 
-static float *at(const RibsrMap &m, int64_t b, int64_t y, int64_t x) {
-  return static_cast<float *>(m.data) + b * m.batch_stride + y * m.row_stride + x * m.column_stride;
+namespace {
+
+// to: pixels of whole vectors.
+void copy(const float *from, ptrdiff_t stride, int pixels, int channels, bool with_gelu, float *to) {
+  for (int p = 0; p < pixels; ++p, from += stride)
+    for (int c = 0; c < channels; c += kLanes, to += kLanes) {
+      const Vector x = channels - c >= kLanes ? load(from + c) : load(from + c, channels - c);
+      store(to, with_gelu ? gelu<float>(x) : x);
+    }
 }
 
-static float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); }
+void walk(const RibsrDepthwiseParams &params, const Taps &taps, const Tile &tile, float *memory) {
+  const int channels = params.channels;
+  const Ring ring(memory, tile, params.height, params.width, padded(channels));
+  const Gap gap(params.out, channels);
+  for (int y = tile.y0 - 1; y <= tile.y1; ++y) {
+    ring.advance(y, [&](float *to, int x, int pixels) {
+      copy(pixel(params.in, tile.batch, y, x), params.in.column_stride, pixels, channels, params.input_gelu != 0, to);
+    });
+    if (y <= tile.y0) continue;
+    float *out = writable(params.out, tile.batch, y - 1, tile.x0);
+    const bool adds = params.epilogue == RIBSR_EPILOGUE_ADD_GELU;
+    taps(ring.row(y - 2), ring.row(y - 1), ring.row(y), tile.columns(), [&](int x, int c, Vector sum, Vector centre) {
+      const Vector value = adds ? centre + gelu<float>(sum) : sum;
+      float *to = out + x * params.out.column_stride + c;
+      channels - c >= kLanes ? store(to, value) : store(to, value, channels - c);
+    });
+    gap.clear(out, tile.columns());
+  }
+}
 
-int32_t depthwise(const RibsrDepthwiseParams &p, const RibsrExecutor &e) noexcept {
-  const auto *w = static_cast<const float *>(p.weight), *bias = static_cast<const float *>(p.bias);
-  parallel(e, 1ll * p.batch * p.height, [&](int64_t row) {
-    const int64_t b = row / p.height, y = row % p.height;
-    for (int64_t x = 0; x < p.width; ++x) {
-      for (int c = 0; c < p.channels; ++c) {
-        const auto value = [&](int64_t yy, int64_t xx) {
-          const float v = at(p.in, b, yy, xx)[c];
-          return p.input_gelu ? gelu(v) : v;
-        };
-        float sum = bias[c];
-        for (int dy = -1; dy <= 1; ++dy) {
-          for (int dx = -1; dx <= 1; ++dx) {
-            if (y + dy < 0 || y + dy >= p.height || x + dx < 0 || x + dx >= p.width) continue;
-            sum += value(y + dy, x + dx) * w[9 * c + 3 * (dy + 1) + dx + 1];
-          }
-        }
-        at(p.out, b, y, x)[c] = p.epilogue == RIBSR_EPILOGUE_ADD_GELU ? value(y, x) + gelu(sum) : sum;
-      }
-    }
-  });
-  return RIBSR_OK;
+}  // namespace
+
+int32_t depthwise(const RibsrDepthwiseParams &params, const RibsrExecutor &executor) noexcept {
+  const Taps taps(static_cast<const float *>(params.weight), static_cast<const float *>(params.bias), params.channels);
+  if (!taps.has_memory()) return RIBSR_UNSUPPORTED;
+  const int channels = padded(params.channels);
+  const Tiles tiles(params.batch, params.height, params.width, cached_columns(4 * channels), executor.threads);
+  return for_tiles(executor, tiles, Ring::floats(tiles.columns(), channels),
+                   [&](const Tile &tile, float *memory) { walk(params, taps, tile, memory); });
 }
 
 }  // namespace ribsr::RIBSR_ISA

@@ -1,27 +1,24 @@
-// A simple body, until the real one is here.
-#include <cmath>
-#include <vector>
-
-#include "shared/cpu.h"
+// ribsr_layer_norm on CPUs: see shared/norm.h.
+#include "shared/norm.h"
+#include "shared/tiles.h"
 
 namespace ribsr::RIBSR_ISA {
 
-static float *at(const RibsrMap &m, int64_t b, int64_t y, int64_t x) {
-  return static_cast<float *>(m.data) + b * m.batch_stride + y * m.row_stride + x * m.column_stride;
-}
-
-int32_t layer_norm(const RibsrLayerNormParams &p, const RibsrExecutor &e) noexcept {
-  const auto *w = static_cast<const float *>(p.weight), *bias = static_cast<const float *>(p.bias);
-  parallel(e, 1ll * p.batch * p.height, [&](int64_t row) {
-    for (int64_t x = 0; x < p.width; ++x) {
-      const float *in = at(p.in, row / p.height, row % p.height, x);
-      float *out = at(p.out, row / p.height, row % p.height, x);
-      float mean = 0, square = 0;
-      for (int c = 0; c < p.channels; ++c) mean += in[c];
-      mean /= p.channels;
-      for (int c = 0; c < p.channels; ++c) square += (in[c] - mean) * (in[c] - mean);
-      const float scale = 1 / std::sqrt(square / p.channels + p.epsilon);
-      for (int c = 0; c < p.channels; ++c) out[c] = (in[c] - mean) * scale * w[c] + bias[c];
+int32_t layer_norm(const RibsrLayerNormParams &params, const RibsrExecutor &executor) noexcept {
+  const Norm norm{static_cast<const float *>(params.weight), static_cast<const float *>(params.bias), params.channels,
+                  params.epsilon};
+  const Gap gap(params.out, params.channels);
+  const Tiles tiles(params.batch, params.height, params.width, params.width, executor.threads);
+  parallel(executor, tiles.count(), [&](int64_t index) {
+    const Tile tile = tiles[index];
+    for (int y = tile.y0; y < tile.y1; ++y) {
+      float *out = writable(params.out, tile.batch, y, tile.x0);
+      norm(pixel(params.in, tile.batch, y, tile.x0), params.in.column_stride, tile.columns(),
+           [&](int p, int c, Vector value, int lanes) {
+             float *to = out + p * params.out.column_stride + c;
+             lanes == kLanes ? store(to, value) : store(to, value, lanes);
+           });
+      gap.clear(out, tile.columns());
     }
   });
   return RIBSR_OK;
