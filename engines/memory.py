@@ -250,7 +250,7 @@ def onnxruntime_on_cpu(network: Network, form: str, precision: str, size: Size, 
     of larger windows come on top of those of smaller ones.
     """
     if form == "kernel":
-        return _in_kernels(network, size, bytes_each=4, copied=False)
+        return _in_kernels(network, size, bytes_each=4, copied=False) + threads * _OF_A_THREAD
     scores = 0.0
     if form in ("attention", "matmul"):
         bytes_each = 2 if form == "attention" and precision != "fp32" else 4
@@ -309,6 +309,10 @@ def onnxruntime_on_gpu(network: Network, form: str, precision: str, size: Size) 
 
 _WORKSPACE = 16 * 2**20
 """Bytes that cuBLAS and cuDNN have PyTorch's allocator hold."""
+
+
+_OF_A_THREAD = 5 * 2**20
+"""Bytes that our kernels keep for each thread of a CPU, for windows of 64."""
 
 
 def _in_kernels(network: Network, size: Size, bytes_each: int = 2, copied: bool = True) -> int:
