@@ -143,7 +143,8 @@ def test_products_of_bfloat16(case: Case, isa: str) -> None:
 def test_bfloat16_rounds_the_factors_alone(case: Case, isa: str) -> None:
     inputs = case.inputs()
     x, residual, weight, bias = inputs
-    assert x is not None and weight is not None
+    assert x is not None
+    assert weight is not None
     rounded = [x.bfloat16().float(), residual, weight.bfloat16().float(), bias]
     (out,) = case.run(inputs, isa=isa, bfloat16_products=True)
     assert relative_error(out, case.expected(rounded)[0]) < 1e-6
