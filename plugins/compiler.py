@@ -294,8 +294,10 @@ def _included(source: Path) -> list[Path]:
     found: dict[Path, None] = {}
     ahead = [source]
     while ahead:
-        for name in _INCLUDE.findall(ahead.pop().read_text(encoding="utf-8")):
-            header = next((folder / name for folder in (SOURCE, INCLUDE) if (folder / name).is_file()), None)
+        file = ahead.pop()
+        for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
+            places = (folder / name for folder in (file.parent, SOURCE, INCLUDE))
+            header = next((place.resolve() for place in places if place.is_file()), None)
             if header is not None and header not in found:
                 found[header] = None
                 ahead.append(header)

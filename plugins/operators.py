@@ -168,7 +168,7 @@ class Operator:
         None: on any GPU.
         """
         if capability == CPU:
-            return min(widths) > 0
+            return all(width > 0 for width in widths)
         if capability is not None and widths == self.widths.wide.get(capability):
             return True
         multiples = self.widths.multiple or (1,) * len(widths)

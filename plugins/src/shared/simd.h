@@ -87,65 +87,55 @@ inline float maximum(Vector x) {
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
-// The nearest integer, of |x| below 2^22.
-inline Vector nearest(Vector x) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT);  // without a mask g++ 12 warns of its own header
-#else
-  const float magic = 12582912.0f;  // 1.5 * 2^23: its last place is worth 1
-  return (x + magic) - magic;
-#endif
-}
+// x + kShift - kShift is the nearest integer, for the last place of 2^23 to 2^24 is worth 1; the sum itself has that integer
+// in its last bits.
+constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
 
-// 2^(integer + fraction) for |fraction| <= 0.5: a polynomial that is exact at 0 and fitted for the least relative error,
-// 9.1e-8 of degree 5 and 1.0e-4 of degree 3, and rounding. 0 where integer < -126, infinite where it is > 127.
+// 2^n of n + kShift, -127 <= n <= 128: of -127 it is 0, of 128 infinite.
+inline Vector power_of_two(Vector shifted) { return from_bits((bits(shifted) << 23) + 0x3f800000u); }
+
+// 2^x for |x| <= 0.5: a polynomial that is exact at 0 and fitted for the least relative error, 9.1e-8 of degree 5 and
+// 1.0e-4 of degree 3.
 template <int kDegree = 5>
-inline Vector power_of_two(Vector integer, Vector fraction) {
+inline Vector exp2_polynomial(Vector x) {
   static_assert(kDegree == 5 || kDegree == 3);
   Vector p;
   if constexpr (kDegree == 5) {
-    p = 1.32647285e-3f * fraction + 9.67151299e-3f;
-    p = p * fraction + 5.55073358e-2f;
-    p = p * fraction + 0.240222424f;
-    p = p * fraction + 0.693147004f;
+    p = 1.32647285e-3f * x + 9.67151299e-3f;
+    p = p * x + 5.55073358e-2f;
+    p = p * x + 0.240222424f;
+    p = p * x + 0.693147004f;
   } else {
-    p = 5.50089516e-2f * fraction + 0.242211014f;
-    p = p * fraction + 0.693282902f;
+    p = 5.50089516e-2f * x + 0.242211014f;
+    p = p * x + 0.693282902f;
   }
-  p = p * fraction + 1.0f;
-#if defined(__AVX512F__)
-  const __mmask16 normal = _mm512_cmp_ps_mask(integer, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_ps(normal, p, integer);
-#else
-  const Vector within = minimum(broadcast(128.0f), maximum(broadcast(-127.0f), integer));
-  const Integers exponent = __builtin_convertvector(within, Integers) + 127;  // of NaN anything: p is NaN
-  return p * reinterpret_cast<Vector>(exponent << 23);
-#endif
+  return p * x + 1.0f;
 }
 
-// 2^x, off by 2.5 units in the last place at most.
-inline Vector exp2(Vector x) {
-  const Vector within = minimum(broadcast(200.0f), maximum(broadcast(-200.0f), x));
-  const Vector integer = nearest(within);
-  return power_of_two(integer, within - integer);
-}
-
-// The same where x is not above 0; of degree 3 it is good enough for what is rounded to bfloat16.
+// 2^x for x that is not above 0, off by 2.5 units in the last place at most; of degree 3 good enough for what is rounded to
+// bfloat16. 0 where x < -126.5.
 template <int kDegree = 5>
 inline Vector exp2_of_nonpositive(Vector x) {
-#if !defined(__AVX512F__)  // there power_of_two takes any integer, and nothing else of x = -infinity matters
-  x = maximum(broadcast(-200.0f), x);
+#if defined(__AVX512F__)
+  const Vector integer = _mm512_maskz_roundscale_ps(0xffff, x, 0);  // to the nearest; without a mask g++ 12 warns of it
+  const __mmask16 normal = _mm512_cmp_ps_mask(integer, broadcast(-126.0f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(normal, exp2_polynomial<kDegree>(x - integer), integer);
+#else
+  x = maximum(broadcast(-127.0f), x);
+  const Vector shifted = x + kShift;
+  return exp2_polynomial<kDegree>(x - (shifted - kShift)) * power_of_two(shifted);
 #endif
-  const Vector integer = nearest(x);
-  return power_of_two<kDegree>(integer, x - integer);
 }
 
-// e^x, off by 2.5 units in the last place at most.
+// 2^x, off by 2.5 units in the last place at most. 0 where x < -126.5, infinite where it is > 127.5.
+inline Vector exp2(Vector x) { return exp2_of_nonpositive(minimum(broadcast(128.0f), x)); }
+
+// e^x, likewise.
 inline Vector exp(Vector x) {
-  const Vector within = minimum(broadcast(150.0f), maximum(broadcast(-150.0f), x));
-  const Vector integer = nearest(within * 1.44269504f);
-  const Vector rest = (within - integer * 0.693359375f) - integer * -2.12194440e-4f;  // ln 2 in two parts
-  return power_of_two(integer, rest * 1.44269504f);
+  x = minimum(broadcast(88.7f), maximum(broadcast(-88.0f), x));
+  const Vector shifted = 1.44269504f * x + kShift, integer = shifted - kShift;
+  const Vector rest = (x - integer * 0.693359375f) - integer * -2.12194440e-4f;  // ln 2 in two parts
+  return exp2_polynomial(rest * 1.44269504f) * power_of_two(shifted);
 }
 
 // 1 / (1 + e^-x)
