@@ -169,7 +169,7 @@ inline void block(const Operand<Factor> &operand, int run_length, const Factor *
       const float *residual = target.residual + (first + p) * target.residual_stride + v * kLanes;
       if (lanes >= kLanes) {
         store(to, target.residual == nullptr ? x : x + load(residual));
-      } else {
+      } else if (lanes > 0) {  // always; compilers cannot know
         store(to, target.residual == nullptr ? x : x + load(residual, lanes), lanes);
       }
     }
