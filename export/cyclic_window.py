@@ -77,8 +77,8 @@ def _attend(body: _Body, core: Core, q: str, k: str, v: str, width: str) -> str:
         joined = (op("Reshape", x, body.ints(0, 0, -1)) for x in (q, k, v))
         return op("com.microsoft.MultiHeadAttention <num_heads: int = @heads, scale: float = @scale>", *joined)
     if core == "attention":
-        # One width for Q, K and V, and no softmax_precision: TensorRT's parser refuses both. Its fused kernels accumulate in
-        # float32; on CPUs the attribute changes nothing (measured, half precision, ONNX Runtime 1.32 and OpenVINO 2026.4).
+        # One width for Q, K and V, and no softmax_precision: TensorRT's parser takes nothing else. Its
+        # kernels accumulate in float32 anyway; on CPUs it changes nothing (ONNX Runtime 1.32 and OpenVINO 2026.4).
         rank = op("Shape <start = 2, end = 3>", "rib_q")
         v = op("Pad", v, body.concat(body.concat(body.ints(0, 0, 0, 0), keep, keep, keep), rank))
         heads = (op(heads_first, x) for x in (q, k, v))
