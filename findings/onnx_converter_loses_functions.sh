@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # onnx's version converter deletes a model's own functions, and its checker passes what is left, which nothing can run.
 #
-# Seen 2026-11-30 with onnx 1.23.2 and onnxruntime 1.32.0, Python 3.11, Linux x86-64: convert_version, from 17 to 18, gives a
-# model whose node of the function's domain is still there, while `functions` is empty. check_model(full_check=True)
+# Seen 2026-11-30 with onnx 1.23.2 and onnxruntime 1.32.0, Python 3.11, Linux x86-64: convert_version, from 17 to 18, gives
+# a model whose node of the function's domain is still there, while `functions` is empty. check_model(full_check=True)
 # has no objection: nodes of an unknown domain may be a runtime's own, and the domain is still imported. ONNX
 # Runtime refuses the file. Inlining the functions first keeps what is computed.
 set -euo pipefail

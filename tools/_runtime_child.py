@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-RUNS = 3
+RUNS = 2
 """Runs that are timed, after one that is not."""
 
 Run = Callable[[np.ndarray], np.ndarray]

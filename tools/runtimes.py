@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -187,22 +187,21 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.runtime, row.model, row.sizes, error, "" if row.ratio is None else f"{row.ratio:.2f}")
 
 
-def measure(runtimes: Sequence[Runtime], models: Sequence[Path], envs: Path, given: Given, limit: int) -> list[Row]:
-    """All rows, in the runtimes' order. envs: the folder to install in. limit: seconds for one row."""
-    rows: list[Row] = []
+def measure(runtimes: Sequence[Runtime], models: Sequence[Path], envs: Path, given: Given, limit: int) -> Iterator[Row]:
+    """All rows, in the runtimes' order, as they come. envs: the folder to install in. limit: seconds for one row."""
     for runtime in runtimes:
         with progress(f"{runtime.name}: installing"):
             try:
                 # Releases that differ in settings alone share an environment.
                 python = install(runtime, envs / "_".join(runtime.packages).replace("==", "-"))
             except Unavailable as error:
-                rows.append(Row(runtime.name, "", "", failure=str(error)))
+                yield Row(runtime.name, "", "", failure=str(error))
                 continue
         for model in models:
             for sizes in runtime.sizes:
                 with progress(f"{runtime.name}: {model.name}, {sizes}"):
-                    rows.append(run(runtime, python, model, given, sizes, limit))
-    return rows
+                    row = run(runtime, python, model, given, sizes, limit)
+                yield row
 
 
 @click.command(cls=Command)
@@ -231,7 +230,11 @@ def main(
         expected = engine.run(x)
     with ExitStack() as stack:
         folder = envs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ribsr-runtimes-")))
-        rows = with_ratios(measure(chosen, models, folder.absolute(), Given(x, expected), limit))
+        rows = []
+        for row in measure(chosen, models, folder.absolute(), Given(x, expected), limit):
+            click.echo("  ".join(cells(row)), err=True)  # in a long run, none is lost
+            rows.append(row)
+    rows = with_ratios(rows)
     out = console(stderr=json_target == "-")
     show_table(out, ("runtime", "model", "sizes", "largest error", "time, ratio"), map(cells, rows))
     conclude(out, "runtimes", {"size": str(size), "rows": [asdict(row) for row in rows]}, json_target)
