@@ -221,8 +221,8 @@ struct Own {
 };
 
 // A thread's memory, and the steps of the attention in it. What has the inner loops is no part of its callers' code, for
-// which g++ would have too few registers. Where an array is written in whole vectors they may reach
-// behind its end, into what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
+// which g++ would have too few registers. Where an array is written in whole vectors they may reach behind its end, into
+// what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
 template <class Element>
 class Worker {
  public:
