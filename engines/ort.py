@@ -81,7 +81,6 @@ class ORTEngine(Engine):
         ort = import_runtime()
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, bfloat16, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
-        self._on_cpu = opened.session.get_providers()[0] == CPU
         self._threads, self._bfloat16 = threads, bfloat16
         self._description = _describe(ort, self._path, opened)
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
@@ -89,6 +88,10 @@ class ORTEngine(Engine):
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self._description.device.startswith(CPU)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)

@@ -116,23 +116,47 @@ struct Operand {
   }
 };
 
+constexpr int kTerms = 256;  // of a sum in registers: rounding grows with it
+
 template <int Pixels, int Vectors, class Factor>
 inline void block(const Operand<Factor> &operand, int run_length, const Factor *weights, const float *bias, int outputs,
                   const Target &target, int first) {
   Vector sums[Pixels][Vectors];
   for (int p = 0; p < Pixels; ++p)
-    for (int v = 0; v < Vectors; ++v) sums[p][v] = load(bias + v * kLanes);
-  for (int run = 0; run < operand.count; ++run) {
-    const Factor *a = operand.runs[run];
-    for (int k = 0; k < run_length; ++k, ++a, weights += Vectors * kLanes) {
-      decltype(load(weights)) w[Vectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v) w[v] = load(weights + v * kLanes);
-#pragma GCC unroll 8
-      for (int p = 0; p < Pixels; ++p)
-#pragma GCC unroll 3
-        for (int v = 0; v < Vectors; ++v) sums[p][v] = multiply_add(a[p * operand.stride], w[v], sums[p][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      sums[p][v] = load(bias + v * kLanes);
+      __builtin_prefetch(target.out + (first + p) * target.stride + v * kLanes, 1);  // large maps come from memory
     }
+  int run = 0, k = 0;  // the next term
+  const auto add_terms = [&] {
+    for (int room = kTerms; room > 0 && run < operand.count;) {
+      const int count = std::min(room, run_length - k);
+      for (const Factor *a = operand.runs[run] + k, *end = a + count; a < end; ++a, weights += Vectors * kLanes) {
+        decltype(load(weights)) w[Vectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) w[v] = load(weights + v * kLanes);
+#pragma GCC unroll 8
+        for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 3
+          for (int v = 0; v < Vectors; ++v) sums[p][v] = multiply_add(a[p * operand.stride], w[v], sums[p][v]);
+      }
+      room -= count;
+      k = k + count == run_length ? 0 : k + count;
+      run += k == 0;
+    }
+  };
+  add_terms();
+  if (run < operand.count) {
+    Vector totals[Pixels][Vectors];
+    std::memcpy(totals, sums, sizeof sums);
+    while (run < operand.count) {
+      for (int p = 0; p < Pixels; ++p)
+        for (int v = 0; v < Vectors; ++v) sums[p][v] = Vector{};
+      add_terms();
+      for (int p = 0; p < Pixels; ++p)
+        for (int v = 0; v < Vectors; ++v) totals[p][v] += sums[p][v];
+    }
+    std::memcpy(sums, totals, sizeof sums);
   }
 #pragma GCC unroll 8
   for (int p = 0; p < Pixels; ++p)
@@ -145,7 +169,7 @@ inline void block(const Operand<Factor> &operand, int run_length, const Factor *
       const float *residual = target.residual + (first + p) * target.residual_stride + v * kLanes;
       if (lanes >= kLanes) {
         store(to, target.residual == nullptr ? x : x + load(residual));
-      } else {
+      } else if (lanes > 0) {  // always; compilers cannot know
         store(to, target.residual == nullptr ? x : x + load(residual, lanes), lanes);
       }
     }

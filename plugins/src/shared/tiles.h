@@ -75,7 +75,7 @@ struct Tiles {
 };
 
 // The widest tile whose work fits into a part of the second-level cache.
-inline int cached_columns(int floats_per_column) { return std::max(8, (96 << 10) / floats_per_column); }
+inline int cached_columns(int floats_per_column) { return std::max(8, (64 << 10) / floats_per_column); }
 
 // Runs task(tile, memory) for every tile, with so many floats of the thread's memory. A status.
 template <class Task>
