@@ -64,7 +64,7 @@ PYTORCH = Runtime(
 
 RUNTIMES = (
     PYTORCH,
-    Runtime("engines.ort:ORTEngine", (".onnx",), ("threads", "kernels", "tf32", "cuda_graphs")),
+    Runtime("engines.ort:ORTEngine", (".onnx",), ("threads", "precision", "kernels", "tf32", "cuda_graphs")),
     Runtime("engines.trt.engine:TensorRTEngine", (".plan",), ("cuda_graphs",)),
 )
 

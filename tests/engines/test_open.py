@@ -40,9 +40,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, name: str, message: str) ->
         open_engine(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "option", [{"precision": "fp16"}, {"attention": "sdpa"}, {"model": "sst"}, {"config": "options.yml"}]
-)
+@pytest.mark.parametrize("option", [{"attention": "sdpa"}, {"model": "sst"}, {"config": "options.yml"}])
 def test_options_of_checkpoints_are_refused_for_exported_files(onnx_file: Path, option: dict[str, str]) -> None:
     with pytest.raises(
         EngineError, match=rf"{next(iter(option))} can be chosen for \.pt, \.pth, \.safetensors files only"
