@@ -269,6 +269,11 @@ def _onnxruntime_values(network: Network, size: Size) -> float:
     return max(body + 2 * head - min(head, body / 3), 3 * head) + 24 * pixels
 
 
+def openvino_on_cpu(network: Network, form: str, precision: str, size: Size) -> int:
+    """Bytes of a first run by OpenVINO 2026.4 on a CPU."""
+    return round(_size_of(precision) * _onnxruntime_values(network, size))
+
+
 # What it takes on a GPU: measured on an H200 with four published models at x2, 256x256 to 1280x720. The table is in
 # tests/engines/test_memory.py; ONNX Runtime 1.31 and PyTorch 2.11.
 

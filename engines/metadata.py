@@ -22,7 +22,7 @@ _NODE, _INITIALIZER = (
     1,
     5,
 )  # of GraphProto; a NodeProto is op_type 4, attribute 5; an AttributeProto name 1, i 3, ints 8
-_DIMS = 1  # of TensorProto
+_DIMS, _DATA_LOCATION = 1, 14  # of TensorProto; the latter 1 where the data is in another file
 
 MOST_FIELDS = 100_000
 """Of a message. The graph of the largest published model has some 2,000 nodes and weights."""
@@ -134,6 +134,20 @@ def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
     except (ValueError, EOFError):
         raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
     return shapes
+
+
+def has_external_data(path: str | Path) -> bool:
+    """Whether weights of an ONNX file are in another file. Raises EngineError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return any(
+                location == (1, 0)
+                for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH)
+                for _, tensor in _contents(file, graph, _INITIALIZER)
+                for location in _contents(file, tensor, _DATA_LOCATION)
+            )
+    except (ValueError, EOFError):
+        raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
 
 
 def _contents(file: BinaryIO, end: int, wanted: int) -> Iterator[tuple[int | None, int]]:
