@@ -7,8 +7,9 @@
 as people have them.
 
 From a file to its result: `jobs` (what is to be done), `pipeline` (reading and writing beside the model), `upscaler`,
-`tiles`, `planes` (what a network gets of gray, alpha and 16 bits), and a runtime: `pytorch`, `ort`, `ov`, `trt`. `video`
-does frames. `choice` says which runtime opens an ONNX file. `memory` foresees what a run takes; `compare` proves that two engines compute the same.
+`tiles`, `planes` (what a network gets of gray, alpha and 16 bits), and a runtime: `pytorch`, `ort`, `ov`, `trt`, of which
+`choice` takes one where several open a file. `video` does frames. `memory` foresees what a run takes; `compare` proves
+that two engines compute the same.
 
 Importing it is instant: a runtime is imported when its first engine opens. Only `engines.pytorch` imports torch.
 """
@@ -25,6 +26,7 @@ from engines.base import MOST_THREADS, Description, Engine, EngineError, OutOfMe
 from engines.tiles import Tiled
 from engines.upscaler import Upscaler
 from ribsr import bundled
+from ribsr.base.files import no_file
 from ribsr.base.installation import check_folders
 
 __all__ = [
@@ -130,8 +132,7 @@ def open_engine(
             f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
             f"names: {', '.join(bundled.names())}"
         )
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+    if what := no_file(path, "a model"):
         raise EngineError(f"{path}: {what}")
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise EngineError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
@@ -161,7 +162,8 @@ def _named(path: Path, runtimes: tuple[Runtime, ...], name: str) -> tuple[Runtim
         return runtimes
     if named := tuple(runtime for runtime in runtimes if runtime.name == name):
         return named
-    raise EngineError(f"{path}: {name} does not run such files, {' and '.join(each.name for each in runtimes)} does")
+    does = " and ".join(runtime.name for runtime in runtimes) + (" do" if len(runtimes) > 1 else " does")
+    raise EngineError(f"{path}: {name} does not run such files, {does}")
 
 
 def _choose(path: Path, runtimes: tuple[Runtime, ...], device: str, given: dict[str, Any]) -> tuple[Runtime, str]:

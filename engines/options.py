@@ -54,10 +54,14 @@ def engine_options(command: F) -> F:
             "--cuda-graphs", is_flag=True, help="Plans, ONNX files with our kernels: launch repeated sizes at once."
         ),
         click.option(
-            "--hint", type=click.Choice(HINTS), help="OpenVINO: one picture soon (latency, the default), or many at once."
+            "--hint",
+            type=click.Choice(HINTS),
+            help="OpenVINO: one picture soon (latency, default), or many at once.",
         ),
         click.option(
-            "--cache", metavar="DIR", help="OpenVINO: where compiled models are kept; default: in the user's cache folder."
+            "--cache",
+            metavar="DIR",
+            help="OpenVINO: where compiled models are kept; default: a cache of the user.",
         ),
     ]
     return _added(command, options)

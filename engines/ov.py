@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,10 @@ class OpenVINOEngine(Engine):
         self._description = _describe(ov, self._file, self._compiled, notes)
         self._requests: list[openvino.InferRequest] = []
         self._runner = Runner(in_background=True)
-        self._network = memory.Network.of(read_shapes(path), stamp.windows)
+        shapes = read_shapes(path)
+        self._network = memory.Network.of(shapes, stamp.windows)
+        self._bfloat16 = precision == "bf16"
+        self._weights = (2 if self._bfloat16 else 4) * sum(map(math.prod, shapes))
         self._held = 0
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -121,11 +125,11 @@ class OpenVINOEngine(Engine):
 
     def _total(self, size: Size, batch: int) -> int:
         """Bytes of a first run."""
-        told = self._description
-        return batch * memory.openvino_on_cpu(self._network, told.form, told.precision, size)
+        each = memory.openvino_on_cpu(self._network, self._description.form, self._bfloat16, size)
+        return batch * each + self._weights
 
     def release(self) -> None:
-        self._held = 0
+        self._held = min(self._held, self._weights)
         self._requests.clear()
         if self._compiled is not None:
             self._compiled.release_memory()
@@ -190,7 +194,9 @@ def import_runtime() -> Any:
         raise NotInstalled(f"the runtime openvino needs OpenVINO, which is not installed: {brings}") from None
     if base.release(openvino.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise EngineError(f"OpenVINO {version(openvino)} does not know all that these files hold, {oldest} does: {brings}")
+        raise EngineError(
+            f"OpenVINO {version(openvino)} does not know all that these files hold, {oldest} does: {brings}"
+        )
     return openvino
 
 
@@ -322,7 +328,9 @@ def _describe(ov: Any, file: _File, compiled: openvino.CompiledModel, notes: tup
     """Raises EngineError where OpenVINO does not compute as it was told."""
     (x,), (y,) = compiled.inputs, compiled.outputs
     if ("input" not in x.names or "output" not in y.names) or len(x.partial_shape) != 4:
-        raise EngineError(f"{file.path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
+        raise EngineError(
+            f"{file.path}: its stamp is this toolkit's but its inputs and outputs are not; export it again"
+        )
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if found != file.configuration["INFERENCE_PRECISION_HINT"]:
         raise EngineError(f"{file.path}: OpenVINO computes in {found} here, which nobody asked for")
