@@ -7,9 +7,9 @@
 as people have them.
 
 From a file to its result: `jobs` (what is to be done), `pipeline` (reading and writing beside the model), `upscaler`,
-`tiles`, `planes` (what a network gets of gray, alpha and 16 bits), and a runtime: `pytorch`, `ort`, `ov`, `trt`, of which
-`choice` takes one where several open a file. `video` does frames. `memory` foresees what a run takes; `compare` proves
-that two engines compute the same.
+`tiles`, `planes` (what a network gets of gray, alpha and 16 bits), and a runtime: `pytorch`, `ort`, `ov`, `trt`. Where
+several open a file, `choice` takes one. `video` does frames. `memory` foresees what a run takes; `compare` proves that
+two engines compute the same.
 
 Importing it is instant: a runtime is imported when its first engine opens. Only `engines.pytorch` imports torch.
 """

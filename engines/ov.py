@@ -99,7 +99,12 @@ class OpenVINOEngine(Engine):
 
     def _infer(self, request: openvino.InferRequest, x: np.ndarray) -> np.ndarray:
         inputs = {0: np.ascontiguousarray(x)}
-        self._runner.run(_Cancelled(request), lambda: request.infer(inputs))
+
+        def work() -> None:  # request.infer() cannot be cancelled
+            request.start_async(inputs)
+            request.wait()
+
+        self._runner.run(_Cancelled(request), work)
         return request.get_output_tensor(0).data
 
     def _opened(self) -> openvino.CompiledModel:
@@ -173,9 +178,10 @@ class _Cancelled:
 
 
 def reason(error: BaseException) -> str:
-    """What OpenVINO says: the last line of its message, where the first ones are places in its sources."""
+    """What OpenVINO says: the first line of its summary, or the last of a message without; others name its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return first_line(RuntimeError(lines[-1] if lines else type(error).__name__))
+    summary = lines[lines.index("Summary:") + 1 :][:1] if "Summary:" in lines else lines[-1:]
+    return first_line(RuntimeError(*summary))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -194,9 +200,7 @@ def import_runtime() -> Any:
         raise NotInstalled(f"the runtime openvino needs OpenVINO, which is not installed: {brings}") from None
     if base.release(openvino.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise EngineError(
-            f"OpenVINO {version(openvino)} does not know all that these files hold, {oldest} does: {brings}"
-        )
+        raise EngineError(f"OpenVINO {version(openvino)} knows too little for these files, {oldest} does: {brings}")
     return openvino
 
 

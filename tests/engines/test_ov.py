@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     config = ribsr.SSTConfig(
-        name="small", dim=16, heads=(2, 2), windows=(8, 16), ranks=(8, 8), blocks=2, expansion=1.5, upsampler="direct"
+        name="small", dim=16, heads=(2, 2), windows=(8, 16), ranks=(8, 8), blocks=1, expansion=1.5, upsampler="direct"
     )
     ribsr.save(ribsr.build(config), path := tmp_path_factory.mktemp("ov") / "small.pt")
     return path
@@ -103,7 +103,7 @@ def test_every_form_gives_what_onnx_runtime_gives(exported: Exported, onnxruntim
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]], ids=str)
 def test_files_of_one_size_do_so_too(exported: Exported, onnxruntime: Engine, form: str, size: Size) -> None:
     with opened(exported(form, size)) as engine:
         assert engine.describe().limits.fixed == size
@@ -140,7 +140,9 @@ def test_the_bundled_network(tmp_path: Path) -> None:
     from export.convert import Options, export_onnx
     from ribsr import bundled
 
-    export_onnx(bundled.find("sst-light-x2"), path := tmp_path / "light.onnx", Options(verify=False), lambda line: None)
+    export_onnx(
+        bundled.find("sst-light-x2"), path := tmp_path / "light.onnx", Options(verify=False), say=lambda line: None
+    )
     x = picture(Size(40, 72))
     with opened(path) as engine, open_engine(path, runtime="onnxruntime", device="cpu") as other:
         np.testing.assert_allclose(engine.run(x), other.run(x), atol=EXACT)
@@ -224,15 +226,19 @@ def test_layers_are_timed(exported: Exported) -> None:
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_reaches_the_caller_and_the_engine_goes_on(exported: Exported) -> None:
-    with opened(exported("matmul"), threads=1) as engine:
-        small = picture(Size(16, 16))
-        expected, large = engine.run(small), picture(Size(1024, 1024))
-        started = time.monotonic()
+    small, large = picture(Size(16, 16)), picture(Size(512, 512))
+    with opened(exported(), threads=1) as engine:
+        expected = engine.run(small)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            while time.monotonic() < started + 30:
-                engine.run(large)
+            _run_for(30, engine, large)
         np.testing.assert_array_equal(engine.run(small), expected)
+
+
+def _run_for(seconds: float, engine: Engine, x: np.ndarray) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        engine.run(x)
 
 
 # What is kept on disk
@@ -343,7 +349,9 @@ def test_without_openvino(exported: Exported, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_release_that_does_not_do(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "__version__", "2026.2.1-21919-ede283a88e3")
-    with pytest.raises(EngineError, match=r"OpenVINO 2026\.2\.1 does not know all .*, 2026\.3 does: pip install"):
+    with pytest.raises(
+        EngineError, match=r"OpenVINO 2026\.2\.1 knows too little for these files, 2026\.3 does: pip install"
+    ):
         opened(exported())
 
 

@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ("x2.pt@fp16", ModelName("x2.pt", "fp16")),
         ("a@b/x2.pt@bf16", ModelName("a@b/x2.pt", "bf16")),
         ("x2.pt@int8", ModelName("x2.pt@int8")),
+        ("x2.onnx@openvino", ModelName("x2.onnx", None, "openvino")),
+        ("x2.onnx@openvino@bf16", ModelName("x2.onnx", "bf16", "openvino")),
+        ("x2.onnx@bf16@openvino", ModelName("x2.onnx", "bf16", "openvino")),
         ("@fp16", ModelName("@fp16")),
     ],
 )
