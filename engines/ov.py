@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -61,11 +65,11 @@ class OpenVINOEngine(Engine):
         core = ov.Core()
         if stamp.precision == "bf16" and precision == "bf16" and "BF16" not in capabilities(core):
             raise EngineError(f"{path}: this CPU has no bfloat16 instructions; leave out --precision bf16")
-        self._file = _File(self._path, stamp, _configuration(precision, threads, hint))
-        self._compiled: openvino.CompiledModel | None = None
-        self._compiled, notes = _opened(ov, core, self._file, cache)
-        self._description = _describe(ov, self._file, self._compiled, notes)
-        self._requests: list[openvino.InferRequest] = []
+        self._file = _File(self._path, stamp, _configuration(precision, threads, hint), sha256(path), cache)
+        compiled, notes = _opened(ov, core, self._file)
+        self._loaded: _Loaded | None = _Loaded(compiled, one_by_one=hint == "latency")
+        self._loading = Lock()
+        self._description = _describe(ov, self._file, compiled, notes)
         self._runner = Runner(in_background=True)
         shapes = read_shapes(path)
         self._network = memory.Network.of(shapes, stamp.windows)
@@ -84,33 +88,51 @@ class OpenVINOEngine(Engine):
     def _run(self, x: np.ndarray, use: Callable[[np.ndarray], T]) -> T:
         """use(the result, in memory of OpenVINO's that the next run overwrites)."""
         base.check_input(x, self._description)
-        compiled = self._opened()
-        try:
-            request = self._requests.pop()
-        except IndexError:  # all are running
-            request = self._guarded(x, compiled.create_infer_request)
-        y = self._guarded(x, lambda: self._infer(request, x))
+        while True:
+            loaded, request = self._borrowed()
+            y = self._guarded(x, partial(self._infer, loaded, request, x))
+            if not loaded.broken:  # or else what it did since then may be wrong
+                break
         used = use(y)
         self._held = max(self._held, self._total(Size.of(x), len(x)))
-        self._requests.append(request)
-        if self._compiled is None:  # closed meanwhile
-            self._requests.clear()
+        loaded.idle.append(request)
         return used
 
-    def _infer(self, request: openvino.InferRequest, x: np.ndarray) -> np.ndarray:
+    def _infer(self, loaded: _Loaded, request: openvino.InferRequest, x: np.ndarray) -> np.ndarray:
         inputs = {0: np.ascontiguousarray(x)}
 
         def work() -> None:  # request.infer() cannot be cancelled
-            request.start_async(inputs)
-            request.wait()
+            with loaded.turn:
+                try:
+                    request.start_async(inputs)
+                    request.wait()
+                except BaseException:
+                    loaded.broken = True
+                    raise
 
-        self._runner.run(_Cancelled(request), work)
+        try:
+            self._runner.run(_Cancelled(request), work)
+        except BaseException:  # of Ctrl-C the thread that works knows later
+            loaded.broken = True
+            raise
         return request.get_output_tensor(0).data
 
-    def _opened(self) -> openvino.CompiledModel:
-        if self._compiled is None:
-            raise base.closed(self._path)
-        return self._compiled
+    def _borrowed(self) -> tuple[_Loaded, openvino.InferRequest]:
+        """The model, loaded again where it is broken, and a request of it. Raises EngineError."""
+        with self._loading:
+            if self._loaded is None:
+                raise base.closed(self._path)
+            if self._loaded.broken:
+                self._loaded = self._loaded_again(self._loaded)
+            return self._loaded, self._loaded.request()
+
+    def _loaded_again(self, broken: _Loaded) -> _Loaded:
+        if sha256(self._path) != self._file.sha256:
+            raise EngineError(f"{self._path}: has changed since it was opened; open it again")
+        ov, self._held = import_runtime(), 0
+        broken.idle.clear()
+        broken.compiled = None  # its memory may be needed
+        return _Loaded(_opened(ov, ov.Core(), self._file)[0], broken.one_by_one)
 
     def _guarded(self, x: np.ndarray, use: Callable[[], T]) -> T:
         """use(), with the runtime's own exceptions as EngineErrors."""
@@ -135,20 +157,23 @@ class OpenVINOEngine(Engine):
 
     def release(self) -> None:
         self._held = min(self._held, self._weights)
-        self._requests.clear()
-        if self._compiled is not None:
-            self._compiled.release_memory()
+        if (loaded := self._loaded) is not None:
+            loaded.idle.clear()
+            with suppress(RuntimeError):  # a thread runs it
+                if loaded.compiled is not None:
+                    loaded.compiled.release_memory()
         memory.trim_heap()
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         base.check_input(x, self._description)
-        self._opened()
+        if self._loaded is None:
+            raise base.closed(self._path)
         ov = import_runtime()
-        compiled = _compiled(ov, ov.Core(), self._file, counting=True)
-        request = compiled.create_infer_request()
+        loaded = _Loaded(_compiled(ov, ov.Core(), self._file, counting=True), one_by_one=True)
+        request = loaded.request()
         times: dict[str, float] = {}
         for number in range(1 + runs):
-            self._guarded(x, lambda: self._infer(request, x))
+            self._guarded(x, partial(self._infer, loaded, request, x))
             for layer in request.profiling_info if number else ():
                 if layer.status == ov.ProfilingInfo.Status.EXECUTED:
                     name = printable(layer.node_name)
@@ -156,9 +181,29 @@ class OpenVINOEngine(Engine):
         return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
 
     def close(self) -> None:
-        self._compiled = None
-        self._requests.clear()
+        self._loaded = None
         self._runner.close()
+
+
+class _Loaded:
+    """A compiled model, and its requests that do not run.
+
+    After a run that failed or was cancelled OpenVINO takes sizes of that run for those of the next: it is broken then.
+    one_by_one: it has one queue; who runs takes `turn`, so that nobody runs what another one breaks.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel, one_by_one: bool):
+        self.compiled: openvino.CompiledModel | None = compiled
+        self.one_by_one, self.broken = one_by_one, False
+        self.idle: list[openvino.InferRequest] = []
+        self.turn = Lock() if one_by_one else nullcontext()
+
+    def request(self) -> openvino.InferRequest:
+        try:
+            return self.idle.pop()
+        except IndexError:  # all are running
+            assert self.compiled is not None
+            return self.compiled.create_infer_request()
 
 
 class _Cancelled:
@@ -184,9 +229,13 @@ def reason(error: BaseException) -> str:
     return first_line(RuntimeError(*summary))
 
 
+_NO_MEMORY = re.compile(r"(Caught exception: )?std::bad_alloc|Failed to allocate \d+ bytes of memory")
+"""The last line of what OpenVINO says of memory: C++'s word, and its own."""
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a run failed for want of memory, which C++ calls so, at the end of what OpenVINO puts around it."""
-    return str(error).strip().endswith("std::bad_alloc")
+    """Whether a run failed for want of memory: no type or code says so."""
+    return _NO_MEMORY.fullmatch(str(error).strip().rpartition("\n")[2]) is not None
 
 
 def import_runtime() -> Any:
@@ -214,11 +263,15 @@ def capabilities(core: openvino.Core) -> tuple[str, ...]:
     return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
+@dataclass(frozen=True)
 class _File:
-    """A file and what is to be made of it. configuration: what OpenVINO compiles it with."""
+    """A file and what is to be made of it. configuration: what OpenVINO compiles it with. cache: as the caller says."""
 
-    def __init__(self, path: str, stamp: Stamp, configuration: dict[str, Any]):
-        self.path, self.stamp, self.configuration = path, stamp, configuration
+    path: str
+    stamp: Stamp
+    configuration: dict[str, Any]
+    sha256: str
+    cache: str | Path | None
 
 
 def _configuration(precision: str | None, threads: int | None, hint: str) -> dict[str, Any]:
@@ -238,14 +291,12 @@ def _check_file(path: str, stamp: Stamp) -> None:
         raise EngineError(f"{path}: keeps its weights in another file; export it again, which makes one file")
 
 
-def _opened(
-    ov: Any, core: openvino.Core, file: _File, folder: str | Path | None
-) -> tuple[openvino.CompiledModel, tuple[str, ...]]:
+def _opened(ov: Any, core: openvino.Core, file: _File) -> tuple[openvino.CompiledModel, tuple[str, ...]]:
     """The compiled model, from the cache if it is there, and notes."""
-    cache, notes = _cache(file.path, folder)
+    cache, notes = _cache(file.path, file.cache)
     parts = {
         "recipe": RECIPE,
-        "file": sha256(file.path),
+        "file": file.sha256,
         "configuration": file.configuration,
         "openvino": ov.__version__,
         "cpu": [core.get_property("CPU", "FULL_DEVICE_NAME"), *capabilities(core)],

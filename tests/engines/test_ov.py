@@ -24,6 +24,7 @@ from engines.ov_cache import Cache
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 from tests.engines import fakes
+from tests.resident import printed
 
 openvino = pytest.importorskip("openvino")
 onnx = pytest.importorskip("onnx")
@@ -233,6 +234,31 @@ def test_ctrl_c_reaches_the_caller_and_the_engine_goes_on(exported: Exported) ->
         with pytest.raises(KeyboardInterrupt):
             _run_for(30, engine, large)
         np.testing.assert_array_equal(engine.run(small), expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process")
+def test_a_run_without_memory_says_so_and_the_engine_goes_on(exported: Exported) -> None:
+    """OpenVINO itself takes sizes of a run that failed for those of the next."""
+    script = """
+import resource, sys
+import numpy as np
+from engines import OutOfMemory, open_engine
+
+small, large = np.full((1, 3, 16, 16), 0.5, np.float32), np.zeros((1, 3, 1600, 1600), np.float32)
+with open_engine(sys.argv[1], runtime="openvino", threads=1) as engine:
+    expected = engine.run(small)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, resource.RLIM_INFINITY))
+    try:
+        engine.run(large)
+    except OutOfMemory as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    print((engine.run(small) == expected).all())
+"""
+    told, same = printed(script, str(exported())).splitlines()
+    assert "out of memory on a picture of 1600x1600; give a smaller one" in told
+    assert same == "True"
 
 
 def _run_for(seconds: float, engine: Engine, x: np.ndarray) -> None:
