@@ -202,7 +202,8 @@ class _Loaded:
         try:
             return self.idle.pop()
         except IndexError:  # all are running
-            assert self.compiled is not None
+            if self.compiled is None:
+                raise RuntimeError("a broken model has no more requests") from None
             return self.compiled.create_infer_request()
 
 
