@@ -71,7 +71,9 @@ PYTORCH = Runtime(
 
 RUNTIMES = (
     PYTORCH,
-    Runtime("onnxruntime", "engines.ort:ORTEngine", (".onnx",), ("threads", "kernels", "tf32", "cuda_graphs")),
+    Runtime(
+        "onnxruntime", "engines.ort:ORTEngine", (".onnx",), ("threads", "precision", "kernels", "tf32", "cuda_graphs")
+    ),
     Runtime("openvino", "engines.ov:OpenVINOEngine", (".onnx",), ("threads", "precision", "hint", "cache")),
     Runtime("tensorrt", "engines.trt.engine:TensorRTEngine", (".plan",), ("cuda_graphs",)),
 )

@@ -40,10 +40,11 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
         return ONNXRUNTIME, "OpenVINO does not run the form plugin"
     if stamp.precision in HALVES:
         return ONNXRUNTIME, f"with {stamp.precision} files OpenVINO was not measured"
-    if kernels and stamp.form == "canonical" and _our_kernels():
+    isas = _our_kernels() if kernels and stamp.form == "canonical" else ()
+    if precision == "bf16" and "avx512_bf16" not in isas:
+        return OPENVINO, "our kernels, with which ONNX Runtime computes in bf16, are not built, or not for this CPU"
+    if isas:
         return ONNXRUNTIME, "our kernels for it are built"
-    if precision == "bf16":
-        return OPENVINO, "ONNX Runtime computes in bf16 with our kernels only, which are not built"
     if has_amx():
         return OPENVINO, "it is faster than ONNX Runtime on CPUs with AMX"
     return ONNXRUNTIME, "it is faster than OpenVINO on CPUs without AMX"
@@ -70,10 +71,9 @@ def _has_gpu() -> bool:
     return True
 
 
-def _our_kernels() -> bool:
-    """Whether our kernels for CPUs are built, and load."""
-    isas = getattr(library, "cpu_isas", None)
+def _our_kernels() -> tuple[str, ...]:
+    """The instruction sets of our kernels for CPUs; none where the library is not built, or cannot be loaded."""
     try:
-        return isas is not None and bool(isas())
+        return library.cpu_isas()
     except library.LibraryError:
-        return False
+        return ()

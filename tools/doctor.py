@@ -218,6 +218,7 @@ def libraries() -> Iterator[Finding]:
     """Our own, as built."""
     rows = [("kernels for PyTorch", library.path(), BUILD)]
     rows += [("kernels for ONNX Runtime", library.onnxruntime_path(), BUILD)]
+    rows += [("kernels for CPUs, in ONNX Runtime", library.cpu_path(), BUILD)]
     headers, plugins = f"{BUILD} --tensorrt-include DIR", {n: library.tensorrt_path(n) for n in compiler.PLUGIN_SOURCES}
     built = [n for n, file in plugins.items() if file.exists()]
     rows += [(f"plugin for TensorRT {n}", plugins[n], headers) for n in built]

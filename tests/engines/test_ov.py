@@ -437,7 +437,7 @@ def test_auto_takes_what_was_measured_to_be_faster(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, amx: bool
 ) -> None:
     monkeypatch.setattr(choice, "has_amx", lambda: amx)
-    monkeypatch.setattr(choice, "_our_kernels", lambda: False)
+    monkeypatch.setattr(choice, "_our_kernels", tuple)
     with open_engine(exported(), device="cpu") as engine:
         told = engine.describe()
     assert told.runtime == ("openvino" if amx else "onnxruntime")
@@ -450,15 +450,16 @@ def test_auto_takes_what_was_measured_to_be_faster(
     ("file", "given", "expected"),
     [
         ({}, {}, ("openvino", "AMX")),
-        ({}, {"kernels": True}, ("onnxruntime", "our kernels")),
-        ({"form": "mha"}, {"kernels": True}, ("openvino", "AMX")),
+        ({}, {"kernels": ("avx512",)}, ("onnxruntime", "our kernels")),
+        ({"form": "mha"}, {"kernels": ("avx512",)}, ("openvino", "AMX")),
         ({"form": "plugin"}, {}, ("onnxruntime", "plugin")),
         ({"precision": "fp16"}, {}, ("onnxruntime", "fp16")),
         ({}, {"gpu": True}, ("onnxruntime", "CPU only")),
         ({}, {"gpu": True, "device": "cpu"}, ("openvino", "AMX")),
         ({}, {"device": "cuda"}, ("onnxruntime", "CPU only")),
         ({}, {"precision": "bf16", "amx": False}, ("openvino", "bf16")),
-        ({}, {"precision": "bf16", "kernels": True}, ("onnxruntime", "our kernels")),
+        ({}, {"precision": "bf16", "kernels": ("avx512_bf16",)}, ("onnxruntime", "our kernels")),
+        ({}, {"precision": "bf16", "kernels": ("avx512",)}, ("openvino", "not for this CPU")),
         ({}, {"missing": "onnxruntime"}, ("openvino", "not installed")),
         ({}, {"missing": "openvino"}, ("onnxruntime", "")),
     ],
@@ -473,7 +474,7 @@ def test_the_rule(
     path = fakes.write_onnx(tmp_path / "a.onnx", **{"form": "canonical", **file})  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(choice, "has_amx", lambda: given.get("amx", True))
     monkeypatch.setattr(choice, "_has_gpu", lambda: given.get("gpu", False))
-    monkeypatch.setattr(choice, "_our_kernels", lambda: given.get("kernels", False))
+    monkeypatch.setattr(choice, "_our_kernels", lambda: given.get("kernels", ()))
     monkeypatch.setattr(choice, "_installed", lambda name: name != given.get("missing"))
     name, why = choice.for_onnx(path, given.get("device", "auto"), given.get("precision"), kernels=True)
     assert name == expected[0]
