@@ -29,7 +29,7 @@ CORES = {b"MultiHeadAttention": ("mha", 1), b"Attention": ("attention", 2), b"So
 
 _PRODUCER, _GRAPH, _METADATA_PROPS, _FUNCTION = 2, 7, 14, 25  # of ModelProto in onnx.proto
 _NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13  # of GraphProto
-_DIMS, _DATA_TYPE = 1, 2  # of TensorProto
+_DIMS, _DATA_TYPE, _DATA_LOCATION = 1, 2, 14  # of TensorProto; the last is 1 where the data is in another file
 _FUNCTION_NAME = 1  # of FunctionProto
 
 _TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of TensorProto.DataType
@@ -225,6 +225,20 @@ def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
     except (ValueError, EOFError):
         raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
     return shapes
+
+
+def has_external_data(path: str | Path) -> bool:
+    """Whether weights of an ONNX file are in another file. Raises EngineError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return any(
+                location == (1, 0)
+                for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH)
+                for _, tensor in _contents(file, graph, _INITIALIZER)
+                for location in _contents(file, tensor, _DATA_LOCATION)
+            )
+    except (ValueError, EOFError):
+        raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
 
 
 def _contents(file: BinaryIO, end: int, wanted: int) -> Iterator[tuple[int | None, int]]:
