@@ -55,10 +55,10 @@ struct Tiles {
 
   // most_columns: of a tile.
   Tiles(int batch, int height, int width, int most_columns, int threads) : height(height), width(width), batch(batch) {
-    const int64_t wanted = threads > 1 ? int64_t{4} * threads : 1;  // so that no thread waits long for the last one
+    const int64_t wanted = threads > 1 ? int64_t{2} * threads : 1;  // so that no thread waits long for the last one
     across = divided_up(width, std::max(most_columns, 1));
-    down = std::clamp<int64_t>(divided_up(wanted, batch * across), 1, std::max(height / 8, 1));
-    if (count() < threads) across = std::clamp<int64_t>(divided_up(threads, batch * down), across, std::max(width / 8, 1));
+    down = std::clamp<int64_t>(divided_up(wanted, batch * across), 1, std::max(height / 16, 1));
+    if (count() < threads) across = std::max(across, std::min<int64_t>(divided_up(threads, batch * down), width / 8));
     if (count() < threads) down = std::clamp<int64_t>(divided_up(threads, batch * across), down, height);
   }
 
