@@ -17,6 +17,8 @@ from plugins import library, testing  # noqa: E402
 from plugins.operators import CYCLIC_WINDOW_ATTENTION  # noqa: E402
 from plugins.pytorch import Call  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("cpu_library")
+
 
 @dataclass(frozen=True)
 class Case:
