@@ -168,10 +168,11 @@ def run(runtime: Runtime, python: Path, model: Path, given: Given, sizes: str, l
 
 
 def _gist(text: str) -> str:
-    """What a traceback ends in, from the line that names the exception, on one line; else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    start = max((i for i, line in enumerate(lines) if re.match(r"[\w.]+: ", line)), default=len(lines) - 1)
-    return " ".join(lines[max(0, start) :])[:240]
+    """What a traceback ends in, from the line that names the exception, on one line; without one, the last line."""
+    _, traceback, message = text.rpartition("Traceback (most recent call last):\n")
+    lines = message.splitlines()
+    start = next((i for i, line in enumerate(lines) if re.match(r"[\w.]+(: |$)", line)), 0) if traceback else -1
+    return " ".join(" ".join(lines[start:]).split())[:240]
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
