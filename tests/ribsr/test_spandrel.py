@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,20 @@ import torch
 import ribsr
 from ribsr.layers import RIBModel
 
-if not torch.cuda.is_available():
+
+def torchvision_alone() -> bool:
+    """Whether torchvision cannot be imported beside this torch, though it is installed."""
+    if find_spec("torchvision") is None:
+        return False
+    return subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode != 0
+
+
+if torchvision_alone():
     # spandrel imports torchvision, whose published wheels are made for CUDA: beside a CPU torch its operators do not
     # load, and its import fails at those that it describes. None of them is used here.
     _operators = torch.library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, _name):
-            _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 if TYPE_CHECKING:
     import spandrel
