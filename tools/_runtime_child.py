@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,12 @@ def onnx_runtime(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str
             if isinstance(name, str):
                 options.add_free_dimension_override_by_name(name, size)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        outputs: Any = session.run(None, {session.get_inputs()[0].name: x})
+        return outputs[0]
+
+    return run
 
 
 def openvino(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str]) -> Run:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +15,19 @@ from ribsr.base.sizes import Size
 from tests.engines import halves
 from tests.export.conftest import run, traced
 
-OPSET_FORMS = [(17, "canonical"), (17, "mha"), (17, "matmul"), (20, "canonical"), (23, "attention")]
+OPSET_FORMS: list[tuple[int, lower.Form]] = [
+    (17, "canonical"),
+    (17, "mha"),
+    (17, "matmul"),
+    (20, "canonical"),
+    (23, "attention"),
+]
+    (17, "canonical"),
+    (17, "mha"),
+    (17, "matmul"),
+    (20, "canonical"),
+    (23, "attention"),
+]
 
 
 @pytest.mark.parametrize(("opset", "form"), OPSET_FORMS)
@@ -154,14 +168,12 @@ def test_declared_shapes_are_those_that_come_out(size):
         assert len(declared) == 6  # attentions
         model.graph.output.extend(declared)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        found = session.run([value.name for value in declared], {"input": np.zeros((1, 3, 9, 14), np.float32)})
+        found: Any = session.run([value.name for value in declared], {"input": np.zeros((1, 3, 9, 14), np.float32)})
         sizes = {"batch": 1, "height": 9, "width": 14}
         for value, tensor in zip(declared, found, strict=True):
             dims = value.type.tensor_type.shape.dim
             told = [dim.dim_value or sizes.get(dim.dim_param) for dim in dims]
-            assert [size or actual for size, actual in zip(told, np.shape(tensor), strict=True)] == list(
-                np.shape(tensor)
-            )
+            assert [size or actual for size, actual in zip(told, tensor.shape, strict=True)] == list(tensor.shape)
             assert form != "canonical" or None not in told
 
 
