@@ -46,7 +46,8 @@ class Layer {
         multiply(project_, tile, y, row, params_.qkv);
       }
       if (y > tile.y0) {
-        taps_(n.row(y - 2), n.row(y - 1), n.row(y), tile.columns(), [&](int x, int c, Vector sum, Vector) { store(row + x * channels_ + c, sum); });
+        taps_(n.row(y - 2), n.row(y - 1), n.row(y), tile.columns(),
+              [&](int x, int c, Vector sum, Vector) { store(row + x * channels_ + c, sum); });
         multiply(mix_, tile, y - 1, row, params_.gate);
       }
     }

@@ -31,7 +31,8 @@ class Layer {
     if (!expand_.has_memory() || !taps_.has_memory() || !contract_.has_memory()) return RIBSR_UNSUPPORTED;
     const int columns = cached_columns(4 * hidden_);
     const Tiles tiles(params_.batch, params_.height, params_.width, columns, executor.threads);
-    const size_t floats = Ring::floats(tiles.columns(), hidden_) + row_floats(tiles.columns() + 2, std::max(hidden_, channels_));
+    const size_t row = row_floats(tiles.columns() + 2, std::max(hidden_, channels_));
+    const size_t floats = Ring::floats(tiles.columns(), hidden_) + row;
     return for_tiles(executor, tiles, floats, [&](const Tile &tile, float *memory) { walk(tile, memory); });
   }
 
