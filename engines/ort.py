@@ -58,8 +58,9 @@ _NO_MEMORY = re.compile(
 class ORTEngine(Engine):
     """An .onnx file of this toolkit run by ONNX Runtime; `engines.open_engine` says what the arguments mean.
 
-    On a GPU, files in half precision run our kernels, if the library is built and kernels is not False: they are
-    rewritten in memory (`engines.ort_kernels`). The description's form is `kernel` then.
+    On a GPU, files in half precision run our kernels, on a CPU all of them, if the library is built and kernels is not
+    False: they are rewritten in memory (`engines.ort_kernels`). The description's form is `kernel` then, and a CPU's
+    device names the instruction set. precision: bf16 for a float32 file on a CPU: products of bfloat16.
     """
 
     def __init__(
@@ -68,23 +69,29 @@ class ORTEngine(Engine):
         *,
         device: str = "auto",
         threads: int | None = None,
+        precision: str | None = None,
         tf32: bool = False,
         kernels: bool = True,
         cuda_graphs: bool = False,
     ):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
-        stamp = read_stamp(path)
+        self._stamp = stamp = read_stamp(path)
+        bfloat16 = base.precision_of(stamp, self._path, precision) != stamp.precision
         ort = import_runtime()
-        opened = _open(ort, self._path, stamp, _Wishes(device, threads, tf32, kernels, cuda_graphs))
+        opened = _open(ort, self._path, stamp, _Wishes(device, threads, bfloat16, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
-        self._threads = threads
+        self._threads, self._bfloat16 = threads, bfloat16
         self._description = _describe(ort, self._path, opened)
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
-        self._runner = Runner(in_background=self._description.device == CPU)
+        self._runner = Runner(in_background=self._on_cpu)
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self._description.device.startswith(CPU)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
@@ -113,13 +120,13 @@ class ORTEngine(Engine):
     def _total(self, size: Size, batch: int) -> int:
         """Bytes of a run whose arena is empty: the first."""
         told, threads = self._description, self._threads or os.cpu_count() or 1
-        if told.device == CPU:
+        if self._on_cpu:
             return batch * memory.onnxruntime_on_cpu(self._network, told.form, told.precision, size, threads)
         each = memory.onnxruntime_on_gpu(self._network, told.form, told.precision, size)
         return batch * each + memory.FIRST_RUN["onnxruntime"]
 
     def device_memory(self) -> int | None:
-        if not self._description.device.startswith(CUDA):
+        if self._on_cpu:
             return None
         try:
             return driver.free_memory()
@@ -128,7 +135,7 @@ class ORTEngine(Engine):
 
     def release(self) -> None:
         """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
-        loaded = 0 if self._description.device == CPU else memory.FIRST_RUN["onnxruntime"]
+        loaded = 0 if self._on_cpu else memory.FIRST_RUN["onnxruntime"]
         self._held = min(self._held, loaded)
         limits, batch = self._description.limits, self._description.batch or 1
         if limits.fixed or self._graphs is not None:  # as large as any other
@@ -155,7 +162,7 @@ class ORTEngine(Engine):
             raise EngineError(f"{self._path}: ONNX Runtime failed on {list(x.shape)} ({first_line(error)})") from error
 
     def timer(self, x: np.ndarray) -> Timer:
-        if not self._description.device.startswith(CUDA):
+        if self._on_cpu:
             return super().timer(x)
         base.check_input(x, self._description)
         graphs, scale = self._graphs, self._description.scale
@@ -171,7 +178,7 @@ class ORTEngine(Engine):
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
         base.check_input(x, self._description)
-        if self._description.device != CPU:
+        if not self._on_cpu:
             raise EngineError(f"{self._path}: ONNX Runtime times nodes on a CPU only; give --device cpu")
         return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
 
@@ -180,7 +187,10 @@ class ORTEngine(Engine):
         import onnxruntime as ort
 
         with temporary_folder() as folder:
-            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=folder / "profile")
+            profile, own = folder / "profile", None
+            if self._description.form == "kernel":
+                own = ort_kernels.rewritten_for_cpu(self._path, self._stamp, self._bfloat16)
+            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=profile, own=own)
             for _ in range(runs):
                 self._infer(session, x)
             return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -289,6 +299,9 @@ OLDEST = (1, 16)
 
 FIRST_FOR_NUMPY_2 = (1, 19)
 
+FIRST_FOR_CPU_KERNELS = (1, 17)
+"""The first that lends custom operators its threads."""
+
 
 def import_runtime() -> Any:
     """ONNX Runtime's module. Raises EngineError where it is missing or too old."""
@@ -300,7 +313,7 @@ def import_runtime() -> Any:
         if error.name != "onnxruntime":
             raise
         raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
-    if _release(onnxruntime.__version__) < OLDEST:
+    if base.release(onnxruntime.__version__) < OLDEST:
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
     # What is part of no session logs here, such as cuDNN when it tries one plan after another. Errors are exceptions.
     onnxruntime.set_default_logger_severity(FATAL)
@@ -342,15 +355,10 @@ def _check_numpy() -> None:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             release = importlib.metadata.version(name)
-            if _release(release) < FIRST_FOR_NUMPY_2 and _release(np.__version__) >= (2,):
+            if base.release(release) < FIRST_FOR_NUMPY_2 and base.release(np.__version__) >= (2,):
                 raise EngineError(
                     f"ONNX Runtime {release} was made for NumPy 1, and this is {np.__version__}: pip install 'numpy<2'"
                 )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(1, 19) of 1.19.2."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _session_options(ort: Any, threads: int | None, profile: Path | None, patterns: bool) -> Any:
@@ -377,6 +385,7 @@ class _Wishes:
 
     device: str
     threads: int | None
+    bfloat16: bool
     tf32: bool
     kernels: bool
     cuda_graphs: bool
@@ -386,11 +395,13 @@ class _Wishes:
 class _Opened:
     """A session and what it computes: the file's stamp, but for what was asked for.
 
-    notes: for the user: the GPU and our kernels are used, or it is said why not.
+    isa: the instruction set of our kernels, on a CPU. notes: for the user: the GPU and our kernels are used, or it is
+    said why not.
     """
 
     session: onnxruntime.InferenceSession
     stamp: Stamp
+    isa: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -408,19 +419,40 @@ def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
             if wishes.device == "cuda":
                 raise EngineError(f"{path}: device cuda was asked for, but {error}; or use --device cpu") from None
             reason, notes = str(error), (f"{path}: runs on the CPU, since {error}",)
-    if stamp.form == "plugin":
-        raise EngineError(
-            f"{path}: is in plugin form, which runs on a GPU only, but {reason}; export it again without --form"
-        )
     if wishes.tf32:
         base.check_tf32(path, stamp.precision, on_gpu=False)
     if wishes.cuda_graphs:
         raise EngineError(f"{path}: CUDA graphs need a GPU, but {reason}; leave out --cuda-graphs")
-    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes)
+    return _open_on_cpu(ort, path, stamp, wishes, notes)
+
+
+def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tuple[str, ...]) -> _Opened:
+    """A session of the CPU provider, of our kernels where they can be used. notes: of what came before."""
+    reason = "--no-kernels was given"
+    if wishes.kernels:
+        try:
+            if base.release(ort.__version__) < FIRST_FOR_CPU_KERNELS:
+                raise ort_kernels.NoKernels(f"ONNX Runtime {ort.__version__} lends them no threads: 1.17 or later does")
+            own = ort_kernels.rewritten_for_cpu(path, stamp, wishes.bfloat16)
+        except ort_kernels.NoKernels as error:
+            reason = str(error)
+        else:
+            session = _create(ort, path, {CPU: {}}, wishes.threads, own=own)
+            told = replace(stamp, form="kernel", precision="bf16" if wishes.bfloat16 else stamp.precision)
+            return _Opened(session, told, library.cpu_isas()[-1], notes)
+    if wishes.bfloat16:
+        raise EngineError(f"{path}: precision bf16 needs our kernels, but {reason}")
+    if stamp.form == "plugin":
+        raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
+    if wishes.kernels and stamp.form in ort_kernels.FORMS and library.cpu_path().exists():
+        notes = (*notes, f"{path}: runs ONNX Runtime's own operators, which take longer than ours, since {reason}")
+    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes=notes)
 
 
 def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
+    if wishes.bfloat16:
+        raise EngineError(f"{path}: precision bf16 of a float32 file is for CPUs: give --device cpu, or export --bf16")
     try:
         capability = driver.capability()
     except driver.NoGPU as error:  # ONNX Runtime would complain of its libraries first
@@ -440,7 +472,7 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
             reason = str(error)
         else:
             notes = _placed(path, session, complaint)
-            return _Opened(session, replace(stamp, form="kernel"), tuple(notes))
+            return _Opened(session, replace(stamp, form="kernel"), notes=tuple(notes))
     if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
     if wishes.cuda_graphs:
@@ -450,7 +482,7 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
     notes = _placed(path, session, complaint)
     if wishes.kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp, tuple(notes))
+    return _Opened(session, stamp, notes=tuple(notes))
 
 
 def _preload(ort: Any) -> str:
@@ -484,7 +516,8 @@ def _create(
     options = _session_options(ort, threads, profile, patterns=CUDA in providers and own is None)
     try:
         if own is not None:
-            options.register_custom_ops_library(str(library.onnxruntime_path().resolve()))
+            operators = library.onnxruntime_path() if CUDA in providers else library.cpu_path()
+            options.register_custom_ops_library(str(operators.resolve()))
         return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)
     except (*_runtime_errors(), ValueError, RuntimeError) as error:
         if CUDA in providers:
@@ -557,13 +590,14 @@ def _describe(ort: Any, path: str, opened: _Opened) -> Description:
     names = ([entry.name for entry in inputs], [entry.name for entry in outputs])
     if names != (["input"], ["output"]) or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
         raise EngineError(f"{path}: its stamp is this toolkit's but its inputs and outputs are not; export it again")
+    provider = session.get_providers()[0]
     b, _, h, w = (size if isinstance(size, int) else None for size in inputs[0].shape)
     return Description(
         **vars(opened.stamp),
         path=path,
         runtime="onnxruntime",
         runtime_version=ort.__version__,
-        device=session.get_providers()[0],
+        device=f"{provider} ({opened.isa})" if opened.isa else provider,
         batch=b,
         limits=Limits.only(h, w),
         notes=opened.notes,

@@ -1,11 +1,13 @@
-"""Half-precision ONNX files rewritten in memory for ONNX Runtime with our kernels: the file stays the one file."""
+"""ONNX files rewritten in memory for ONNX Runtime with our kernels, on GPUs and CPUs: the file stays the one file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.base import HALVES
 from engines.metadata import Stamp
-from plugins import library
+from plugins import library, operators
 from plugins.operators import ATTENTION_INPUTS, CYCLIC_WINDOW_ATTENTION
 from ribsr.base.errors import first_line
 from ribsr.base.installation import pip_install
@@ -19,6 +21,9 @@ FORMS = ("canonical", "plugin")
 LEAST_CAPABILITY = (8, 0)
 """Of the GPUs that the kernels run on."""
 
+WINDOW_SIDES = range(2, 129)
+"""Of the attention's windows, in the kernels of GPUs and CPUs."""
+
 
 class NoKernels(Exception):
     """Why our kernels do not run a file, and what to do about it, as the end of a sentence."""
@@ -29,36 +34,81 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
 
     capability: the GPU's compute capability, "9.0". Raises NoKernels.
     """
-    if stamp.form not in FORMS:
-        raise NoKernels(f"the form {stamp.form} has the attention spelled out: export it again without --form")
+    _check_form(stamp)
     if tuple(map(int, capability.split("."))) < LEAST_CAPABILITY:
         raise NoKernels(f"ours need a GPU of compute capability 8.0 or later, and this one has {capability}")
-    file = library.onnxruntime_path()
+    _check_library(library.onnxruntime_path(), "nvcc")
+    model = _in_plugin_form(path, stamp, capability)
+    _check_attentions(model)
+    return _channels_last(model, capability).SerializeToString()
+
+
+def rewritten_for_cpu(path: str, stamp: Stamp, bfloat16_products: bool) -> bytes:
+    """An ONNX file as ONNX Runtime runs it with `library.cpu_path()`, serialised. Raises NoKernels.
+
+    Half precision is computed in float32, with the weights that it has. bfloat16_products: the factors of matrix
+    products are rounded to bfloat16.
+    """
+    _check_form(stamp)
+    if odd := [side for window in stamp.windows for side in window if side not in WINDOW_SIDES]:
+        raise NoKernels(f"its windows have sides of {odd[0]}, ours take {WINDOW_SIDES[0]} to {WINDOW_SIDES[-1]}")
+    _check_library(library.cpu_path(), "a C++ compiler")
+    if bfloat16_products and "avx512_bf16" not in library.cpu_isas():
+        raise NoKernels("this CPU has no AVX512_BF16, the instructions for it")
+    model = _channels_last(_in_plugin_form(path, stamp, operators.CPU), operators.CPU)
+    if bfloat16_products:
+        for node in model.graph.node:
+            if node.domain == operators.DOMAIN:
+                node.domain = operators.CPU_BFLOAT16_DOMAIN
+        model.opset_import.add(domain=operators.CPU_BFLOAT16_DOMAIN, version=1)
+    return model.SerializeToString()
+
+
+def _check_form(stamp: Stamp) -> None:
+    if stamp.form not in FORMS:
+        raise NoKernels(f"the form {stamp.form} has the attention spelled out: export it again without --form")
+
+
+def _check_library(file: Path, needs: str) -> None:
+    """Raises NoKernels unless the library of custom operators is there and is of this version. needs: to build it."""
     if not file.exists():
-        raise NoKernels(f"there is no {file}: python -m plugins.build makes it (needs nvcc)")
+        raise NoKernels(f"there is no {file}: python -m plugins.build makes it (needs {needs})")
     try:
         library.opened(file)
-        import onnx
-
-        from plugins import channels_last, fuse
     except library.LibraryError as error:
         raise NoKernels(first_line(error)) from None
+
+
+def _in_plugin_form(path: str, stamp: Stamp, capability: str) -> onnx.ModelProto:
+    """The file's graph with our nodes. capability: as of `plugins.fuse`."""
+    try:
+        import onnx
+
+        from plugins import fuse
     except ModuleNotFoundError as error:
-        raise NoKernels(f"{error.name} is not installed: {pip_install('ort-gpu')}") from None
+        extra = "ort" if capability == operators.CPU else "ort-gpu"
+        raise NoKernels(f"{error.name} is not installed: {pip_install(extra)}") from None
     from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path)
         if stamp.form == "canonical":
-            model = fuse.to_plugins(fuse.strip(model), capability)
-        else:
-            model = fuse.for_capability(model, capability)
+            model = fuse.strip(model)
+        if capability == operators.CPU and stamp.precision in HALVES:
+            model = fuse.to_float32(model)
+        if stamp.form == "canonical":
+            return fuse.to_plugins(model, capability)
+        return fuse.for_capability(model, capability)
     except DecodeError:
         raise NoKernels("the file is damaged: export or copy it again") from None
     except ValueError:
         raise NoKernels("an attention in it is kept in float32, since it would overflow") from None
-    _check_attentions(model)
-    return channels_last.to_channels_last(model).SerializeToString()
+
+
+def _channels_last(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
+    from plugins import channels_last
+
+    return channels_last.to_channels_last(plugin, capability)
 
 
 def _check_attentions(plugin: onnx.ModelProto) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from plugins import fuse, operators
 from plugins.operators import CONVOLUTION, OPERATORS, Operator, is_map
@@ -24,13 +24,14 @@ _ROWS = {operator.name: operator for operator in OPERATORS}
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def to_channels_last(plugin: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph in plugin form for ONNX Runtime with the library of custom operators (libribsr_onnxruntime.so).
+def to_channels_last(plugin: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
+    """A graph in plugin form for ONNX Runtime with a library of custom operators.
 
-    Inputs and outputs of the graph stay as they are. Operators that may need a workspace have it as one more output.
+    capability: as of `plugins.fuse`. Inputs and outputs of the graph stay as they are. For GPUs, operators that may
+    need a workspace have it as one more output, and channels that are convolved are a multiple of 8.
     """
-    model = fuse.join_convolutions(plugin)
-    layout = _Layout(model.graph.initializer)
+    model = fuse.join_convolutions(plugin, capability)
+    layout = _Layout(model.graph.initializer, on_cpu=capability == operators.CPU)
     for node in [*model.graph.node, *_outputs_apart(model.graph)]:
         row = _ROWS.get(node.op_type) if node.domain == operators.DOMAIN else None
         if row is not None:
@@ -60,7 +61,8 @@ def _outputs_apart(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 class _Layout:
     """The nodes of the new graph as they are written, and which of its tensors are channels-last."""
 
-    def __init__(self, constants: Sequence[TensorProto]):
+    def __init__(self, constants: Sequence[TensorProto], on_cpu: bool):
+        self._on_cpu = on_cpu
         self.constants = {tensor.name: tensor for tensor in constants}
         self.nodes: list[onnx.NodeProto] = []
         self.maps: set[str] = set()
@@ -112,7 +114,8 @@ class _Layout:
             inputs[0], inputs[2] = self._kernel(inputs[0], inputs[2])
         tensors = zip(inputs, row.tensors.values(), strict=True)
         inputs = [self.last(name) if is_map(shape) else name for name, shape in tensors]
-        self.write(node, inputs, [f"{node.output[0]}/workspace"] if row.has_workspace else [])
+        has_workspace = row.has_workspace and not self._on_cpu
+        self.write(node, inputs, [f"{node.output[0]}/workspace"] if has_workspace else [])
 
     def write_shuffle(self, node: onnx.NodeProto) -> None:
         """A pixel shuffle, [B, H, W, C·s²] → [B, sH, sW, C], which ONNX has for channels-first maps only.
@@ -144,12 +147,13 @@ class _Layout:
         return name
 
     def _kernel(self, x: str, weight: str) -> tuple[str, str]:
-        """A convolution's map and weights: [outputs, rows, columns, channels], the channels a multiple of 8.
+        """A convolution's map and weights: [outputs, rows, columns, channels].
 
-        Channels that lack are zeros.
+        Channels that lack on a GPU are zeros.
         """
         kernel = np.transpose(_bits(self.constants[weight]), _TO_LAST)
-        if lacking := -kernel.shape[-1] % CONVOLUTION.widths.multiple[0]:
+        multiple = 1 if self._on_cpu else CONVOLUTION.widths.multiple[0]
+        if lacking := -kernel.shape[-1] % multiple:
             kernel = np.pad(kernel, [(0, 0)] * 3 + [(0, lacking)])
             x = self._pad(x, lacking)
         name = f"{weight}/last"
@@ -177,7 +181,9 @@ class _Layout:
 
 
 def _bits(tensor: TensorProto) -> np.ndarray:
-    """A constant's values as the integers that they are in memory, since NumPy lacks bfloat16."""
+    """A constant's values; those of half precision as the integers that they are in memory: NumPy lacks bfloat16."""
+    if tensor.data_type == TensorProto.FLOAT:
+        return numpy_helper.to_array(tensor)
     bits = np.dtype(f"u{helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize}")
     values = np.frombuffer(tensor.raw_data, bits) if tensor.raw_data else np.array(tensor.int32_data, bits)
     return values.reshape(tensor.dims)

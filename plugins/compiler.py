@@ -1,8 +1,10 @@
-"""Builds the library of CUDA kernels, and those for TensorRT and ONNX Runtime; `python -m plugins.build` calls it.
+"""Builds the libraries of kernels, and those for TensorRT and ONNX Runtime; `python -m plugins.build` calls it.
 
-One object per source: every `.cu` file in a folder of plugins/src, so that an operator's folder is compiled because it
-is there. An object is made again when a header, its source, the options or the compiler change. Libraries are linked
-with the static CUDA runtime: they need the NVIDIA driver and nothing else. No GPU is needed to build.
+For GPUs, with nvcc, one object per source: every `.cu` file in a folder of plugins/src, so that an operator's folder is
+compiled because it is there. Libraries are linked with the static CUDA runtime: they need the NVIDIA driver and nothing
+else. No GPU is needed to build. For CPUs, with a C++ compiler, each operator's `cpu.cpp` once for each instruction set.
+
+An object is made again when its source, a header of ours that it includes, the options or the compiler change.
 """
 
 from __future__ import annotations
@@ -26,11 +28,25 @@ SOURCE = ROOT / "src"
 INCLUDE = ROOT / "include"
 RUNTIMES = SOURCE / "runtimes"
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
+CPU_LIBRARY = LIBRARY.with_name("libribsr_cpu.so")
+
 PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)
 HOPPER = ("-gencode=arch=compute_90a,code=sm_90a",)
 """Machine code for compute capability 8.0 and 9.0a, and with PORTABLE the PTX that later ones translate."""
-OPTIONS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-cudart=static")
-LINK = ("-shared", "-cudart=static", "-Xcompiler=-static-libstdc++,-static-libgcc", "-Xlinker=-z,defs")
+NVCC_OPTIONS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-cudart=static")
+NVCC_LINK = ("-shared", "-cudart=static", "-Xcompiler=-static-libstdc++,-static-libgcc", "-Xlinker=-z,defs")
+
+CXX_NAMES = ("g++", "clang++", "c++")
+CXX_OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall")
+CXX_LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,-z,defs")
+CPU_KERNEL_OPTIONS = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+INSTRUCTION_SETS = {
+    "baseline": (),
+    "avx2": ("-march=x86-64-v3",),
+    "avx512": ("-march=x86-64-v4",),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+}
+"""Of x86-64, by their names in include/ribsr_cpu.h; elsewhere there is the first alone."""
 
 PLUGIN_SOURCES = {8: "plugin_v2.cpp", 9: "plugin_v2.cpp", 10: "plugin_v3.cpp", 11: "plugin_v3.cpp"}
 """The plugin interface of each TensorRT major version."""
@@ -49,17 +65,41 @@ class BuildError(RibsrError, RuntimeError):
     """The library could not be built; the message says why and what to do."""
 
 
-def find_nvcc(given: str | None = None) -> Path:
-    """The compiler: the given one, $NVCC, $CUDA_HOME/bin/nvcc, the one on the PATH, /usr/local/cuda/bin/nvcc.
+class NoCompiler(BuildError):
+    """There is no compiler, and nobody named one."""
 
-    Raises BuildError if a named one does not exist or none is found.
-    """
-    for name, value in (("--nvcc", given), ("NVCC", os.environ.get("NVCC"))):
+
+def _named(*names: tuple[str, str | None]) -> Path | None:
+    """The first program that an option or a variable names, if one does. Raises BuildError if it does not exist."""
+    for name, value in names:
         if value:
             found = shutil.which(value)
             if found is None:
                 raise BuildError(f"{name} names {value!r}, which is not an executable file")
             return Path(found)
+    return None
+
+
+def find_cxx(given: str | None = None) -> Path:
+    """The C++ compiler: the given one, $CXX, or on the PATH g++, clang++ or c++.
+
+    Raises BuildError if a named one does not exist, NoCompiler if none is found.
+    """
+    if named := _named(("--cxx", given), ("CXX", os.environ.get("CXX"))):
+        return named
+    for name in CXX_NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    raise NoCompiler(f"no C++ compiler on the PATH ({', '.join(CXX_NAMES)}): install one, or name it with --cxx")
+
+
+def find_nvcc(given: str | None = None) -> Path:
+    """CUDA's compiler: the given one, $NVCC, $CUDA_HOME/bin/nvcc, the one on the PATH, /usr/local/cuda/bin/nvcc.
+
+    Raises BuildError if a named one does not exist, NoCompiler if none is found.
+    """
+    if named := _named(("--nvcc", given), ("NVCC", os.environ.get("NVCC"))):
+        return named
     candidates = [Path(value) / "bin" / "nvcc" for value in (os.environ.get("CUDA_HOME"),) if value]
     on_path = shutil.which("nvcc")
     if on_path:
@@ -68,7 +108,7 @@ def find_nvcc(given: str | None = None) -> Path:
     for candidate in candidates:
         if os.access(candidate, os.X_OK):
             return candidate
-    raise BuildError(
+    raise NoCompiler(
         "nvcc not found on the PATH, in $CUDA_HOME/bin or /usr/local/cuda/bin: "
         "install the CUDA toolkit (12.4 or later), or name its compiler with --nvcc"
     )
@@ -165,6 +205,19 @@ def _digest(parts: list[bytes]) -> str:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """A file to compile. options: its own. variant: part of its object's name, where it is compiled more than once."""
+
+    path: Path
+    options: tuple[str, ...] = ()
+    variant: str = ""
+
+    def object_in(self, folder: Path) -> Path:
+        """Files in different folders may have the same name."""
+        return folder / f"{self.path.parent.name}.{self.path.name}{self.variant and f'.{self.variant}'}.o"
+
+
+@dataclass(frozen=True)
 class _Object:
     path: Path
     digest: str
@@ -173,33 +226,44 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Compiler:
+    """options: of every source, before its own. link: of libraries. script: of a version script, before its path."""
+
     path: Path
     version: bytes
     jobs: int
+    options: tuple[str, ...]
+    link_options: tuple[str, ...]
+    script: str
 
     @classmethod
-    def find(cls, nvcc: str | None, jobs: int | None) -> _Compiler:
-        """The compiler that find_nvcc finds, for `jobs` files at a time. Raises BuildError."""
-        path = find_nvcc(nvcc)
-        asked = subprocess.run([path, "--version"], capture_output=True, check=False)
-        if asked.returncode != 0:
-            raise BuildError(f"{path} --version failed with exit code {asked.returncode}: is it a CUDA compiler?")
-        return cls(path, asked.stdout, jobs or os.cpu_count() or 1)
+    def nvcc(cls, given: str | None, jobs: int | None) -> _Compiler:
+        """That of `find_nvcc`, for `jobs` files at a time. Raises BuildError."""
+        path = find_nvcc(given)
+        version = _asked(path, "a CUDA compiler")
+        return cls(path, version, jobs or os.cpu_count() or 1, NVCC_OPTIONS, NVCC_LINK, "-Xlinker=--version-script=")
 
-    def compile(
-        self, sources: Sequence[Path], options: Mapping[Path, Sequence[str]], headers: Sequence[Path], folder: Path
-    ) -> list[_Object]:
-        """An object in `folder` for each source, made anew if a header, the source or an option changed."""
+    @classmethod
+    def cxx(cls, given: str | None, jobs: int | None) -> _Compiler:
+        """That of `find_cxx`. Raises BuildError."""
+        path = find_cxx(given)
+        version = _asked(path, "a C++ compiler")
+        return cls(path, version, jobs or os.cpu_count() or 1, CXX_OPTIONS, CXX_LINK, "-Wl,--version-script=")
+
+    def compile(self, sources: Sequence[_Source], folder: Path, headers: Sequence[Path] = ()) -> list[_Object]:
+        """An object in `folder` for each source, made anew if it, an option or a header changed.
+
+        headers: a runtime's, all in one folder; ours are found.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         shared = [self.version, *(header.read_bytes() for header in headers)]
+        includes = [f"-I{path}" for path in (SOURCE, INCLUDE, *{header.parent for header in headers})]
 
-        def compile_one(source: Path) -> _Object:
-            used = [*OPTIONS, *options[source]]
-            digest = _digest([*shared, source.read_bytes(), *(option.encode() for option in used)])
-            # Files in different folders may have the same name.
-            target = folder / f"{source.parent.name}.{source.name}.o"
-            includes = [f"-I{SOURCE}", f"-I{INCLUDE}"]  # their headers' content counts, not where they are
-            made = _made_to(target, digest, [str(self.path), *used, *includes, "-c", str(source)])
+        def compile_one(source: _Source) -> _Object:
+            used = [*self.options, *source.options]  # headers' content counts, not where they are
+            contents = [file.read_bytes() for file in (source.path, *_included(source.path))]
+            digest = _digest([*shared, *contents, *(option.encode() for option in used)])
+            target = source.object_in(folder)
+            made = _made_to(target, digest, [str(self.path), *used, *includes, "-c", str(source.path)])
             return _Object(target, digest, made)
 
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -207,24 +271,54 @@ class _Compiler:
 
     def link(self, objects: Sequence[_Object], exports: Path, output: Path) -> bool:
         """The shared library of these objects, exporting what the version script says; True if it was made."""
-        digest = _digest([*(one.digest.encode() for one in objects), exports.read_bytes(), *map(str.encode, LINK)])
-        script = f"-Xlinker=--version-script={exports}"
-        command = [str(self.path), *LINK, script, *(str(one.path) for one in objects)]
+        options = [option.encode() for option in self.link_options]
+        digest = _digest([*(one.digest.encode() for one in objects), exports.read_bytes(), *options])
+        script = f"{self.script}{exports}"
+        command = [str(self.path), *self.link_options, script, *(str(one.path) for one in objects)]
         return _made_to(output, digest, command) or any(one.made for one in objects)
 
 
+def _asked(path: Path, what: str) -> bytes:
+    """What a compiler says of its version. Raises BuildError if it is none."""
+    asked = subprocess.run([path, "--version"], capture_output=True, check=False)
+    if asked.returncode != 0:
+        raise BuildError(f"{path} --version failed with exit code {asked.returncode}: is it {what}?")
+    return asked.stdout
+
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+
+
+def _included(source: Path) -> list[Path]:
+    """The headers of ours that a source includes, and those that these do, in some order that is always the same."""
+    found: dict[Path, None] = {}
+    ahead = [source]
+    while ahead:
+        file = ahead.pop()
+        for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
+            places = (folder / name for folder in (file.parent, SOURCE, INCLUDE))
+            header = next((place.resolve() for place in places if place.is_file()), None)
+            if header is not None and header not in found:
+                found[header] = None
+                ahead.append(header)
+    return list(found)
+
+
+def check_nvcc(given: str | None = None) -> None:
+    """Raises NoCompiler or BuildError where `build` would, for want of a compiler."""
+    _Compiler.nvcc(given, None)
+
+
 def kernel_sources() -> list[Path]:
-    """What is compiled into every library: the `.cu` files in the operators' folders and in src/shared."""
+    """What is compiled into every library for GPUs: the `.cu` files in the operators' folders and in src/shared."""
     return sorted(SOURCE.glob("*/*.cu"))
 
 
 def _kernels(compiler: _Compiler, folder: Path) -> list[_Object]:
-    """The kernels' objects, which every library has in it, in a folder under `folder`."""
-    sources = kernel_sources()
-    headers = [*sorted([*SOURCE.glob("*/*.h"), *SOURCE.glob("*/*.cuh")]), *sorted(INCLUDE.glob("*.h"))]
+    """The kernels' objects, which every library for GPUs has in it, in a folder under `folder`."""
     # The bodies of Hopper's kernels are empty elsewhere, but their launchers and symbols must exist once.
-    options = {source: HOPPER if "hopper" in source.name else PORTABLE + HOPPER for source in sources}
-    return compiler.compile(sources, options, headers, folder / f"{LIBRARY.stem}.objects")
+    sources = [_Source(path, HOPPER if "hopper" in path.name else PORTABLE + HOPPER) for path in kernel_sources()]
+    return compiler.compile(sources, folder / f"{LIBRARY.stem}.objects")
 
 
 def build(output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None = None) -> bool:
@@ -232,8 +326,35 @@ def build(output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None =
 
     Raises BuildError.
     """
-    compiler = _Compiler.find(nvcc, jobs)
+    compiler = _Compiler.nvcc(nvcc, jobs)
     return compiler.link(_kernels(compiler, output.parent), SOURCE / "kernels.map", output)
+
+
+def build_cpu(
+    output: Path = CPU_LIBRARY, *, include: Path | None = None, cxx: str | None = None, jobs: int | None = None
+) -> bool:
+    """Build the library of kernels for CPUs, which is ONNX Runtime's custom operators, too; True if it had to be made.
+
+    include: as of `build_onnxruntime`. Raises BuildError.
+    """
+    compiler = _Compiler.cxx(cxx, jobs)
+    header, headers = _real_header(include)
+    once = [SOURCE / "cpu" / "interface.cpp", RUNTIMES / "operators.cpp", RUNTIMES / "onnxruntime" / "cpu.cpp", *header]
+    kernels = sorted(SOURCE.glob("*/cpu.cpp"))
+    # What instruction sets share, such as functions of the C++ library, the linker takes from the first: the baseline.
+    sources = [_Source(path) for path in once] + [
+        _Source(path, (*CPU_KERNEL_OPTIONS, *options, f"-DRIBSR_ISA={name}"), name)
+        for name, options in _instruction_sets(compiler).items()
+        for path in kernels
+    ]
+    objects = compiler.compile(sources, output.parent / f"{output.stem}.objects", headers)
+    return compiler.link(objects, SOURCE / "cpu" / "exports.map", output)
+
+
+def _instruction_sets(compiler: _Compiler) -> Mapping[str, tuple[str, ...]]:
+    """Those that a C++ compiler makes code for, and its options for them."""
+    target = subprocess.run([compiler.path, "-dumpmachine"], capture_output=True, text=True, check=False).stdout
+    return INSTRUCTION_SETS if target.startswith("x86_64") else {"baseline": ()}
 
 
 def build_tensorrt(
@@ -247,37 +368,38 @@ def build_tensorrt(
     output = folder / f"libribsr_tensorrt{major}.so"
     own = RUNTIMES / "tensorrt"
     sources = [own / "common.cpp", own / PLUGIN_SOURCES[major]]
-    made = _build_face(_Compiler.find(nvcc, jobs), sources, sorted(include.glob("Nv*.h")), output)
+    made = _build_face(_Compiler.nvcc(nvcc, jobs), sources, sorted(include.glob("Nv*.h")), output)
     return output, made
 
 
 def build_onnxruntime(
     include: Path | None = None, folder: Path = LIBRARY.parent, *, nvcc: str | None = None, jobs: int | None = None
 ) -> tuple[Path, bool]:
-    """Build the library of custom operators for ONNX Runtime: its file in `folder`, whether it had to be made.
+    """Build the library of custom operators for ONNX Runtime on GPUs: its file in `folder`, whether it had to be made.
 
     include: a folder with ONNX Runtime's header, against which the declarations of our own are checked. Raises
     BuildError.
     """
     output = folder / "libribsr_onnxruntime.so"
-    own = RUNTIMES / "onnxruntime"
-    sources, headers = [own / "custom_ops.cpp"], []
-    if include is not None:
-        sources, headers = [*sources, own / "header.cpp"], sorted(onnxruntime_include(include).glob("onnxruntime*.h"))
-    return output, _build_face(_Compiler.find(nvcc, jobs), sources, headers, output)
+    header, headers = _real_header(include)
+    sources = [RUNTIMES / "onnxruntime" / "cuda.cpp", *header]
+    return output, _build_face(_Compiler.nvcc(nvcc, jobs), sources, headers, output)
+
+
+def _real_header(include: Path | None) -> tuple[list[Path], list[Path]]:
+    """What compares our declarations with ONNX Runtime's header, and its headers; nothing where none is named."""
+    if include is None:
+        return [], []
+    return [RUNTIMES / "onnxruntime" / "header.cpp"], sorted(onnxruntime_include(include).glob("onnxruntime*.h"))
 
 
 def _build_face(compiler: _Compiler, sources: Sequence[Path], runtime: Sequence[Path], output: Path) -> bool:
-    """The library of kernels with a runtime's face, whose sources lie in one folder; True if it had to be made.
+    """The library of GPUs' kernels with a runtime's face, whose sources lie in one folder; True if it had to be made.
 
     runtime: the runtime's headers, all in one folder.
     """
-    own = sources[0].parent
-    sources = [RUNTIMES / "operators.cpp", *sources]
-    headers = sorted([*RUNTIMES.glob("*.h"), *own.glob("*.h"), *INCLUDE.glob("*.h")])
-    options = ["-I", str(runtime[0].parent)] if runtime else []
+    exports = sources[0].parent / "exports.map"
+    files = [_Source(path) for path in (RUNTIMES / "operators.cpp", *sources)]
     objects = _kernels(compiler, output.parent)
-    objects += compiler.compile(
-        sources, dict.fromkeys(sources, options), [*headers, *runtime], output.parent / f"{output.stem}.objects"
-    )
-    return compiler.link(objects, own / "exports.map", output)
+    objects += compiler.compile(files, output.parent / f"{output.stem}.objects", runtime)
+    return compiler.link(objects, exports, output)

@@ -9,8 +9,12 @@ feed-forward half: the two above with a convolution behind each and a sum, where
 attention's inputs: the first two and a convolution behind each, to qkv and to the gate, where the width fits.
 The attention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output, whose input it takes then.
 
-Only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its constants. What
-`export.precision` keeps in float32, and whatever else looks different, stays in standard operators.
+For GPUs only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its
+constants. What `export.precision` keeps in float32, and whatever else looks different, stays in standard operators. For
+CPUs it is float32, and layers of any width become one node.
+
+Where a `capability` is asked for, it is the compute capability of the GPU that the graph is for ("9.0"), on which wider
+layers may become one node, or `operators.CPU`; None: any GPU.
 """
 
 from __future__ import annotations
@@ -34,15 +38,13 @@ HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
-    """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32.
-
-    capability: the compute capability that it is for ("9.0"), where wider layers may become one node; None: for any.
-    """
+    """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32, on a GPU."""
+    types = _types(capability)
     graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
     scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
     attentions = [node for node in graph.nodes if node.op == ATTENTION.name]
-    if single := [node for node in attentions if not _is_half(node.inputs[1])]:
+    if single := [node for node in attentions if not _is_constant(node.inputs[1], types)]:
         raise ValueError(
             f"the form 'plugin' computes in half precision, but {len(single)} of {len(attentions)} "
             f"{ATTENTION.name} nodes are in float32, the first is {single[0].outputs[0].name}: use --fp16, or "
@@ -50,9 +52,9 @@ def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.Mod
         )
     for node in list(graph.nodes):
         if node.op == "LayerNormalization":
-            _fuse_layer_norm(graph, node)
+            _fuse_layer_norm(graph, node, types)
         elif node.op == "Conv":
-            _fuse_depthwise(graph, node, scalars)
+            _fuse_depthwise(graph, node, scalars, types)
     for node in attentions:
         _fuse_gate(graph, node)
     graph.cleanup()  # what has been replaced reads no tensors any more
@@ -63,7 +65,7 @@ def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
     """The way back from a canonical file: the graph without body that `lower` made it from. A copy of any other."""
     bare = onnx.ModelProto()
     bare.CopyFrom(canonical)
-    del bare.functions[:]
+    del bare.functions[:], bare.graph.value_info[:]
     kept = [entry for entry in bare.opset_import if entry.domain != "com.microsoft"]
     del bare.opset_import[:]
     bare.opset_import.extend(kept)
@@ -71,11 +73,44 @@ def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def for_capability(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
-    """A graph in plugin form, made for any GPU, as it is for a compute capability: with wide layers as one node."""
+    """A graph in plugin form, made for any GPU, as it is for one, or for a CPU: with wide layers as one node."""
     return _with_whole_layers(plugin, gs.import_onnx(plugin), capability)
 
 
-def join_convolutions(plugin: onnx.ModelProto) -> onnx.ModelProto:
+def to_float32(half: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph without body in half precision, computed in float32: its weights are what they were rounded to.
+
+    Each Cast in it is one between floating types. Other graphs stay as they are.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(half)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in HALF:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALF:
+                attribute.i = onnx.TensorProto.FLOAT
+    del model.graph.value_info[:]
+    graph: Any = gs.import_onnx(model)
+    for node in [node for node in graph.nodes if node.op == "Cast"]:
+        _bypass(graph, node)
+    return _exported(graph, model)
+
+
+def _bypass(graph: Any, cast: gs.Node) -> None:
+    """Leaves out a node that changes nothing, unless it makes an output of the graph."""
+    source, result = cast.inputs[0], cast.outputs[0]
+    if any(result is output for output in graph.outputs):
+        return
+    for reader in list(result.outputs):
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is result:
+                reader.inputs[index] = source
+
+
+def join_convolutions(plugin: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
     """A graph in plugin form whose dense convolutions are our nodes, too, with the LeakyReLU and the sum behind them.
 
     Those that the operator has the widths for, of kernels of 1 and 3; their weights are [outputs, channels, rows,
@@ -84,14 +119,15 @@ def join_convolutions(plugin: onnx.ModelProto) -> onnx.ModelProto:
     graph: Any = gs.import_onnx(plugin)
     for node in list(graph.nodes):
         if node.op == "Conv":
-            _join_convolution(graph, node)
+            _join_convolution(graph, node, capability)
     return _exported(graph, plugin)
 
 
-def _join_convolution(graph: Any, conv: gs.Node) -> None:
+def _join_convolution(graph: Any, conv: gs.Node, capability: str | None) -> None:
     """A dense convolution as one node, with the LeakyReLU and the sum behind it if they are."""
     outputs, channels = conv.inputs[1].shape[:2]
-    if not (_is_dense(conv) and CONVOLUTION.fits(channels + -channels % CONVOLUTION.widths.multiple[0], outputs)):
+    padded = channels + -channels % CONVOLUTION.widths.multiple[0]
+    if not (_is_dense(conv, _types(capability)) and CONVOLUTION.fits(padded, outputs, capability=capability)):
         return
     x, y, slope, residual = conv.inputs[0], conv.outputs[0], 1.0, gs.Variable.empty()
     after = _behind(graph, y)
@@ -144,7 +180,7 @@ def _fuse_gate(graph: Any, attention: gs.Node) -> None:
         attention.inputs[3] = before.inputs[0]
 
 
-def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
+def _fuse_layer_norm(graph: Any, norm: gs.Node, types: Sequence[int]) -> None:
     """Transpose → norm → Transpose as one node, if that is what stands there."""
     before = _producer(norm.inputs[0])
     after = _only_consumer(norm.outputs[0])
@@ -155,7 +191,7 @@ def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
         and _permutes(after, [0, 3, 1, 2])
         and norm.attrs.get("axis", -1) in (-1, 3)
         and len(norm.outputs) == 1
-        and _is_half(norm.inputs[1])
+        and _is_constant(norm.inputs[1], types)
     ):
         weight = norm.inputs[1]
         bias = norm.inputs[2] if len(norm.inputs) > 2 else _zeros(weight, norm)
@@ -163,7 +199,7 @@ def _fuse_layer_norm(graph: Any, norm: gs.Node) -> None:
         _replace(graph, LAYER_NORM, norm.name, attributes, [before.inputs[0], weight, bias], after.outputs)
 
 
-def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> None:
+def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float], types: Sequence[int]) -> None:
     """A depthwise 3x3 convolution as one node, with the GELU and the addition behind it if they are."""
     x, weight = conv.inputs[:2]
     channels = conv.attrs.get("group", 1)
@@ -174,7 +210,7 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float]) -> Non
         and conv.attrs.get("strides", [1, 1]) == [1, 1]
         and conv.attrs.get("dilations", [1, 1]) == [1, 1]
         and conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"
-        and _is_half(weight)
+        and _is_constant(weight, types)
     ):
         return
     total = _plus_gelu(x, conv.outputs[0], scalars)
@@ -189,8 +225,9 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -
     """norm → expand → depthwise with GELUs → contract → + x as one node, if that is what stands there."""
     if not (depthwise.attrs["add_gelu"] and depthwise.attrs["input_gelu"]):
         return
+    types = _types(capability)
     expand, contract = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
-    if expand is None or contract is None or not (_is_pointwise(expand) and _is_pointwise(contract)):
+    if expand is None or contract is None or not (_is_pointwise(expand, types) and _is_pointwise(contract, types)):
         return
     norm, total = _producer(expand.inputs[0]), _only_consumer(contract.outputs[0])
     if norm is None or norm.op != LAYER_NORM or total is None or total.op != "Add":
@@ -213,8 +250,9 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -
 
 def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | None) -> None:
     """norm → project and norm → depthwise → mix as one node, if that is what stands there."""
+    types = _types(capability)
     norm, mix = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
-    if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix):
+    if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix, types):
         return
     x, n = norm.inputs[0], norm.outputs[0]
     channels = norm.inputs[1].shape[0]
@@ -223,7 +261,7 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | Non
         not depthwise.attrs["add_gelu"]  # without which it has no input_gelu either
         and len(n.outputs) == 2
         and project is not None
-        and _is_pointwise(project)
+        and _is_pointwise(project, types)
         and list(project.inputs[1].shape[:2]) == [3 * channels, channels]
         and list(mix.inputs[1].shape[:2]) == [channels, channels]
         and ATTENTION_INPUTS.fits(channels, capability=capability)
@@ -235,17 +273,17 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | Non
     _replace(graph, ATTENTION_INPUTS.name, norm.name, attributes, [x, *weights], [project.outputs[0], mix.outputs[0]])
 
 
-def _is_pointwise(node: gs.Node) -> bool:
-    """Whether a node is a 1x1 convolution in half precision that does nothing else."""
-    return node.op == "Conv" and list(node.inputs[1].shape[2:]) == [1, 1] and _is_dense(node)
+def _is_pointwise(node: gs.Node, types: Sequence[int]) -> bool:
+    """Whether a node is a 1x1 convolution in one of these types that does nothing else."""
+    return node.op == "Conv" and list(node.inputs[1].shape[2:]) == [1, 1] and _is_dense(node, types)
 
 
-def _is_dense(conv: gs.Node) -> bool:
-    """Whether a convolution in half precision is one of 1x1 or 3x3 that keeps the size and is not grouped."""
+def _is_dense(conv: gs.Node, types: Sequence[int]) -> bool:
+    """Whether a convolution in one of these types is one of 1x1 or 3x3 that keeps the size and is not grouped."""
     kernel = conv.inputs[1]
     side = kernel.shape[-1]
     return (
-        _is_half(kernel)
+        _is_constant(kernel, types)
         and list(kernel.shape[2:]) in ([1, 1], [3, 3])
         and conv.attrs.get("group", 1) == 1
         and conv.attrs.get("pads", [0, 0, 0, 0]) == [side // 2] * 4
@@ -334,13 +372,19 @@ def _zeros(weight: Any, node: gs.Node) -> gs.Constant:
     """A bias for a node that has none: the plugins always take one."""
     import ml_dtypes  # comes with onnx-graphsurgeon
 
-    dtype = np.float16 if type_of(weight) == onnx.TensorProto.FLOAT16 else ml_dtypes.bfloat16
+    dtypes = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+    dtype = dtypes.get(type_of(weight), ml_dtypes.bfloat16)
     return gs.Constant(f"{node.outputs[0].name}/bias", np.zeros(weight.shape[0], dtype))
 
 
-def _is_half(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant in float16 or bfloat16."""
-    return isinstance(tensor, gs.Constant) and type_of(tensor) in HALF
+def _types(capability: str | None) -> Sequence[int]:
+    """The types that are computed in."""
+    return (onnx.TensorProto.FLOAT,) if capability == operators.CPU else HALF
+
+
+def _is_constant(tensor: gs.Tensor, types: Sequence[int]) -> bool:
+    """Whether a tensor is a constant in one of these types."""
+    return isinstance(tensor, gs.Constant) and type_of(tensor) in types
 
 
 def type_of(tensor: gs.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The C interface (include/ribsr_kernels.h) through ctypes. Needs neither torch nor numpy."""
+"""The C interfaces (include/ribsr_kernels.h, ribsr_cpu.h) through ctypes. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
 INTERFACE_VERSION = 7
-FLOAT16, BFLOAT16 = 1, 2
+FLOAT16, BFLOAT16, FLOAT32 = 1, 2, 3
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 
 
@@ -45,21 +45,27 @@ def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.
     return library
 
 
-@cache
-def load() -> ctypes.CDLL:
-    """The library, loaded once per process. Raises LibraryError if it is missing or of another version."""
-    file = path()
+def _declared(file: Path) -> ctypes.CDLL:
+    """A library of kernels, its functions' types declared. Raises LibraryError: missing, or of another version."""
     if not file.exists():
         raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
     library = opened(file)
     for operator in OPERATORS:
         getattr(library, operator.function).argtypes = (ctypes.POINTER(operator.params), ctypes.c_void_p)
+    library.ribsr_error_message.restype = ctypes.c_char_p
+    return library
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library for GPUs, loaded once per process. Raises LibraryError if it is missing or of another version."""
+    library = _declared(path())
+    for operator in OPERATORS:
         if operator.has_workspace:
             workspace = getattr(library, f"{operator.function}_workspace")
             workspace.argtypes, workspace.restype = (ctypes.c_int32,) * len(operator.widths.names), ctypes.c_int64
     attention = ctypes.POINTER(CYCLIC_WINDOW_ATTENTION.params)
     library.ribsr_attention_path.argtypes = (attention, ctypes.POINTER(ctypes.c_int32))
-    library.ribsr_error_message.restype = ctypes.c_char_p
     return library
 
 
@@ -90,6 +96,63 @@ def chosen_path(params: Params) -> str:
     chosen = ctypes.c_int32()
     _check(library, params, library.ribsr_attention_path(ctypes.byref(params), ctypes.byref(chosen)))
     return next(name for name, number in PATHS.items() if number == chosen.value)
+
+
+CPU_VARIABLE = "RIBSR_CPU_LIBRARY"
+"""Environment variable that names another library for CPUs."""
+
+ISAS = ("auto", "baseline", "avx2", "avx512", "avx512_bf16")
+"""Instruction sets in the order of their numbers."""
+
+Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+Parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, Task, ctypes.c_int64, ctypes.c_void_p)
+
+
+class Executor(ctypes.Structure):
+    """RibsrExecutor: how a call on a CPU runs."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("bfloat16_products", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("parallel", Parallel),
+        ("pool", ctypes.c_void_p),
+    )
+
+    @classmethod
+    def of(cls, isa: str = "auto", bfloat16_products: bool = False, threads: int = 1, parallel: Any = None) -> Executor:
+        """parallel: a `Parallel`, which the caller keeps; without, all is done by the calling thread."""
+        size = ctypes.sizeof(cls)
+        return cls(size, ISAS.index(isa), bfloat16_products, threads, parallel or Parallel(), None)
+
+
+def cpu_path() -> Path:
+    """The library for CPUs: $RIBSR_CPU_LIBRARY, else the one `python -m plugins.build` makes.
+
+    It has ONNX Runtime's custom operators, too.
+    """
+    return Path(os.environ.get(CPU_VARIABLE) or DEFAULT.with_name("libribsr_cpu.so"))
+
+
+@cache
+def load_cpu() -> ctypes.CDLL:
+    """The library for CPUs, loaded once per process. Raises LibraryError if it is missing or of another version."""
+    return _declared(cpu_path())
+
+
+def cpu_isas() -> tuple[str, ...]:
+    """The instruction sets that this CPU and the library have, the best one last. Raises LibraryError."""
+    bits = load_cpu().ribsr_cpu_isas()
+    return tuple(name for number, name in enumerate(ISAS) if bits >> number & 1)
+
+
+def call_cpu(params: Params, executor: Executor | None = None) -> None:
+    """Run the operator of these parameters on the CPU; None: on one thread. Raises LibraryError."""
+    library = load_cpu()
+    params.struct_size = ctypes.sizeof(params)
+    how = None if executor is None else ctypes.byref(executor)
+    _check(library, params, getattr(library, params.operator.function)(ctypes.byref(params), how))
 
 
 ONNXRUNTIME_VARIABLE = "RIBSR_ONNXRUNTIME_LIBRARY"

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 DOMAIN = "ribsr"
 """Of the ONNX nodes, the PyTorch operators and the TensorRT plugins."""
 
+CPU_BFLOAT16_DOMAIN = "ribsr.bf16"
+"""Of ONNX nodes for a CPU whose matrix products are of factors in bfloat16."""
+
 TENSORRT = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 """Attributes of the nodes that lead TensorRT's parser to the plugin: below 10.10 it ignores a node's domain."""
 
 HOPPER = "9.0"
 """The compute capability on which some operators take wider layers than elsewhere."""
+
+CPU = "cpu"
+"""What stands for a CPU where compute capabilities tell GPUs apart: every width is taken there."""
 
 MAP = "batch channels height width"
 """The shape of most maps."""
@@ -157,7 +163,12 @@ class Operator:
         return type(self.struct, (Params,), {"_fields_": fields, "operator": self, "__doc__": self.struct})
 
     def fits(self, *widths: int, capability: str | None = None) -> bool:
-        """Whether layers of these widths (`widths.names`) are taken on GPUs of a compute capability; None: on any."""
+        """Whether layers of these widths (`widths.names`) are taken on GPUs of a compute capability, or a CPU.
+
+        None: on any GPU.
+        """
+        if capability == CPU:
+            return all(width > 0 for width in widths)
         if capability is not None and widths == self.widths.wide.get(capability):
             return True
         multiples = self.widths.multiple or (1,) * len(widths)

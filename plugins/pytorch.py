@@ -17,15 +17,18 @@ from plugins.operators import Operator
 from ribsr import attention
 
 DTYPES = {torch.float16: library.FLOAT16, torch.bfloat16: library.BFLOAT16}
+"""Those of the kernels for GPUs."""
+
+CPU_DTYPES = {torch.float32: library.FLOAT32}
 
 
 class Call:
-    """One call of an operator's kernel on the GPU, ready to be enqueued any number of times; it keeps its tensors.
+    """One call of an operator's kernel, ready to be made any number of times; it keeps its tensors.
 
-    inputs: CUDA tensors of one 16-bit dtype, shaped as `operator.tensors` says; maps of any strides that the kernel
-    takes; None for optional ones that are left out. outputs: where the results go; made in the layout of the first
-    input if not given. workspace: another call's, if the two do not run at the same time. attributes: the operator's
-    and its options.
+    inputs: CUDA tensors of one 16-bit dtype or a CPU's in float32, shaped as `operator.tensors` says; maps of any
+    strides that the kernel takes (on a CPU: channels-last); None for optional ones that are left out. outputs: where
+    the results go; made in the layout of the first input if not given. workspace: another call's, if the two do not run
+    at the same time. executor: how it runs on a CPU; None: on one thread. attributes: the operator's and its options.
 
     Raises TypeError for other dtypes and attributes, ValueError for shapes that do not fit, LibraryError if the library
     is missing; when called, LibraryError if the kernel refuses.
@@ -38,6 +41,7 @@ class Call:
         outputs: Sequence[Tensor] | None = None,
         *,
         workspace: Tensor | None = None,
+        executor: library.Executor | None = None,
         **attributes: Any,
     ):
         values = _values(operator, inputs, attributes)
@@ -52,10 +56,14 @@ class Call:
         elif (shapes := [list(out.shape) for out in outputs]) != (expected := _output_shapes(operator, values)):
             raise ValueError(f"{operator.name}: outputs are {shapes}, not {expected}")
         self.outputs = tuple(outputs)
-        self.workspace = workspace
-        if workspace is None and (size := library.workspace(operator, *(values[n] for n in operator.widths.names))):
+        self.workspace, self.executor = workspace, executor
+        if (
+            workspace is None
+            and first.is_cuda
+            and (size := library.workspace(operator, *(values[n] for n in operator.widths.names)))
+        ):
             self.workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
-        self.params = operator.params(dtype=DTYPES[first.dtype], **values, **self._addresses(operator))
+        self.params = operator.params(dtype=(DTYPES | CPU_DTYPES)[first.dtype], **values, **self._addresses(operator))
 
     def _addresses(self, operator: Operator) -> dict[str, Any]:
         """The structure's maps and pointers; those that are not here stay null."""
@@ -66,7 +74,10 @@ class Call:
         return maps | {n: x.data_ptr() for n, x in tensors.items() if n in operator.pointers}
 
     def __call__(self) -> None:
-        """Enqueues the kernel on PyTorch's current stream."""
+        """Enqueues the kernel on PyTorch's current stream, or runs it on the CPU."""
+        if not self.outputs[0].is_cuda:
+            library.call_cpu(self.params, self.executor)
+            return
         with torch.cuda.device(self.outputs[0].device):
             library.call(self.params, torch.cuda.current_stream().cuda_stream)
 
@@ -77,9 +88,11 @@ def kernel(qkv: Tensor, rib_q: Tensor, rib_k: Tensor, gate: Tensor, geometry: at
 
 
 def _check_dtypes(*inputs: Tensor) -> None:
-    if inputs[0].dtype not in DTYPES or any(x.dtype != inputs[0].dtype for x in inputs):
+    gpu = inputs[0].is_cuda
+    if inputs[0].dtype not in (DTYPES if gpu else CPU_DTYPES) or any(x.dtype != inputs[0].dtype for x in inputs):
         dtypes = ", ".join(str(x.dtype) for x in inputs)
-        raise TypeError(f"the CUDA kernel takes one of float16 and bfloat16 for all inputs, not {dtypes}")
+        takes = "CUDA kernel takes one of float16 and bfloat16" if gpu else "CPU's kernel takes float32"
+        raise TypeError(f"the {takes} for all inputs, not {dtypes}")
 
 
 def _values(operator: Operator, inputs: Sequence[Tensor | None], attributes: dict[str, Any]) -> dict[str, Any]:

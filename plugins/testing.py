@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,36 @@ def random_weights(operator: Operator, dtype: torch.dtype, device: str = "cuda",
             values = 1 + 0.3 * values if values.ndim == 1 else values / math.prod(values.shape[1:]) ** 0.5
         weights.append(values.to(dtype))
     return weights
+
+
+def on_cpu(
+    operator: Operator,
+    *inputs: Tensor | None,
+    isa: str = "auto",
+    bfloat16_products: bool = False,
+    threads: int = 1,
+    **attributes: Any,
+) -> tuple[Tensor, ...]:
+    """An operator's results by the library for CPUs, into maps full of NaN. inputs: float32; maps become channels-last.
+
+    threads: how many run tasks at a time, in an order of their own.
+    """
+    inputs = tuple(
+        x.contiguous(memory_format=torch.channels_last) if x is not None and operators.is_map(shape) else x
+        for x, shape in zip(inputs, operator.tensors.values(), strict=True)
+    )
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run(_: int, task: Any, count: int, data: int) -> None:
+            list(pool.map(lambda index: task(data, index), reversed(range(count))))
+
+        parallel = library.Parallel(run) if threads > 1 else None
+        executor = library.Executor.of(isa, bfloat16_products, threads, parallel)
+        call = Call(operator, inputs, executor=executor, **attributes)
+        for out in call.outputs:
+            out.fill_(math.nan)
+        call()
+    return call.outputs
 
 
 def exact(operator: Operator, *inputs: Tensor | None, **attributes: Any) -> Any:

@@ -179,7 +179,9 @@ def test_compilers_are_ended_too(tmp_path: Path) -> None:
     compiler.chmod(0o755)
     output = tmp_path / "build" / "libribsr_kernels.so"
     output.parent.mkdir()
-    running = Running(tmp_path, ["-m", "plugins.build", "--nvcc", str(compiler), "-o", str(output), "-j", "3"])
+    running = Running(
+        tmp_path, ["-m", "plugins.build", "--only", "gpu", "--nvcc", str(compiler), "-o", str(output), "-j", "3"]
+    )
     pids = tmp_path / "pids"
     running.wait_for(lambda folder: pids.is_file() and len(pids.read_text().split()) == 3)
     code, _, errors = running.ended_by(signal.SIGINT)

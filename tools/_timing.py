@@ -188,7 +188,7 @@ def _gpu_memory() -> int | None:
 def _grown(before: int | None, device: str) -> int | None:
     """By how many bytes the GPU's used memory has grown since `before`; None for models on the CPU."""
     used = _gpu_memory()
-    on_cpu = device in ("cpu", "CPUExecutionProvider")
+    on_cpu = device.startswith(("cpu", "CPUExecutionProvider"))
     return None if on_cpu or used is None or before is None else used - before
 
 

@@ -100,6 +100,8 @@ def _differences(name: str, description: Description, reference: References) -> 
     of = reference.description
     if description.scale != of["scale"]:
         raise EngineError(f"enlarges x{description.scale}, the reference x{of['scale']}")
+    if not description.checkpoint_sha256:
+        return [f"{name}: does not say which checkpoint it was made from, since a tool has dropped its metadata"]
     if description.checkpoint_sha256 != of["checkpoint_sha256"]:
         ours, others = description.checkpoint_sha256[:12], of["checkpoint_sha256"][:12]
         return [f"{name}: compares different weights: it was made from checkpoint {ours}…, {of['path']} from {others}…"]
@@ -275,7 +277,8 @@ def main(
     """Compares models with a reference on real pictures; exit code 1 if one of them fails.
 
     REF is a model, usually the checkpoint, or a recording of one (.npz). Without arguments: all of this toolkit's
-    models in the working directory, each with its checkpoint. A checkpoint runs in half precision as x2.pt@fp16.
+    models in the working directory, each with its checkpoint. A checkpoint runs in half precision as x2.pt@fp16, an
+    .onnx file in another runtime as x2.onnx@openvino or x2.onnx@openvino@bf16.
 
     A float32 model passes if no value is off by more than 1e-4; a half-precision one if its root mean square error is
     at most twice that of PyTorch in the same precision. NaN never passes.

@@ -4,6 +4,8 @@
  * - dtype is RIBSR_FLOAT32, data is in main memory, and no alignment is asked for; maps have channel stride 1.
  * - The argument `stream` is a const RibsrExecutor *, and a call returns when its work is done.
  * - Every width is taken, and `path` and workspaces are not used: what memory a task needs for itself, its thread keeps.
+ *   There is no ribsr_attention_path.
+ * - RIBSR_UNSUPPORTED: there is no such instruction set, or no memory for a task.
  */
 #ifndef RIBSR_CPU_H
 #define RIBSR_CPU_H
@@ -16,7 +18,8 @@ extern "C" {
 
 enum { RIBSR_FLOAT32 = 3 };
 
-/* Instruction sets. A call that asks for one that this CPU, or this build, lacks returns RIBSR_UNSUPPORTED. */
+/* Instruction sets. A call that asks for one that this CPU, or this build, lacks returns RIBSR_UNSUPPORTED. So does one
+ * for bfloat16_products by RIBSR_ISA_AUTO without AVX512_BF16; the other sets round factors in software, which is slow. */
 enum {
   RIBSR_ISA_AUTO = 0,     /* the best there is */
   RIBSR_ISA_BASELINE = 1, /* what the compiler takes as given */
@@ -24,6 +27,9 @@ enum {
   RIBSR_ISA_AVX512 = 3,   /* x86-64-v4 */
   RIBSR_ISA_AVX512_BF16 = 4
 };
+
+/* The sets that this CPU and this build have: bit 1 << RIBSR_ISA_AVX2, and so on. */
+RIBSR_API int32_t ribsr_cpu_isas(void);
 
 /* How a call runs. */
 typedef struct {

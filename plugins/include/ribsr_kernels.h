@@ -182,6 +182,7 @@ RIBSR_API int32_t ribsr_convolution(const RibsrConvolutionParams *params, void *
 RIBSR_API const char *ribsr_error_message(void);
 
 /* The interface's version: changes when the structures or meanings above change. */
+enum { RIBSR_INTERFACE_VERSION = 7 };
 RIBSR_API int32_t ribsr_interface_version(void);
 
 #ifdef __cplusplus

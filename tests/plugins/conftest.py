@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins import compiler
+from plugins import compiler, library
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +14,11 @@ def nvcc() -> Path:
         return compiler.find_nvcc()
     except compiler.BuildError:
         pytest.skip("needs nvcc")
+
+
+@pytest.fixture(params=library.ISAS[1:])
+def isa(request: pytest.FixtureRequest, cpu_library: Path) -> str:
+    """Every instruction set; those that this CPU lacks are skipped."""
+    if request.param not in library.cpu_isas():
+        pytest.skip(f"this CPU has no {request.param}")
+    return request.param

@@ -10,7 +10,7 @@ from typing import Any
 
 FLOAT16, BFLOAT16 = 10, 16
 FAIL, INVALID_ARGUMENT = 1, 2
-VERSION = 16
+VERSION, PARALLEL_VERSION = 16, 17
 
 _P, _I, _L, _C = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p
 _PP, _PL, _P64, _PF = (ctypes.POINTER(kind) for kind in (_P, _L, ctypes.c_int64, ctypes.c_float))
@@ -32,8 +32,9 @@ PLACES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "ReleaseTensorTypeAndShapeInfo": (99, (None, _P)),
     "KernelInfoGetAttributeArray_int64": (163, (_P, _P, _C, _P64, _PL)),
     "KernelContext_GetGPUComputeStream": (193, (_P, _P, _PP)),
+    "KernelContext_ParallelFor": (274, (_P, _P, _P, _L, _L, _P)),
 }
-"""Where OrtApi has the functions that are used, in every version from 16 on, their result and arguments."""
+"""Where OrtApi has the functions that are used, their result and arguments; from version 16 on, the last from 17."""
 
 NEVER_FAIL = ("CreateStatus", "ReleaseStatus", "ReleaseTensorTypeAndShapeInfo")
 STREAM = 0
@@ -99,7 +100,7 @@ class Played:
         self._handles = iter(range(1000, 10**6))
         self._values: dict[int, Sequence[int]] = {}
         self._kept: list[Any] = []
-        places = (ctypes.c_void_p * 220)(*(self._function(f"place {i}", (_P,)) for i in range(220)))
+        places = (ctypes.c_void_p * 280)(*(self._function(f"place {i}", (_P,)) for i in range(280)))
         for name, (place, signature) in PLACES.items():
             places[place] = self._function(name, signature)
         self._kept.append(places)

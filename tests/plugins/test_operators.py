@@ -18,6 +18,7 @@ from plugins.operators import OPERATORS, Operator
 
 FOLDER = Path(library.__file__).parent
 HEADER = (FOLDER / "include" / "ribsr_kernels.h").read_text(encoding="utf-8")
+CPU_HEADER = (FOLDER / "include" / "ribsr_cpu.h").read_text(encoding="utf-8")
 TYPES = {
     "uint32_t ": ctypes.c_uint32,
     "int32_t ": ctypes.c_int32,
@@ -114,13 +115,16 @@ def test_numbers_are_those_of_the_header() -> None:
         "FLOAT16": library.FLOAT16,
         "BFLOAT16": library.BFLOAT16,
     }
+    of_cpus = {name: int(value) for name, value in re.findall(r"RIBSR_(\w+) = (\d+)", CPU_HEADER)}
+    assert of_cpus.pop("FLOAT32") == library.FLOAT32
+    assert of_cpus == {f"ISA_{name.upper()}": number for number, name in enumerate(library.ISAS)}
     paths = {name: value for name, value in numbers.items() if name.startswith("PATH_")}
     assert {f"PATH_{name.upper()}": value for name, value in library.PATHS.items()} == paths
     assert (numbers["EPILOGUE_NONE"], numbers["EPILOGUE_ADD_GELU"]) == (int(False), int(True))  # of `add_gelu`
 
 
-def test_version_is_that_of_the_source() -> None:
-    (version,) = re.findall(r"ribsr_interface_version\(void\) \{ return (\d+); \}", source("**/interface.cu"))
+def test_version_is_that_of_the_header() -> None:
+    (version,) = re.findall(r"RIBSR_INTERFACE_VERSION = (\d+)", HEADER)
     assert int(version) == library.INTERFACE_VERSION
 
 
@@ -219,6 +223,13 @@ def test_optional_inputs_alone_may_be_missing(operator: Operator) -> None:
 def test_widths_of_the_attention(head_width: int, rank: int, fits: bool, tuned: bool) -> None:
     assert ATTENTION.fits(head_width, rank) == fits
     assert ATTENTION.is_tuned(head_width, rank) == tuned
+
+
+@every
+def test_cpus_take_every_width(operator: Operator) -> None:
+    widths = [1000 + index for index, _ in enumerate(operator.widths.names)]
+    assert operator.fits(*widths, capability=operators.CPU)
+    assert not widths or not operator.fits(*widths[1:], 0, capability=operators.CPU)
 
 
 def test_operators_without_limits_take_any_width() -> None:

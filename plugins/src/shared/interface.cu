@@ -1,26 +1,7 @@
 // The parts of the C interface that belong to no operator.
 #include "shared/interface.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
-namespace {
-
-thread_local char message[512];
-
-}  // namespace
-
 namespace ribsr {
-
-int32_t fail(int32_t code, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(message, sizeof(message), format, arguments);
-  va_end(arguments);
-  return code;
-}
-
-void clear_message() { message[0] = '\0'; }
 
 Map map_of(const RibsrMap &map) {
   return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
@@ -63,8 +44,8 @@ int32_t launched(cudaError_t error) {
 
 extern "C" {
 
-const char *ribsr_error_message(void) { return message; }
+const char *ribsr_error_message(void) { return ribsr::message; }
 
-int32_t ribsr_interface_version(void) { return 7; }
+int32_t ribsr_interface_version(void) { return RIBSR_INTERFACE_VERSION; }
 
 }  // extern "C"

@@ -1,39 +1,23 @@
-// What the functions of the C interface share: messages, checks, the device.
+// What the functions of the C interface for GPUs share: checks, the device.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <stdint.h>
 
 #include "ribsr_kernels.h"
+#include "shared/checks.h"
 #include "shared/map.h"
 
 namespace ribsr {
 
-// Keep the message for ribsr_error_message; returns `code`.
-__attribute__((format(printf, 2, 3))) int32_t fail(int32_t code, const char *format, ...);
-
-void clear_message();
-
-#define RIBSR_CHECK(condition, ...)                                               \
-  do {                                                                            \
-    if (!(condition)) return ribsr::fail(RIBSR_INVALID_ARGUMENT, __VA_ARGS__);    \
-  } while (0)
-
 // The fields that every structure of parameters has.
 template <class Params>
 int32_t check_common(const Params *params) {
-  RIBSR_CHECK(params != nullptr, "params is null");
-  const Params &p = *params;
-  RIBSR_CHECK(p.struct_size == sizeof(Params),
-              "struct_size is %u, this library expects %zu: rebuild the caller against its header", p.struct_size,
-              sizeof(Params));
-  RIBSR_CHECK(p.dtype == RIBSR_FLOAT16 || p.dtype == RIBSR_BFLOAT16, "dtype %d is neither float16 (1) nor bfloat16 (2)",
-              p.dtype);
-  RIBSR_CHECK(p.batch > 0 && p.height > 0 && p.width > 0, "batch, height, width are %d, %d, %d: all must be positive",
-              p.batch, p.height, p.width);
-  RIBSR_CHECK(p.height <= (1 << 20) && p.width <= (1 << 20), "height, width are %d, %d: at most 2^20", p.height,
-              p.width);
-  return RIBSR_OK;
+  const int32_t code = check_struct(params, "params");
+  if (code != RIBSR_OK) return code;
+  RIBSR_CHECK(params->dtype == RIBSR_FLOAT16 || params->dtype == RIBSR_BFLOAT16,
+              "dtype %d is neither float16 (1) nor bfloat16 (2)", params->dtype);
+  return check_sizes(*params);
 }
 
 Map map_of(const RibsrMap &map);

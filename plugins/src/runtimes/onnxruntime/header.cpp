@@ -5,10 +5,11 @@
 
 namespace ribsr::onnxruntime {
 
-static_assert(ORT_API_VERSION >= kVersion, "this ONNX Runtime is older than the first that the operators run in");
+static_assert(ORT_API_VERSION >= kParallelVersion, "this ONNX Runtime is older than the first that the operators run in");
 static_assert(ORT_FAIL == kFail && ORT_INVALID_ARGUMENT == kInvalidArgument && OrtMemTypeDefault == kDevice,
               "interface.h has other numbers of errors or memory");
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == kFloat16 && ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == kBFloat16,
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == kFloat && ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == kFloat16 &&
+                  ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == kBFloat16,
               "interface.h has other numbers of types");
 static_assert(INPUT_OUTPUT_REQUIRED == kRequired && INPUT_OUTPUT_OPTIONAL == kOptional,
               "interface.h has other numbers of required and optional");
@@ -36,6 +37,7 @@ RIBSR_SAME(Api, OrtApi, ReleaseStatus);
 RIBSR_SAME(Api, OrtApi, ReleaseTensorTypeAndShapeInfo);
 RIBSR_SAME(Api, OrtApi, KernelInfoGetAttributeArray_int64);
 RIBSR_SAME(Api, OrtApi, KernelContext_GetGPUComputeStream);
+RIBSR_SAME(Api, OrtApi, KernelContext_ParallelFor);
 RIBSR_SAME(ApiBase, OrtApiBase, GetApi);
 RIBSR_SAME(ApiBase, OrtApiBase, GetVersionString);
 RIBSR_SAME(CustomOp, OrtCustomOp, version);

@@ -1,6 +1,6 @@
 // What is used here of ONNX Runtime's C interface, written down because its header comes with no package. Functions are
-// only ever appended to it, so that their places are those of every version from kVersion on; header.cpp compares
-// with the real header where one is named.
+// only ever appended to it, so that their places are those of every version from kVersion on, of the last one
+// from kParallelVersion on; header.cpp compares with the real header where one is named.
 #pragma once
 
 #include <cstddef>
@@ -16,13 +16,14 @@ struct OrtValue;
 
 namespace ribsr::onnxruntime {
 
-constexpr uint32_t kVersion = 16;  // the first whose kernels can fail with a status
+constexpr uint32_t kVersion = 16;          // the first whose kernels can fail with a status
+constexpr uint32_t kParallelVersion = 17;  // the first that lends its threads: KernelContext_ParallelFor
 
 // Enumerations there, as long as an int.
 using Code = int;
 constexpr Code kFail = 1, kInvalidArgument = 2;
 using Type = int;
-constexpr Type kFloat16 = 10, kBFloat16 = 16;
+constexpr Type kFloat = 1, kFloat16 = 10, kBFloat16 = 16;
 using Presence = int;
 constexpr Presence kRequired = 0, kOptional = 1;
 using Memory = int;
@@ -63,6 +64,9 @@ struct Api {
                                                   size_t *count);
   Unused<29> before_stream;
   OrtStatus *(*KernelContext_GetGPUComputeStream)(const OrtKernelContext *context, void **stream);
+  Unused<80> before_parallel;
+  OrtStatus *(*KernelContext_ParallelFor)(const OrtKernelContext *context, void (*task)(void *data, size_t index),
+                                          size_t count, size_t batches, void *data);
 };
 
 struct ApiBase {

@@ -1,11 +1,19 @@
-// The operators as ONNX Runtime's custom operators for its CUDA provider, in float16 and bfloat16. Maps are
-// channels-last there: a node's maps are [B, H, W, C]. Kernels run on the stream that ONNX Runtime gives them, and what
-// memory they need comes from it: an operator with a workspace has it as one more output, which nothing reads, so that
-// ONNX Runtime knows from when to when it is in use.
+// The operators as custom operators of ONNX Runtime: what its providers share. Maps are channels-last there: a node's maps
+// are [B, H, W, C].
+//
+// What an operator is compiled for is a Variant: a provider and a type, with
+//   provider       its name
+//   type, dtype    of all tensors, as ONNX Runtime and ribsr_kernels.h number them
+//   workspaces     whether operators that may need memory besides their results have it as one more output, which nothing
+//                  reads, so that ONNX Runtime knows from when to when it is in use
+//   launch         calls run(stream) with what the C interface takes as `stream`; a status
+#pragma once
+
 #include <cstdio>
 #include <iterator>
 #include <mutex>
 #include <new>
+#include <tuple>
 
 #include "ribsr_kernels.h"
 #include "runtimes/onnxruntime/interface.h"
@@ -95,8 +103,10 @@ OrtStatus *make_output(const Api *api, OrtKernelContext *context, size_t index, 
   return value != nullptr ? api->GetTensorMutableData(value, data) : nullptr;
 }
 
-template <class Operator>
+template <class Operator, class Variant>
 struct Kernel {
+  static constexpr bool has_workspace = Operator::has_workspace && Variant::workspaces;
+
   const Api *api;
   Operator made;
   int32_t dtype;
@@ -117,27 +127,29 @@ struct Kernel {
       const int64_t dims[] = {like[0], like[2], like[3], tensors[channels.input].dims[channels.axis]};
       RIBSR_TRY(make_output(api, context, index, dims, 4, &outputs[index]));
     }
-    void *workspace = nullptr, *stream = nullptr;
-    if constexpr (Operator::has_workspace) {
+    void *workspace = nullptr;
+    if constexpr (has_workspace) {
       const int64_t halves = static_cast<int64_t>(made.workspace(tensors) + 1) / 2;
       RIBSR_TRY(make_output(api, context, kOutputs<Operator>, &halves, 1, &workspace));
     }
-    RIBSR_TRY(api->KernelContext_GetGPUComputeStream(context, &stream));
-    return enqueue(made, tensors, inputs, outputs, workspace, stream) ? nullptr : failed(api, kFail);
+    bool succeeded = false;
+    RIBSR_TRY(Variant::launch(api, context, [&](void *stream) {
+      succeeded = enqueue(made, tensors, inputs, outputs, workspace, stream);
+    }));
+    return succeeded ? nullptr : failed(api, kFail);
   }
 };
 
-// One operator in one type.
-template <class Operator>
+template <class Operator, class Variant>
 class Entry final : public CustomOp {
  public:
-  explicit Entry(Type type) noexcept : CustomOp{}, type_(type) {
+  Entry() noexcept : CustomOp{} {
     version = kVersion;
     GetName = [](const CustomOp *) { return Operator::name; };
-    GetExecutionProviderType = [](const CustomOp *) { return "CUDAExecutionProvider"; };
-    GetInputType = GetOutputType = [](const CustomOp *op, size_t) { return static_cast<const Entry *>(op)->type_; };
+    GetExecutionProviderType = [](const CustomOp *) { return Variant::provider; };
+    GetInputType = GetOutputType = [](const CustomOp *, size_t) { return Variant::type; };
     GetInputTypeCount = [](const CustomOp *) -> size_t { return kInputs<Operator>; };
-    GetOutputTypeCount = [](const CustomOp *) -> size_t { return kOutputs<Operator> + Operator::has_workspace; };
+    GetOutputTypeCount = [](const CustomOp *) -> size_t { return kOutputs<Operator> + Made::has_workspace; };
     GetInputCharacteristic = [](const CustomOp *, size_t index) {
       return static_cast<int32_t>(index) == Operator::optional ? kOptional : kRequired;
     };
@@ -145,63 +157,68 @@ class Entry final : public CustomOp {
     GetInputMemoryType = [](const CustomOp *, size_t) { return kDevice; };
     CreateKernelV2 = create;
     KernelComputeV2 = [](void *kernel, OrtKernelContext *context) {
-      return static_cast<const Kernel<Operator> *>(kernel)->run(context);
+      return static_cast<const Made *>(kernel)->run(context);
     };
-    KernelDestroy = [](void *kernel) { delete static_cast<Kernel<Operator> *>(kernel); };
+    KernelDestroy = [](void *kernel) { delete static_cast<Made *>(kernel); };
   }
 
  private:
-  static OrtStatus *create(const CustomOp *op, const Api *api, const OrtKernelInfo *info, void **kernel) {
+  using Made = Kernel<Operator, Variant>;
+
+  static OrtStatus *create(const CustomOp *, const Api *api, const OrtKernelInfo *info, void **kernel) {
     Operator made{};
     for (const Attribute &wanted : made.attributes()) {
       RIBSR_TRY(read_attribute(api, info, Operator::name, wanted));
     }
     if (!made.valid()) return failed(api, kInvalidArgument);
-    const bool half = static_cast<const Entry *>(op)->type_ == kFloat16;
-    *kernel = new (std::nothrow) Kernel<Operator>{api, made, half ? RIBSR_FLOAT16 : RIBSR_BFLOAT16};
+    *kernel = new (std::nothrow) Made{api, made, Variant::dtype};
     return *kernel != nullptr ? nullptr : api->CreateStatus(kFail, "out of memory");
   }
-
-  const Type type_;
 };
 
-template <class Operator>
+template <class Operator, class... Variants>
 OrtStatus *add(const Api *api, OrtCustomOpDomain *domain) noexcept {
-  static const Entry<Operator> half(kFloat16), brain(kBFloat16);
-  RIBSR_TRY(api->CustomOpDomain_Add(domain, &half));
-  return api->CustomOpDomain_Add(domain, &brain);
-}
-
-template <class... Operators>
-OrtStatus *add_all(const Api *api, OrtCustomOpDomain *domain, List<Operators...>) noexcept {
   OrtStatus *status = nullptr;
-  (void)((status = add<Operators>(api, domain), status == nullptr) && ...);
+  const auto add_one = [&](const CustomOp &entry) { status = api->CustomOpDomain_Add(domain, &entry); };
+  static const std::tuple<Entry<Operator, Variants>...> entries;
+  (void)((add_one(std::get<Entry<Operator, Variants>>(entries)), status == nullptr) && ...);
   return status;
 }
 
-}  // namespace
-}  // namespace ribsr::onnxruntime
+template <class... Variants, class... Operators>
+OrtStatus *add_all(const Api *api, OrtCustomOpDomain *domain, List<Operators...>) noexcept {
+  OrtStatus *status = nullptr;
+  (void)((status = add<Operators, Variants...>(api, domain), status == nullptr) && ...);
+  return status;
+}
 
-// What ONNX Runtime looks for in a library of custom operators. Sessions go on using the domain, which stays until the
-// process ends.
-extern "C" [[gnu::visibility("default")]] OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
-                                                                       const ribsr::onnxruntime::ApiBase *base) {
-  using namespace ribsr::onnxruntime;
-  const Api *api = base->GetApi(kVersion);
+// ONNX Runtime's interface of this version or later; null, with a status, if it is older. what: needs it.
+const Api *api_of(const ApiBase *base, uint32_t version, const char *what, OrtStatus **status) noexcept {
+  const Api *api = base->GetApi(version);
   if (api == nullptr) {
     char message[128];
-    snprintf(message, sizeof(message), "ribsr's operators need ONNX Runtime 1.%u or later, this is %s", kVersion,
+    snprintf(message, sizeof(message), "%s need ONNX Runtime 1.%u or later, this is %s", what, version,
              base->GetVersionString());
-    return base->GetApi(1)->CreateStatus(kFail, message);
+    *status = base->GetApi(1)->CreateStatus(kFail, message);
   }
+  return api;
+}
+
+// Adds the domain of this name, which has every operator in these variants, to a session's options. Sessions go on using
+// the domain, which is made once and stays until the process ends.
+template <class... Variants>
+OrtStatus *add_domain(const Api *api, OrtSessionOptions *options, const char *name) noexcept {
   static std::mutex mutex;
   static OrtCustomOpDomain *domain = nullptr;
   const std::lock_guard lock(mutex);
   if (domain == nullptr) {
     OrtCustomOpDomain *made = nullptr;
-    RIBSR_TRY(api->CreateCustomOpDomain(ribsr::runtimes::kDomain, &made));
-    RIBSR_TRY(add_all(api, made, ribsr::runtimes::Every{}));
+    RIBSR_TRY(api->CreateCustomOpDomain(name, &made));
+    RIBSR_TRY(add_all<Variants...>(api, made, Every{}));
     domain = made;
   }
   return api->AddCustomOpDomain(options, domain);
 }
+
+}  // namespace
+}  // namespace ribsr::onnxruntime
