@@ -33,7 +33,7 @@ def onnx_runtime(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str
             if isinstance(name, str):
                 options.add_free_dimension_override_by_name(name, size)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+    return lambda x: np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
 def openvino(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str]) -> Run:
