@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -34,12 +33,7 @@ def onnx_runtime(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str
             if isinstance(name, str):
                 options.add_free_dimension_override_by_name(name, size)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    def run(x: np.ndarray) -> np.ndarray:
-        outputs: Any = session.run(None, {session.get_inputs()[0].name: x})
-        return outputs[0]
-
-    return run
+    return lambda x: np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
 def openvino(model: str, x: np.ndarray, fixed: bool, settings: dict[str, str]) -> Run:
