@@ -99,10 +99,11 @@ def open_engine(
 
     device: `auto` (the GPU if the runtime can use it), `cpu` or `cuda`; the last fails rather than fall back.
     The rest is for the files whose row in RUNTIMES names it; None leaves it to the runtime.
-    threads: CPU threads. precision: fp32 (default), fp16, bf16. attention: PyTorch backend, `auto` by default.
+    threads: CPU threads. precision: fp32 (default), fp16, bf16; of exported files in float32, bf16 on a CPU that has
+    AVX512_BF16: products of bfloat16. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
     tf32: float32 on a GPU multiplies in TF32, with 10 bits of mantissa; the description's precision is `tf32` then.
-    kernels: False leaves out our own on a GPU (checkpoints have attention for it). cuda_graphs: launch the work of
+    kernels: False leaves out our own (checkpoints have attention for it). cuda_graphs: launch the work of
     repeated sizes as a whole.
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and

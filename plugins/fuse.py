@@ -372,7 +372,7 @@ def _zeros(weight: Any, node: gs.Node) -> gs.Constant:
     """A bias for a node that has none: the plugins always take one."""
     import ml_dtypes  # comes with onnx-graphsurgeon
 
-    dtypes = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+    dtypes: dict[int, Any] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
     dtype = dtypes.get(type_of(weight), ml_dtypes.bfloat16)
     return gs.Constant(f"{node.outputs[0].name}/bias", np.zeros(weight.shape[0], dtype))
 
