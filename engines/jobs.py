@@ -30,7 +30,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobList:
     """What is to be done.
 
     jobs: in the order in which they were given, those of a folder by name. folder: OUT, if results go into it under
@@ -52,7 +52,7 @@ def find_jobs(
     recursive: bool = False,
     suffix: str | None = None,
     quality: int | None = None,
-) -> Plan:
+) -> JobList:
     """What IN… and OUT of a command line mean.
 
     sources: files, folders, and patterns, which not every shell expands. recursive: folders with those in them, whose
@@ -72,7 +72,7 @@ def find_jobs(
     if one and not out.is_dir() and not target.endswith(("/", os.sep)):
         if suffix is not None:
             raise EngineError(f"{out}: is one result, whose format its suffix chooses; --format is for folders")
-        plan = Plan([Job(given[0], out)], None, one)
+        plan = JobList([Job(given[0], out)], None, one)
     else:
         _check_folder(out, given)
         plan = _into_folder(given, out, one, recursive, suffix)
@@ -102,7 +102,7 @@ def _given(sources: Sequence[str], out: Path) -> list[Path]:
             except PictureError as error:
                 missing.append(str(error))
         for path in paths:
-            found.setdefault((path.resolve(), path.name), path)  # `**` meets a file again through links to folders
+            found.setdefault((_real(path), path.name), path)  # `**` meets a file again through links to folders
     if missing:
         more = [f"and {len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
         raise PictureError("; ".join([*missing[:MOST_NAMED], *more]))
@@ -114,13 +114,18 @@ def _matches(pattern: str, out: Path) -> list[Path]:
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     if not found:
         raise EngineError(f"{pattern}: no file has such a name")
-    searched = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)).resolve()
-    results = out.resolve()
+    searched = _real(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)))
+    results = _real(out)
     if searched in results.parents:
-        found = [path for path in found if not path.resolve().is_relative_to(results)]
+        found = [path for path in found if not _real(path).is_relative_to(results)]
     if not found:
         raise EngineError(f"{pattern}: finds only files in {out}, which are taken for results; name another OUT")
     return found
+
+
+def _real(path: Path) -> Path:
+    """Through symbolic links; `Path.resolve` raises an error, until Python 3.12, for those that lead in circles."""
+    return Path(os.path.realpath(path))
 
 
 def _check_folder(out: Path, given: Iterable[Path]) -> None:
@@ -129,14 +134,16 @@ def _check_folder(out: Path, given: Iterable[Path]) -> None:
 
     if out.exists() and not out.is_dir():
         raise EngineError(f"{out}: IN is a folder or several files, so OUT has to be a folder; give another name")
+    if out.is_symlink() and not out.exists():
+        raise EngineError(f"{out}: is a link that leads nowhere, and has to be a folder; give another name")
     if not out.parent.is_dir():
         raise EngineError(f"{out}: there is no folder {out.parent}")
-    if any(path.is_dir() and path.resolve() == out.resolve() for path in given):
+    if any(path.is_dir() and _real(path) == _real(out) for path in given):
         raise EngineError(f"{out}: OUT is the same folder as IN; give another name")
     check_folder(out if out.is_dir() else out.parent)
 
 
-def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, suffix: str | None) -> Plan:
+def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, suffix: str | None) -> JobList:
     from ribsr.base.pictures import SUFFIXES, WRITABLE
 
     if suffix is not None and suffix not in WRITABLE:
@@ -151,12 +158,12 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
     notes: list[str] = []
     for path in given:
         if not path.is_dir():
-            jobs.append(Job(path, out / path.name if is_video(path) else result(Path(path.name))))
+            jobs.append(Job(path, out / _video_name(path) if is_video(path) else result(Path(path.name))))
             continue
-        entries = list(_entries(path, recursive, out.resolve()))
+        entries = list(_entries(path, recursive, _real(out)))
         pictures = [entry for entry in entries if _is_picture(entry)]
         jobs += [Job(picture, result(picture.relative_to(path))) for picture in pictures]
-        others = _told(path, entries)
+        others = _left_out(path, entries)
         if not pictures:
             hint = "" if recursive else "; subfolders are searched with --recursive"
             none = f"has no pictures ({', '.join(SUFFIXES)}){hint}"
@@ -165,13 +172,13 @@ def _into_folder(given: Sequence[Path], out: Path, one: bool, recursive: bool, s
             notes.append(f"{path}: {others}")
     if not jobs:
         raise EngineError("; ".join(notes))
-    return Plan(jobs, out, one, tuple(notes))
+    return JobList(jobs, out, one, tuple(notes))
 
 
 def _entries(folder: Path, recursive: bool, results: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """What is in a folder, by name, and in those in it, which linked ones are as well, but not in circles; results'
     folder is left out. Folders that are not entered are told, hidden files are not, but for sidecars."""
-    real = folder.resolve()
+    real = _real(folder)
     if real == results or real in above:
         return
     try:
@@ -196,7 +203,7 @@ def _is_picture(path: Path) -> bool:
     return named and (path.is_file() or not path.exists())
 
 
-def _told(folder: Path, entries: Iterable[Path]) -> str | None:
+def _left_out(folder: Path, entries: Iterable[Path]) -> str | None:
     """What of a folder's entries is not enlarged, counted and named; None if nothing is."""
     left = [entry for entry in entries if not _is_picture(entry)]
     sidecars = [path for path in left if path.name.startswith(SIDECAR)]
@@ -208,11 +215,11 @@ def _told(folder: Path, entries: Iterable[Path]) -> str | None:
         ("subfolder" if len(folders) == 1 else "subfolders", folders),
         ("sidecar" if len(sidecars) == 1 else "sidecars", sidecars),
     )
-    told = [f"{len(paths)} {kind} ({_named(folder, paths)})" for kind, paths in kinds if paths]
+    told = [f"{len(paths)} {kind} ({_names(folder, paths)})" for kind, paths in kinds if paths]
     return f"left out: {', '.join(told)}" if told else None
 
 
-def _named(folder: Path, paths: Sequence[Path]) -> str:
+def _names(folder: Path, paths: Sequence[Path]) -> str:
     names = [f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in paths[:MOST_NAMED]]
     return ", ".join([*names, *(["…"] if len(paths) > MOST_NAMED else [])])
 
@@ -268,6 +275,13 @@ def is_video(path: Path) -> bool:
     from engines.video import READABLE
 
     return path.suffix.lower() in READABLE
+
+
+def _video_name(path: Path) -> str:
+    """What becomes of a video in a folder; Matroska holds what containers hold that are only read, such as AVI."""
+    from engines.video import SUFFIXES
+
+    return path.name if path.suffix.lower() in SUFFIXES else f"{path.stem}.mkv"
 
 
 def takes_quality(path: Path) -> bool:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engines.base import PRECISIONS, EngineError, Stamp
+from engines.base import HALVES, PRECISIONS, EngineError, Stamp
 from ribsr.base.errors import shown
 from ribsr.base.files import foreign
 from ribsr.base.settings import checked, parse_json
 
 PREFIX = "ribsr."
+PRODUCER = "ribsr"
+"""Of our files, in a field that tools keep which drop metadata."""
+
 OPERATOR = b"CyclicWindowAttention"
 
-_GRAPH, _METADATA_PROPS = 7, 14  # of ModelProto in onnx.proto; a StringStringEntryProto is key 1, value 2
-_NODE, _INITIALIZER = (
-    1,
-    5,
-)  # of GraphProto; a NodeProto is op_type 4, attribute 5; an AttributeProto name 1, i 3, ints 8
-_DIMS = 1  # of TensorProto
+UNKNOWN = "unknown"
+"""What only metadata tells, where it was dropped: the model's name, our release."""
+
+CORES = {b"MultiHeadAttention": ("mha", 1), b"Attention": ("attention", 2), b"Softmax": ("matmul", 2)}
+"""The operator of a flat form's attentions: the form, and which dimension of its output is the tokens of a window."""
+
+_PRODUCER, _GRAPH, _METADATA_PROPS, _FUNCTION = 2, 7, 14, 25  # of ModelProto in onnx.proto
+_NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13  # of GraphProto
+_DIMS, _DATA_TYPE = 1, 2  # of TensorProto
+_FUNCTION_NAME = 1  # of FunctionProto
+
+_TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of TensorProto.DataType
+_EXACT = (6, 7, 9)  # int32, int64, bool: of indices and shapes
 
 MOST_FIELDS = 100_000
 """Of a message. The graph of the largest published model has some 2,000 nodes and weights."""
@@ -57,15 +68,27 @@ def stamp_of(values: Mapping[str, Any]) -> Stamp:
 def read_stamp(path: str | Path) -> Stamp:
     """The stamp of an ONNX file, compared with what the graph's nodes say of scale and windows.
 
-    Raises EngineError: the file is missing, no ONNX file, cut short, made by another tool, or its stamp is damaged or
-    another graph's.
+    Where a tool has dropped all metadata of a file of ours, the stamp is what the graph says; the checkpoint's hash is
+    empty then, the model and the version are UNKNOWN.
+
+    Raises EngineError: the file is missing, no ONNX file, cut short, made by another tool, its stamp is damaged or
+    another graph's, or what a tool has dropped cannot be read from the graph.
     """
     properties, said = _read(path)
     values: dict[str, Any] = {key[len(PREFIX) :]: text for key, text in properties.items() if key.startswith(PREFIX)}
-    if not values:
+    if not values and said.producer != PRODUCER:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
+    if said.windows and not (said.has_body or said.is_plugin):
+        raise EngineError(
+            f"{path}: its {OPERATOR.decode()} nodes have lost the function that says what they compute, as in onnx's "
+            "version converter; export it again, with --opset if another is needed"
+        )
     try:
+        if not values:
+            return stamp_of(_from_graph(said))
         stamp = stamp_of({**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}})
+    except _Missing as error:
+        raise EngineError(f"{path}: a tool has dropped its metadata, and its graph {error}; export it again") from None
     except KeyError as error:
         raise EngineError(f"{path}: its metadata lacks {PREFIX}{error.args[0]}; export it again") from None
     except ValueError as error:
@@ -78,6 +101,56 @@ def read_stamp(path: str | Path) -> Stamp:
     return stamp
 
 
+class _Missing(Exception):
+    """What a graph does not say of a file whose metadata is gone."""
+
+
+def _from_graph(said: _Said) -> dict[str, Any]:
+    """The fields of a stamp, as the graph says them. Raises _Missing rather than guess."""
+    if len(said.scales) != 1:
+        raise _Missing("does not say the scale (one DepthToSpace does)")
+    form, windows = _attentions(said)
+    if said.types - set(_TYPES) - set(_EXACT):
+        raise _Missing("has weights of another type than float32, float16 and bfloat16")
+    halves = [name for type_, name in _TYPES.items() if type_ in said.types and name in HALVES]
+    if len(halves) > 1:
+        raise _Missing(f"does not say the precision (its weights are in {' and '.join(halves)})")
+    return {
+        "model": UNKNOWN,
+        "scale": next(iter(said.scales)),
+        "windows": [list(window) for window in _period(windows)],
+        "precision": halves[0] if halves else "fp32",
+        "form": form,
+        "version": UNKNOWN,
+        "checkpoint_sha256": "",
+    }
+
+
+def _attentions(said: _Said) -> tuple[str, list[tuple[int, ...]]]:
+    """The form, and each attention's window. In a flat form the shape of an attention's output tells its tokens; the
+    windows of all our networks are squares."""
+    if said.windows:
+        return "plugin" if said.is_plugin else "canonical", said.windows
+    cores = [(CORES[kind], output) for kind, output in said.outputs if kind in CORES]
+    forms = {form for (form, _), _ in cores}
+    if len(forms) != 1:
+        raise _Missing("does not say the form of its attention")
+    windows = []
+    for (_, axis), output in cores:
+        tokens = (said.shapes.get(output, ()) + 4 * (0,))[axis]
+        side = math.isqrt(tokens)
+        if not tokens or side * side != tokens:
+            raise _Missing("does not say the windows (the shapes of its attentions' outputs do)")
+        windows.append((side, side))
+    return forms.pop(), windows
+
+
+def _period(windows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The shortest list that gives `windows` by being repeated: those of a block."""
+    whole = len(windows)
+    return next(windows[:n] for n in range(1, whole + 1) if whole % n == 0 and windows[:n] * (whole // n) == windows)
+
+
 def _parsed(name: str, text: str) -> Any:
     try:
         return parse_json(text)
@@ -87,10 +160,22 @@ def _parsed(name: str, text: str) -> Any:
 
 @dataclass
 class _Said:
-    """What a graph's nodes say: the scales of its pixel shuffles, the windows of its attention nodes in their order."""
+    """What a file says of itself beside its metadata.
 
+    producer: of the file. scales: of its pixel shuffles. windows: of its attention nodes in their order. is_plugin:
+    whether those have an attribute that the form `plugin` alone has. outputs: the operator and the output of all nodes
+    in their order. shapes: of declared tensors, 0 where any size will do. types: of weights. has_body: whether it
+    carries the function of the attention nodes.
+    """
+
+    producer: str = ""
     scales: set[int] = field(default_factory=set)
     windows: list[tuple[int, ...]] = field(default_factory=list)
+    outputs: list[tuple[bytes, bytes]] = field(default_factory=list)
+    shapes: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    types: set[int] = field(default_factory=set)
+    has_body: bool = False
+    is_plugin: bool = False
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
@@ -111,6 +196,13 @@ def _read(path: str | Path) -> tuple[dict[str, str], _Said]:
                 if number == _GRAPH and wire == 2:
                     _read_graph(file, size, said)
                     graphs += 1
+                elif number == _PRODUCER and size <= LONGEST:
+                    said.producer = file.read(size).decode()
+                elif number == _FUNCTION:
+                    said.has_body |= any(
+                        file.read(end - file.tell()) == OPERATOR
+                        for _, end in _contents(file, file.tell() + size, _FUNCTION_NAME)
+                    )
                 elif number == _METADATA_PROPS and size <= LONGEST:
                     parts = _message(file.read(size))
                     key, value = (b"".join(of for of in parts.get(part, [])[-1:] if of) for part in (1, 2))
@@ -154,19 +246,40 @@ def _numbers(file: BinaryIO, value: int | None, end: int) -> Iterator[int]:
 def _read_graph(file: BinaryIO, size: int, said: _Said) -> None:
     """Adds to `said`."""
     for number, wire, length in _fields(file, file.tell() + size):
-        if (number, wire) != (_NODE, 2) or length > LARGEST_NODE:
+        if wire != 2:
             continue
-        content = file.read(length)
-        if b"DepthToSpace" not in content and OPERATOR not in content:
-            continue
-        node = _message(content)
-        kind, attributes = node.get(4, [])[-1:], {}
-        for attribute in map(_message, node.get(5, [])):
-            attributes[b"".join(attribute.get(1, []))] = attribute
-        if kind == [b"DepthToSpace"]:
-            said.scales.update(of for of in attributes.get(b"blocksize", {}).get(3, []) if isinstance(of, int))
-        elif kind == [OPERATOR]:
-            said.windows.append(tuple(attributes.get(b"window", {}).get(8, [])))
+        if number == _INITIALIZER:
+            types = _contents(file, file.tell() + length, _DATA_TYPE)
+            said.types.update(value for value, _ in types if value is not None)
+        elif length <= LARGEST_NODE and number == _NODE:
+            _read_node(file.read(length), said)
+        elif length <= LARGEST_NODE and number == _VALUE_INFO:
+            _read_shape(file.read(length), said)
+
+
+def _read_node(content: bytes, said: _Said) -> None:
+    """A NodeProto: output 2, op_type 4, attribute 5; an AttributeProto: name 1, i 3, ints 8."""
+    node = _message(content)
+    kind, output = node.get(4, [b""])[-1], node.get(2, [b""])[0]
+    said.outputs.append((kind, output))
+    if kind not in (b"DepthToSpace", OPERATOR):
+        return
+    attributes = {b"".join(attribute.get(1, [])): attribute for attribute in map(_message, node.get(5, []))}
+    if kind == OPERATOR:
+        said.windows.append(tuple(attributes.get(b"window", {}).get(8, [])))
+        said.is_plugin |= b"gate_sigmoid" in attributes
+    else:
+        said.scales.update(of for of in attributes.get(b"blocksize", {}).get(3, []) if isinstance(of, int))
+
+
+def _read_shape(content: bytes, said: _Said) -> None:
+    """A ValueInfoProto: name 1, type 2; of a tensor 1, its shape 2, its dimensions 1, the size of each 1."""
+    value = _message(content)
+    found = value.get(2, [b""])[-1]
+    for part in (1, 2):
+        found = _message(found).get(part, [b""])[-1]
+    dims = (_message(dim).get(1, [0])[-1] for dim in _message(found).get(1, []))
+    said.shapes[value.get(1, [b""])[-1]] = tuple(dims)
 
 
 def _message(content: bytes) -> dict[int, list[Any]]:

@@ -31,7 +31,7 @@ SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Enlarged:
+class EnlargedPicture:
     """A picture that has been written. before, after: its sizes. dropped: what of its file is not in the new one."""
 
     before: Size
@@ -44,7 +44,7 @@ class Leaving(NamedTuple):
 
     job: Job
     cost: int
-    outcome: Future[Enlarged]
+    outcome: Future[EnlargedPicture]
 
 
 class Waiting(NamedTuple):
@@ -78,7 +78,7 @@ def enlarge_all(
     max_pixels: int | None = None,
     most: int | None = None,
     advance: Advance = lambda done, count: None,
-) -> Iterator[tuple[Job, Future[Enlarged]]]:
+) -> Iterator[tuple[Job, Future[EnlargedPicture]]]:
     """Every job with what became of it, or the exception that ended it, in order, once it is over.
 
     Whatever exception one picture causes is its own affair: decoders and runtimes raise many, memory may run out.
@@ -88,10 +88,12 @@ def enlarge_all(
     coming, waiting, leaving = deque(jobs), deque[Waiting](), deque[Leaving]()
     threads = threads_for(upscaler)
 
+    def held(pictures: Iterable[Leaving]) -> int:
+        return sum(one.cost for one in pictures if not one.outcome.done())
+
     def fits(cost: int) -> bool:
-        under_way = (*(one.leaving for one in waiting), *leaving)
-        held = sum(one.cost for one in under_way if not one.outcome.done())
-        return most is None or held == 0 or held + cost <= most
+        before = held((*(one.leaving for one in waiting), *leaving))
+        return most is None or before == 0 or before + cost <= most
 
     with (
         ThreadPoolExecutor(READERS) as readers,
@@ -115,12 +117,13 @@ def enlarge_all(
                 yield job, outcome
             else:
                 one = waiting.popleft()
+                promised = held(leaving)  # what encoders take, they do not take at once
                 leaving.append(one.leaving)
                 chosen = _quality(one.leaving.job, quality)
                 if threads == 1:
-                    _enlarge(one, upscaler, advance, writers, chosen)
+                    _enlarge(one, upscaler, advance, promised, writers, chosen)
                 else:
-                    enlargers.submit(_enlarge, one, upscaler, advance, writers, chosen)
+                    enlargers.submit(_enlarge, one, upscaler, advance, promised, writers, chosen)
 
 
 def _quality(job: Job, quality: int | None) -> int | None:
@@ -135,9 +138,8 @@ def _cost(job: Job, scale: int, max_pixels: int | None = None) -> int:
         found = read_header(job.source, max_pixels)
     except Exception:  # noqa: BLE001
         return 0  # reading it will say why
-    read = 2 * found.channels * found.depth // 8
-    made = scale**2 * bytes_to_write(job.target, found.channels, found.depth)
-    return (read + made) * found.size.height * found.size.width
+    read = 2 * found.channels * found.depth // 8 * found.size.height * found.size.width
+    return read + bytes_to_write(job.target, found.size.times(scale), found.channels, found.depth)
 
 
 def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> Picture:
@@ -149,12 +151,14 @@ def _read(job: Job, scale: int, quality: int | None, max_pixels: int | None) -> 
     return picture
 
 
-def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Executor, quality: int | None) -> None:
+def _enlarge(
+    one: Waiting, upscaler: Upscaler, advance: Advance, promised: int, writers: Executor, quality: int | None
+) -> None:
     """Puts a picture through the model and has it written."""
     job, _, outcome = one.leaving
     outcome.add_done_callback(_let_go)
     try:
-        writing = writers.submit(_write, job, *_made(job, one.picture, upscaler, advance), quality)
+        writing = writers.submit(_write, job, *_made(job, one.picture, upscaler, advance, promised), quality)
     except BaseException as error:
         outcome.set_exception(error)
         if not isinstance(error, Exception):
@@ -163,22 +167,24 @@ def _enlarge(one: Waiting, upscaler: Upscaler, advance: Advance, writers: Execut
         writing.add_done_callback(lambda written: _pass_on(written, outcome))
 
 
-def _made(job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance) -> tuple[Enlarged, Picture]:
+def _made(
+    job: Job, read: list[Future[Picture]], upscaler: Upscaler, advance: Advance, promised: int
+) -> tuple[EnlargedPicture, Picture]:
     from ribsr.base.pictures import left_out
 
     picture = read.pop().result()
-    made = upscaler.enlarge(picture, target=job.target, advance=advance)
-    return Enlarged(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
+    made = upscaler.enlarge(picture, target=job.target, advance=advance, promised=promised)
+    return EnlargedPicture(picture.size, made.size, (*picture.dropped, *left_out(job.target, picture))), made
 
 
-def _write(job: Job, enlarged: Enlarged, made: Picture, quality: int | None) -> Enlarged:
+def _write(job: Job, enlarged: EnlargedPicture, made: Picture, quality: int | None) -> EnlargedPicture:
     from ribsr.base.pictures import write_picture
 
     write_picture(job.target, made, quality)
     return enlarged
 
 
-def _pass_on(written: Future[Enlarged], outcome: Future[Enlarged]) -> None:
+def _pass_on(written: Future[EnlargedPicture], outcome: Future[EnlargedPicture]) -> None:
     error = written.exception()
     if error is None:
         outcome.set_result(written.result())
@@ -186,7 +192,7 @@ def _pass_on(written: Future[Enlarged], outcome: Future[Enlarged]) -> None:
         outcome.set_exception(error)
 
 
-def _let_go(outcome: Future[Enlarged]) -> None:
+def _let_go(outcome: Future[EnlargedPicture]) -> None:
     """Frees the pictures that an exception's traceback holds."""
     error = outcome.exception()
     while error is not None:

@@ -100,13 +100,14 @@ class Tiled(Engine):
     """Another engine for pictures of any size: those that it does not take, or larger than `tile`, go in parts.
 
     tile: the largest picture that the other engine is given; None: the largest that it takes and for which memory
-    suffices, as far as that is known (`Engine.needs`). memory: bytes to do with instead of what is free. Pictures
-    smaller than the engine takes are continued by mirroring, and the result is cut. Closing it closes the other engine.
+    suffices, as far as that is known (`Engine.needs`). memory: bytes to do with instead of what is free. promised:
+    bytes of the host's that look free and are not. Pictures smaller than the engine takes are continued by mirroring,
+    and the result is cut. Closing it closes the other engine.
     """
 
-    def __init__(self, engine: Engine, tile: Size | None = None, memory: int | None = None):
+    def __init__(self, engine: Engine, tile: Size | None = None, memory: int | None = None, promised: int = 0):
         self._engine, self._inner = engine, engine.describe()
-        self._by_memory, self._memory = tile is None, memory
+        self._by_memory, self._memory, self._promised = tile is None, memory, promised
         self._chosen: dict[tuple[int, Size, int, bool], Limits] = {}
         self._grid = grid(self._inner.windows)
         self._least = Size(*(least_overlap(step) + step for step in self._grid))
@@ -154,7 +155,7 @@ class Tiled(Engine):
         tiles, scale = self._tiles, self._inner.scale
         gpu = self._engine.device_memory()
         free = memory.available() if gpu is not None or self._memory is None else self._memory - memory.resident()
-        host = math.inf if free is None else (1 - memory.MARGIN) * free
+        host = math.inf if free is None else (1 - memory.MARGIN) * free - self._promised
         if (kept := batch * result * scale**2 * size.height * size.width) > host:
             left = f"{memory.told(free)} are free; free memory, or give less"
             if gpu is None and self._memory is not None:

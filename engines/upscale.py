@@ -14,16 +14,16 @@ import click
 
 from engines import video
 from engines.base import PRECISIONS, Description, Engine, EngineError
-from engines.jobs import MOST_NAMED, Job, Plan, find_jobs, is_video, unfinished
+from engines.jobs import MOST_NAMED, Job, JobList, find_jobs, is_video, unfinished
 from engines.memory import GIB
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
-from engines.pipeline import Enlarged, enlarge_all, room
+from engines.pipeline import EnlargedPicture, enlarge_all, room
 from engines.tiles import Tiled
 from engines.upscaler import Advance, Upscaler
 from ribsr.base.command import Command, echo, message, report
 from ribsr.base.sizes import Size
 
-Outcome = tuple[Job, "Future[Enlarged] | Future[video.Enlarged]"]
+Outcome = tuple[Job, "Future[EnlargedPicture] | Future[video.EnlargedVideo]"]
 """What became of a picture or a video."""
 
 
@@ -68,22 +68,22 @@ def main(
     """
     from engines import open_engine
 
-    plan = find_jobs(sources, target, Path(model_file), recursive=recursive, suffix=suffix, quality=quality)
-    _check_options(plan, {"format": suffix, "max-pixels": max_pixels}, {"codec": codec, "crf": crf})
+    todo = find_jobs(sources, target, Path(model_file), recursive=recursive, suffix=suffix, quality=quality)
+    _check_options(todo, {"format": suffix, "max-pixels": max_pixels}, {"codec": codec, "crf": crf})
     video.check_choice(codec, crf)
-    for note in plan.notes:
+    for note in todo.notes:
         _note(note)
-    jobs = plan.jobs
+    jobs = todo.jobs
     if skip_existing:
         jobs = unfinished(jobs)
-        _note(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} are there already")
+        _note(f"{len(todo.jobs) - len(jobs)} of {len(todo.jobs)} are there already")
         if not jobs:
             return
     allowed = None if memory is None else round(memory * GIB)
     with open_engine(model_file, **options) as engine, ExitStack() as stack:
         for note in engine.describe().notes:
             _note(note)
-        _make_ready(plan, jobs, engine, tile)
+        _make_ready(todo, jobs, engine, tile)
         upscaler = Upscaler(engine, tile=tile, memory=allowed, say=_note)
         pictures = enlarge_all(
             (job for job in jobs if not is_video(job.source)),
@@ -91,23 +91,23 @@ def main(
             quality=quality,
             max_pixels=max_pixels,
             most=room(allowed),
-            advance=_bar(stack) if plan.one and sys.stderr.isatty() else lambda done, count: None,
+            advance=_bar(stack) if todo.one and sys.stderr.isatty() else lambda done, count: None,
         )
-        failed = _told(pictures, plan.one)
-        failed += _told(_videos(jobs, upscaler, codec, crf), plan.one)
-        _summarise(engine.describe(), upscaler.seconds, len(jobs), failed, plan.one)
+        failed = _tell(pictures, todo.one)
+        failed += _tell(_videos(jobs, upscaler, codec, crf), todo.one)
+        _summarise(engine.describe(), upscaler.seconds, len(jobs), failed, todo.one)
 
 
-def _check_options(plan: Plan, of_pictures: dict[str, Any], of_videos: dict[str, Any]) -> None:
+def _check_options(todo: JobList, of_pictures: dict[str, Any], of_videos: dict[str, Any]) -> None:
     """Raises what makes videos impossible from the start, and what is asked for a kind of which there are none."""
-    videos = [job for job in plan.jobs if is_video(job.source)]
+    videos = [job for job in todo.jobs if is_video(job.source)]
     for name, value in of_videos.items():
         if value is not None and not videos:
             raise EngineError(f"--{name} is for videos ({', '.join(video.SUFFIXES)}), and IN holds none")
     for name, value in of_pictures.items():
-        if value is not None and len(videos) == len(plan.jobs):
+        if value is not None and len(videos) == len(todo.jobs):
             raise EngineError(f"--{name} is for pictures, and IN holds videos alone")
-    if videos and plan.one and (plan.folder is None or plan.folder.is_dir()):  # else it is to be made
+    if videos and todo.one and (todo.folder is None or todo.folder.is_dir()):  # else it is to be made
         video.check(*videos[0])
 
 
@@ -115,11 +115,11 @@ def _note(line: str) -> None:
     echo(f"Note: {line}", err=True)
 
 
-def _make_ready(plan: Plan, jobs: Iterable[Job], engine: Engine, tile: Size | None) -> None:
+def _make_ready(todo: JobList, jobs: Iterable[Job], engine: Engine, tile: Size | None) -> None:
     """Makes the folders. Raises EngineError for tiles that cut nothing, which would fail for every picture."""
-    if tile is not None and not plan.one:
+    if tile is not None and not todo.one:
         Tiled(engine, tile).spans(Size(tile.height + 1, tile.width + 1))
-    if plan.folder is not None:
+    if todo.folder is not None:
         for folder in dict.fromkeys(job.target.parent for job in jobs):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -145,7 +145,7 @@ def _videos(jobs: Iterable[Job], upscaler: Upscaler, codec: str | None, crf: int
     for job in jobs:
         if not is_video(job.source):
             continue
-        outcome: Future[video.Enlarged] = Future()
+        outcome: Future[video.EnlargedVideo] = Future()
         try:
             with video.on_terminal() as progress:
                 made = video.enlarge_video(upscaler, *job, codec=codec, crf=crf, say=_note, progress=progress)
@@ -155,7 +155,7 @@ def _videos(jobs: Iterable[Job], upscaler: Upscaler, codec: str | None, crf: int
         yield job, outcome
 
 
-def _told(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
+def _tell(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
     """Says what becomes of each, and at the end what is not carried over. Returns those that failed; raises the error
     of the one that there is."""
     failed: list[Job] = []
@@ -163,9 +163,9 @@ def _told(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
     for job, outcome in outcomes:
         if (error := outcome.exception()) is None:
             done = outcome.result()
-            frames = f", {done.frames} frames, {done.encoder}" if isinstance(done, video.Enlarged) else ""
+            frames = f", {done.frames} frames, {done.encoder}" if isinstance(done, video.EnlargedVideo) else ""
             echo(f"{job.source} {done.before} → {job.target} {done.after}{frames}")
-            dropped.update(set(done.dropped) if isinstance(done, Enlarged) else ())
+            dropped.update(set(done.dropped) if isinstance(done, EnlargedPicture) else ())
         elif one or not isinstance(error, Exception):
             raise error
         else:

@@ -137,22 +137,23 @@ class Upscaler:
                     f"layout HWC takes one picture, [H, W] or [H, W, C], got {list(array.shape)}; give batches as "
                     'layout="NCHW"'
                 )
-            return self._run(_Job(array))
+            return self._run(_Request(array, self.scale))
         if array.ndim != 4 or not 1 <= array.shape[1] <= 4 or min(array.shape) < 1:
             raise EngineError(f"layout NCHW takes [N, C, H, W] with 1 to 4 channels, got {list(array.shape)}")
         shape = (*array.shape[:2], *Size.of(array).times(self.scale))
         made = empty_result(self._engine.describe().path, shape, array.dtype)
         for i, (place, pixels) in enumerate(zip(made, array, strict=True)):
-            job = _Job(pixels.transpose(1, 2, 0), waiting=len(array) - i)
-            place[...] = self._run(job).transpose(2, 0, 1)
+            waiting = made[i:].nbytes  # asked for, and not taken yet
+            request = _Request(pixels.transpose(1, 2, 0), self.scale, promised=waiting)
+            place[...] = self._run(request).transpose(2, 0, 1)
         return made
 
     def tile_for(self, pixels: np.ndarray) -> Size:
         """The largest tile that such pixels are cut into, as there is memory now: for frames of a video, whose seams
         are not to move. Raises EngineError as `enlarge` does."""
-        job = _Job(pixels)
+        request = _Request(pixels, self.scale)
         with self._engine.turn:
-            return Tiled(self._engine, self._tile, self._memory).largest(job.size, job.result, job.alpha)
+            return Tiled(self._engine, self._tile, self._memory).largest(request.size, request.result, request.alpha)
 
     def enlarge(
         self,
@@ -161,52 +162,55 @@ class Upscaler:
         target: Path | str = "",
         advance: Advance | None = None,
         tile: Size | None = None,
+        promised: int = 0,
     ) -> Picture:
         """The picture `scale` times as large, with its colour; what was dropped when it was read stays told.
 
         target: where it is to be written, whose format's need of memory counts, and for messages. advance: called after
         each tile of a picture that is cut; from 1 on again where tiles become smaller. tile: the largest of this
-        picture, unless memory did not suffice for such before. Raises EngineError where the smallest tiles need too
-        much memory, too, for values that are not finite, and for pixels of other kinds (`planes.check_pixels`).
+        picture, unless memory did not suffice for such before. promised: bytes that look free, and that others are
+        about to take. Raises EngineError where the smallest tiles need too much memory, too, for values that are not
+        finite, and for pixels of other kinds (`planes.check_pixels`).
         """
-        return replace(picture, pixels=self._run(_Job(picture.pixels, target, advance or _no_progress, tile)))
+        request = _Request(picture.pixels, self.scale, target, advance or _no_progress, tile, promised)
+        return replace(picture, pixels=self._run(request))
 
-    def _run(self, job: _Job) -> np.ndarray:
+    def _run(self, request: _Request) -> np.ndarray:
         """`Tiled.enlarge` in tiles for which memory suffices."""
-        planes.check_pixels(job.pixels)
-        tile = first = _smallest(job.tile, self._tile)
+        planes.check_pixels(request.pixels)
+        tile = first = _smallest(request.tile, self._tile)
         while True:
-            tiled = Tiled(self._engine, tile, self._memory)
+            tiled = Tiled(self._engine, tile, self._memory, request.promised)
             try:
-                made = self._attempt(tiled, job)
+                made = self._attempt(tiled, request)
                 break
             except (OutOfMemory, MemoryError):
-                tile = self._smaller(tiled, job)
+                tile = self._smaller(tiled, request)
             self._engine.release()  # here the error, and what it kept alive, is gone
         if tile is not None and tile != first:  # of a picture for which no tile is small enough, the next know nothing
             with self._lock:
                 self._tile = _smallest(tile, self._tile)
         return made
 
-    def _attempt(self, tiled: Tiled, job: _Job) -> np.ndarray:
+    def _attempt(self, tiled: Tiled, request: _Request) -> np.ndarray:
         with self._engine.turn:  # what there is while nothing runs
-            rows, columns = tiled.spans(job.size, job.result, alpha=job.alpha)
-        count, largest = len(rows) * len(columns), tiled.largest(job.size, job.result, job.alpha)
+            rows, columns = tiled.spans(request.size, request.result, alpha=request.alpha)
+        count, largest = len(rows) * len(columns), tiled.largest(request.size, request.result, request.alpha)
         if count > 1:
-            self._say(f"{job.size} in {count} tiles of {largest}")
-        elif largest != job.size:
+            self._say(f"{request.size} in {count} tiles of {largest}")
+        elif largest != request.size:
             self._say(f"continued by mirroring to {largest}, the smallest that the model takes")
         done = itertools.count(1)
         return tiled.enlarge(
-            job.pixels,
-            lambda _: job.advance(next(done), count) if count > 1 else None,
-            result=job.result,
-            prefix=f"{job.target}: not written, since" if str(job.target) else "",
+            request.pixels,
+            lambda _: request.advance(next(done), count) if count > 1 else None,
+            result=request.result,
+            prefix=f"{request.target}: not written, since" if str(request.target) else "",
         )
 
-    def _smaller(self, tiled: Tiled, job: _Job) -> Size:
-        largest = tiled.largest(job.size, job.result, job.alpha)
-        tile = tiled.smaller(job.size, job.result, job.alpha)
+    def _smaller(self, tiled: Tiled, request: _Request) -> Size:
+        largest = tiled.largest(request.size, request.result, request.alpha)
+        tile = tiled.smaller(request.size, request.result, request.alpha)
         if tile is None:
             path = self._engine.describe().path
             raise EngineError(f"{path}: out of memory on {largest}, and tiles cannot be smaller; free memory")
@@ -241,17 +245,19 @@ def _no_progress(done: int, count: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """Pixels, where they are to be written, who is told of tiles, and how large those may be.
+class _Request:
+    """Pixels, how often they are enlarged and where they are to be written, who is told of tiles, and how large those
+    may be.
 
-    waiting: results of this size for which memory has been asked, and that do not take it yet.
+    promised: bytes that look free and are not, whatever becomes of this picture.
     """
 
     pixels: np.ndarray
+    scale: int
     target: Path | str = ""
     advance: Advance = _no_progress
     tile: Size | None = None
-    waiting: int = 0
+    promised: int = 0
 
     @property
     def size(self) -> Size:
@@ -263,12 +269,13 @@ class _Job:
 
     @property
     def result(self) -> int:
-        """Bytes that a pixel of the result takes until the caller is done with it, and of those that wait."""
+        """Bytes that a pixel of the result takes until the caller is done with it."""
         from ribsr.base.pictures import bytes_to_write
 
-        count, depth = planes.channels(self.pixels), 8 * self.pixels.itemsize
-        own = count * self.pixels.itemsize
-        return (bytes_to_write(self.target, count, depth) if str(self.target) else own) + self.waiting * own
+        count, each, made = planes.channels(self.pixels), self.pixels.itemsize, self.size.times(self.scale)
+        if not str(self.target):
+            return count * each
+        return math.ceil(bytes_to_write(self.target, made, count, 8 * each) / (made.height * made.width))
 
 
 class _Shared(Engine):

@@ -14,6 +14,14 @@ Form = Literal["canonical", "mha", "attention", "matmul", "plugin"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
+READERS: dict[Form, str] = {
+    "canonical": "ONNX Runtime from 1.16 on and this toolkit's commands; other readers expand no functions in a file",
+    "mha": "ONNX Runtime and OpenVINO",
+    "attention": "ONNX Runtime from 1.23 on, OpenVINO, and TensorRT from 10.14 on in float16",
+    "matmul": "nearly every reader of ONNX, such as OpenVINO, tract and onnx2torch, for small pictures",
+    "plugin": "TensorRT with our plugins, and ONNX Runtime on a GPU with our kernels, by this toolkit's commands",
+}
+"""Who reads a file of each form."""
 
 OPSETS = range(17, 24)
 """ONNX opsets that can be written: 17 is what TensorRT 8.6 reads, 20 has Gelu as one node, 23 has Attention."""

@@ -57,7 +57,8 @@ def _axis(body: _Body, size: str, window: str, shift: str) -> tuple[str, str, st
     padded = op("Mul", windows, window)
     rolled = op("Mod", op("Add", op("Range", zero, padded, one), shift), padded)
     phase = op("Mod", rolled, op("Max", op("Add", last, last), one))
-    source = op("Sub", last, op("Abs", op("Sub", last, phase)))
+    beyond = op("Sub", last, phase)
+    source = op("Sub", last, op("Max", beyond, op("Neg", beyond)))
     unrolled = op("Add", op("Range", zero, size, one), op("Sub", padded, shift))
     place = op("Mod", unrolled, padded)
     return windows, source, op("Div", place, window), op("Mod", place, window)
@@ -76,11 +77,12 @@ def _attend(body: _Body, core: Core, q: str, k: str, v: str, width: str) -> str:
         joined = (op("Reshape", x, body.ints(0, 0, -1)) for x in (q, k, v))
         return op("com.microsoft.MultiHeadAttention <num_heads: int = @heads, scale: float = @scale>", *joined)
     if core == "attention":
-        # One width for Q, K and V, which is what TensorRT's IAttention documents and what fused kernels take.
+        # One width for Q, K and V, and no softmax_precision: TensorRT's parser takes nothing else. Its
+        # kernels accumulate in float32 anyway; on CPUs it changes nothing (ONNX Runtime 1.32 and OpenVINO 2026.4).
         rank = op("Shape <start = 2, end = 3>", "rib_q")
         v = op("Pad", v, body.concat(body.concat(body.ints(0, 0, 0, 0), keep, keep, keep), rank))
         heads = (op(heads_first, x) for x in (q, k, v))
-        wide = op("Attention <scale: float = @scale, softmax_precision = 1>", *heads)
+        wide = op("Attention <scale: float = @scale>", *heads)
         return op(heads_first, op("Slice", wide, keep, width, body.ints(3)))
     # Scores and softmax in float32 whatever the type, the scale on the scores: what the operator's definition says.
     # (The Cast of `scale` is for onnx-graphsurgeon, which reads a value_float as a double. The CastLike takes its type

@@ -24,6 +24,13 @@ from ribsr.base.sizes import Size
 G_LOGGER.severity = G_LOGGER.ERROR
 """graphsurgeon warns of types that numpy lacks, which is taken care of here."""
 
+TWINS = {cyclic_window.NAME: 3, "MultiHeadAttention": 2}
+"""Operators that onnx's shape inference does not know, and the input that their output has the type and shape of: the
+gate, the values."""
+
+CORES: dict[Form, str] = {"mha": "MultiHeadAttention", "attention": "Attention", "matmul": "Softmax"}
+"""The operator of each flat form that there is one of in an attention."""
+
 LARGEST_CONSTANT = 1 << 20
 """Bytes above which a constant expression is left to the runtime: a file should not carry every window's RIB."""
 
@@ -38,13 +45,13 @@ def lower(bare: onnx.ModelProto, form: Form, capability: str | None = None) -> o
     if form == "attention" and opset < 23:
         raise ValueError(f"the form 'attention' needs opset 23 (ONNX Attention), the graph has {opset}; use --opset 23")
     if form == "plugin":
-        return fuse.to_plugins(bare, capability)
+        return _with_declared_maps(fuse.to_plugins(bare, capability), bare)
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     model.functions.append(cyclic_window.function("mha" if form == "canonical" else form, opset))
     if form in ("canonical", "mha"):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    return model if form == "canonical" else _inline(model)
+    return _with_declared_maps(model, bare) if form == "canonical" else _with_declared_cores(_inline(model), form)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -66,6 +73,44 @@ def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
     lowered.ir_version = flat.ir_version
     lowered.producer_name = flat.producer_name
     return lowered
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """The type and shape of each tensor of a graph, where our operators and those of other domains are known, too."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.functions[:]
+    for node in copy.graph.node:
+        if (twin := TWINS.get(node.op_type)) is not None:
+            node.CopyFrom(onnx.helper.make_node("Identity", [node.input[twin]], list(node.output)))
+    inferred = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True).graph
+    return {value.name: value for value in inferred.value_info}
+
+
+def _with_declared_maps(model: onnx.ModelProto, bare: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the types and shapes of its custom nodes' outputs, at which shape inference would stop.
+
+    They are maps of the input's size. bare: the graph that it was made of, which has tensors of the same names.
+    """
+    known = _inferred(bare)
+    custom = [name for node in model.graph.node if node.domain == cyclic_window.DOMAIN for name in node.output]
+    for value in (known[name] for name in custom if name in known):  # a graph's output has been declared already
+        batch, _, *size = (dim.dim_param or dim.dim_value for dim in bare.graph.input[0].type.tensor_type.shape.dim)
+        set_shape(value, (batch, value.type.tensor_type.shape.dim[1].dim_value, *size))
+        model.graph.value_info.append(value)
+    return model
+
+
+def _with_declared_cores(flat: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+    """`flat` with the types and shapes of its attentions' outputs: shape inference stops at those of other domains, and
+    the tokens of a window are read there where a tool has dropped a file's metadata (`engines.metadata`)."""
+    known = _inferred(flat)
+    for value in (known[node.output[0]] for node in flat.graph.node if node.op_type == CORES[form]):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:  # a name that inference has made up
+                dim.Clear()
+        flat.graph.value_info.append(value)
+    return flat
 
 
 def _resolve_cast_like(graph: gs.Graph) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from export import FORMS
+from export import FORMS, READERS
 from ribsr.base.command import Command, FiniteRange, SizeType, echo
 from ribsr.base.sizes import Size
 
@@ -46,8 +46,8 @@ class HeightFirst(SizeType):
 @click.option(
     "--form",
     type=click.Choice(FORMS),
-    help="Form of the attention: canonical (default) runs in ONNX Runtime as it is and is what export.trt takes; the "
-    "others are flat files: mha (ONNX Runtime), attention (opset 23), matmul (basic operators), plugin (TensorRT).",
+    help="Form of the attention, by who is to read the file; default: canonical. "
+    + " ".join(f"{form}: {readers}." for form, readers in READERS.items()),
 )
 @click.option("--attention", "old_form", type=click.Choice(FORMS), help="Old name of --form.")
 @click.option("--fp16", "half", is_flag=True, help="Type the graph in float16; what would overflow stays in float32.")

@@ -65,7 +65,7 @@ def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
     """The way back from a canonical file: the graph without body that `lower` made it from. A copy of any other."""
     bare = onnx.ModelProto()
     bare.CopyFrom(canonical)
-    del bare.functions[:]
+    del bare.functions[:], bare.graph.value_info[:]
     kept = [entry for entry in bare.opset_import if entry.domain != "com.microsoft"]
     del bare.opset_import[:]
     bare.opset_import.extend(kept)

@@ -25,9 +25,13 @@ from ribsr.configs import CONFIGS, Config
 from ribsr.layers import RIBModel
 from ribsr.models import build
 
-FORMAT = 1
-"""Version of the own file format: {"ribsr": FORMAT, "config": …, "params": …}; in safetensors, the first two are text
-among the metadata."""
+FORMAT = 2
+"""Version of the own file format: {"ribsr": FORMAT, "params": …}, the configuration among the tensors; in safetensors,
+the first is text among the metadata. Version 1, which is read as well, had the configuration beside the tensors, where
+programs that take the tensors alone lose it."""
+
+CONFIG_KEY = "ribsr_config"
+"""The tensor that holds the configuration: JSON in UTF-8, uint8 [bytes]."""
 
 SCALES = (2, 3, 4)
 
@@ -41,6 +45,9 @@ DAMAGED = (
 """What torch.load raises for files that are no checkpoints, or cut short."""
 
 
+LARGEST_CONFIG = 2**16
+"""Bytes of a configuration: 30 times what the published ones take."""
+
 LARGEST_PICKLE = 2**24
 """Bytes that say which tensors a file holds: some 200 a tensor."""
 
@@ -53,14 +60,13 @@ def save(model: RIBModel, path: str | Path) -> None:
     """Writes weights and configuration, atomically: safetensors if the name ends so, torch's format otherwise."""
     path = Path(path)
     params = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    config = configs.to_dict(model.config)
+    params[CONFIG_KEY] = torch.tensor(list(json.dumps(configs.to_dict(model.config)).encode()), dtype=torch.uint8)
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
             # In two steps: safetensors writes to no folder whose name is not text.
-            metadata = {"ribsr": str(FORMAT), "config": json.dumps(config)}
-            temporary.write_bytes(to_safetensors(params, metadata))
+            temporary.write_bytes(to_safetensors(params, {"ribsr": str(FORMAT)}))
         else:
-            torch.save({"ribsr": FORMAT, "config": config, "params": params}, temporary)
+            torch.save({"ribsr": FORMAT, "params": params}, temporary)
 
 
 def load(path: str | Path, model: str | None = None, config: Config | str | Path | None = None) -> RIBModel:
@@ -77,15 +83,31 @@ def load(path: str | Path, model: str | None = None, config: Config | str | Path
     path = bundled.find(path)
     try:
         params, stored = _read(path)
-        chosen = _choose_config(path, params, stored, model, config)
+        return _model(path, params, _choose_config(path, params, stored, model, config))
     except configs.ConfigError as error:
         raise CheckpointError(str(error)) from None
-    _check_count(path, chosen, params)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], source: str) -> RIBModel:
+    """The model of an own checkpoint's tensors, for programs that read files themselves; as `load` otherwise.
+
+    tensors: those of a file that `save` has written, the configuration among them. source: names them in errors.
+    """
+    try:
+        params, stored = _take_config(source, dict(tensors))
+        return _model(source, params, _choose_config(source, params, stored, None, None))
+    except configs.ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _model(source: Path | str, params: Mapping[str, Tensor], config: Config) -> RIBModel:
+    """A model of the configuration with these weights, if they fit."""
+    _check_count(source, config, params)
     with torch.device("meta"):
-        loaded = build(chosen)
-    _check_params(path, chosen, params, loaded.state_dict())
-    loaded.load_state_dict({key: value.float() for key, value in params.items()}, assign=True)
-    return loaded.eval().requires_grad_(True)
+        model = build(config)
+    _check_params(source, config, params, model.state_dict())
+    model.load_state_dict({key: value.float() for key, value in params.items()}, assign=True)
+    return model.eval().requires_grad_(True)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
@@ -99,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
         head = file.read(9)
     is_safetensors = path.suffix == ".safetensors" or head[8:9] == b"{"  # JSON behind 8 bytes, whatever its name
     content = _read_safetensors(path) if is_safetensors else read_torch(path)
-    stored = _stored_config(path, content) if "ribsr" in content else None
+    beside = _config_beside(path, content) if "ribsr" in content else None
     params = next((content[key] for key in ("params_ema", "params") if content.get(key) is not None), content)
     keys = [clipped(key, 40) if isinstance(key, str) else key for key in list(content)[:4]]
     if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
@@ -107,7 +129,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Config | None]:
             f"{path}: no weights found; expected 'params_ema', 'params' or a state dict, "
             f"got the keys {', '.join(key if isinstance(key, str) else shown(key) for key in keys) or '(none)'}"
         )
-    return _by_name(path, params), stored
+    named, stored = _take_config(path, _by_name(path, params))
+    if "ribsr" in content and beside is None and stored is None:
+        raise CheckpointError(f"{path}: its configuration is missing")
+    return named, beside or stored
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -172,19 +197,38 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: refused: {longest} bytes describe its tensors; {LARGEST_PICKLE} are possible")
 
 
-def _stored_config(path: Path, content: Mapping[str, Any]) -> Config:
-    """The configuration in an own file, of a version that is known."""
+def _config_beside(path: Path, content: Mapping[str, Any]) -> Config | None:
+    """The configuration beside the tensors of an own file of version 1, None in those of the present one."""
     version = content["ribsr"] if isinstance(content["ribsr"], str) else shown(content["ribsr"])
-    if version != str(FORMAT):
-        raise CheckpointError(f"{path}: own format {clipped(version, 40)}, this version reads {FORMAT}; update ribsr")
-    config = content.get("config")
+    if version not in ("1", str(FORMAT)):
+        raise CheckpointError(
+            f"{path}: own format {clipped(version, 40)}, this version reads 1 and {FORMAT}; update ribsr"
+        )
+    return None if version != "1" else _parsed_config(path, content.get("config"))
+
+
+def _take_config(source: Path | str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Config | None]:
+    """The weights, and the configuration that was among them."""
+    packed = tensors.pop(CONFIG_KEY, None)
+    if packed is None:
+        return tensors, None
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() > LARGEST_CONFIG:
+        raise CheckpointError(f"{source}: {CONFIG_KEY} is no text; save the model again")
+    try:
+        text = bytes(packed.tolist()).decode()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{source}: {CONFIG_KEY} is no text; save the model again") from None
+    return tensors, _parsed_config(source, text)
+
+
+def _parsed_config(source: Path | str, config: Any) -> Config:
     try:
         config = parse_json(config) if isinstance(config, str) else config
     except ValueError as error:
-        raise CheckpointError(f"{path}: its configuration is {error}") from None
+        raise CheckpointError(f"{source}: its configuration is {error}") from None
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{path}: its configuration is missing")
-    return configs.from_dict(config, str(path))
+        raise CheckpointError(f"{source}: its configuration is missing")
+    return configs.from_dict(config, str(source))
 
 
 def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
@@ -207,27 +251,28 @@ def _by_name(path: Path, params: Mapping[Any, Tensor]) -> dict[str, Tensor]:
 
 
 def _choose_config(
-    path: Path,
+    source: Path | str,
     params: Mapping[str, Tensor],
     stored: Config | None,
     model: str | None,
     config: Config | str | Path | None,
 ) -> Config:
     if model is not None and config is not None:
-        raise CheckpointError(f"{path}: give a model name or a configuration, not both")
+        raise CheckpointError(f"{source}: give a model name or a configuration, not both")
     asked = configs.read(config) if isinstance(config, (str, Path)) else config
     if model is not None:
         asked = configs.config(model)
-        asked = replace(asked, scale=stored.scale if stored else _scale_of(path, asked, params))
+        asked = replace(asked, scale=stored.scale if stored else _scale_of(source, asked, params))
     if stored is not None and asked is not None and replace(asked, name=stored.name) != stored:
         raise CheckpointError(
-            f"{path}: was made as {_title(stored)}, but {_title(asked)} was asked for; "
+            f"{source}: was made as {_title(stored)}, but {_title(asked)} was asked for; "
             "leave out --model and --config for own checkpoints"
         )
     chosen = stored or asked
     if chosen is None:
         raise CheckpointError(
-            f"{path}: does not say which model it is, and window sizes cannot be read from weights; {_choices(params)}"
+            f"{source}: does not say which model it is, and window sizes cannot be read from weights; "
+            + _choices(params)
         )
     return chosen
 
@@ -250,36 +295,38 @@ def _choices(params: Mapping[str, Tensor]) -> str:
     return f"its weights fit {' and '.join(fitting)}: give {named} (or --config with the option YAML)"
 
 
-def _scale_of(path: Path, config: Config, params: Mapping[str, Tensor]) -> int:
+def _scale_of(source: Path | str, config: Config, params: Mapping[str, Tensor]) -> int:
     """The upscaling factor that the upsampler's last width says."""
     weight = params.get("upsampler.up_conv.weight")
     if weight is None:
-        raise CheckpointError(f"{path}: missing key upsampler.up_conv.weight; not weights of {config.name}")
+        raise CheckpointError(f"{source}: missing key upsampler.up_conv.weight; not weights of {config.name}")
     width, channels = (3 if config.upsampler == "direct" else config.intermediate_dim), next(iter(weight.shape), 0)
     scale = next((s for s in SCALES if width * s * s == channels), None)
     if scale is None:
         raise CheckpointError(
-            f"{path}: upsampler.up_conv.weight has {channels} channels, which fits {config.name} at no scale "
+            f"{source}: upsampler.up_conv.weight has {channels} channels, which fits {config.name} at no scale "
             f"({', '.join(f'x{s}: {width * s * s}' for s in SCALES)})"
         )
     return scale
 
 
-def _check_count(path: Path, config: Config, params: Mapping[str, Tensor]) -> None:
+def _check_count(source: Path | str, config: Config, params: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError for a configuration of far more layers than there are weights, before it is built."""
     if (layers := config.blocks * len(config.windows)) > len(params):
         raise CheckpointError(
-            f"{path}: {layers} layers of {_title(config)} cannot be made of {len(params)} weights: keys are missing"
+            f"{source}: {layers} layers of {_title(config)} cannot be made of {len(params)} weights: keys are missing"
         )
 
 
-def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_params(
+    source: Path | str, config: Config, params: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
     title = _title(config)
     if missing := [key for key in expected if key not in params]:
-        raise CheckpointError(f"{path}: {len(missing)} keys of {title} are missing, the first is {missing[0]}")
+        raise CheckpointError(f"{source}: {len(missing)} keys of {title} are missing, the first is {missing[0]}")
     if surplus := [key for key in params if key not in expected]:
         raise CheckpointError(
-            f"{path}: {len(surplus)} keys do not belong to {title}, the first is {clipped(surplus[0])}"
+            f"{source}: {len(surplus)} keys do not belong to {title}, the first is {clipped(surplus[0])}"
         )
     wrong = [key for key in expected if params[key].shape != expected[key].shape]
     if wrong:
@@ -287,9 +334,9 @@ def _check_params(path: Path, config: Config, params: Mapping[str, Tensor], expe
         hint = ""
         if all(key.startswith("upsampler.up_conv") for key in wrong):
             hint = "; the file was trained for another scale than the configuration says"
-        raise CheckpointError(f"{path}: {wrong[0]} is {shapes[0]}, {title} needs {shapes[1]}{hint}")
+        raise CheckpointError(f"{source}: {wrong[0]} is {shapes[0]}, {title} needs {shapes[1]}{hint}")
     for key, value in params.items():
         if value.dtype not in DTYPES:
-            raise CheckpointError(f"{path}: {key} is {value.dtype}, weights must be floating point of 16 to 64 bits")
+            raise CheckpointError(f"{source}: {key} is {value.dtype}, weights must be floating point of 16 to 64 bits")
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {key} holds NaN or infinite values; the training run it is from diverged")
+            raise CheckpointError(f"{source}: {key} holds NaN or infinite values; the training run it is from diverged")

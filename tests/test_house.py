@@ -70,8 +70,8 @@ NO_TORCH = (
 TORCH_WHEN_CALLED = ("plugins/operators.py",)
 """May import torch where importing the file does not run it: in functions, and for type checkers."""
 
-NAMED_BY_USERS = ("export/onnx.py",)
-"""`python -m export.onnx` is what people type; no script is started in that folder."""
+NAMED_BY_USERS = ("export/onnx.py", "ribsr/spandrel.py")
+"""`python -m export.onnx` and `import ribsr.spandrel` are what people type; no script is started in these folders."""
 
 STARTS, NAMES_ALL = "ribsr/cli.py", "tools/cli.py"
 """The command `ribsr`: the first file may name the second, whose table names all commands; each when it is called."""

@@ -100,6 +100,8 @@ def _differences(name: str, description: Description, reference: References) -> 
     of = reference.description
     if description.scale != of["scale"]:
         raise EngineError(f"enlarges x{description.scale}, the reference x{of['scale']}")
+    if not description.checkpoint_sha256:
+        return [f"{name}: does not say which checkpoint it was made from, since a tool has dropped its metadata"]
     if description.checkpoint_sha256 != of["checkpoint_sha256"]:
         ours, others = description.checkpoint_sha256[:12], of["checkpoint_sha256"][:12]
         return [f"{name}: compares different weights: it was made from checkpoint {ours}…, {of['path']} from {others}…"]

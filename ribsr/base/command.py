@@ -199,7 +199,11 @@ def echo(text: str, *, err: bool = False) -> None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Named, since click prints in UTF-8 where a stream is ASCII.
-    click.echo(printable(text).encode(encoding, "ribsr.plainly").decode(encoding), file=stream)
+    try:
+        click.echo(printable(text).encode(encoding, "ribsr.plainly").decode(encoding), file=stream)
+    except OSError as error:  # as on a full disk
+        error.filename = "standard error" if err else "standard output"
+        raise
 
 
 def report(error: Exception, line: str) -> None:

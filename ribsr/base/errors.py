@@ -20,6 +20,11 @@ def first_line(error: BaseException) -> str:
     return clipped(lines[0] if lines else type(error).__name__, 300)
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line, for a message that names the file itself: the words of system errors alone."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def clipped(text: str, most: int = 80) -> str:
     """`text`, its end left out where it is longer than that."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -24,7 +24,7 @@ except ImportError:  # not a POSIX system
 
 def check_target(path: str | Path) -> None:
     """Raises OSError unless a file can be written here: its folder is there and takes files, and what has this name, if
-    anything, is a file or a symbolic link to where a file can be written."""
+    anything, is a file that is not write-protected, or a symbolic link to where a file can be written."""
     check_folder(_target(Path(path)).parent)
 
 
@@ -34,7 +34,9 @@ def no_file(path: Path, wanted: str) -> str | None:
         return None
     if path.is_dir():
         return f"is a folder, not {wanted}"
-    return "is a pipe or device, not a file" if path.exists() else "no such file"
+    if path.exists():
+        return "is a pipe or device, not a file"
+    return "is a link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def check_folder(folder: str | Path) -> None:
@@ -65,6 +67,8 @@ def _target(path: Path) -> Path:
         raise IsADirectoryError(f"{path}: is a folder; name a file")
     if target.exists() and not target.is_file():  # the new file would take a device's place
         raise OSError(f"{path}: is a device or a pipe; name a file")
+    if target.exists() and not os.access(target, os.W_OK):  # a new file would take its place all the same
+        raise PermissionError(f"{path}: is write-protected; name another file")
     return target
 
 
@@ -193,8 +197,8 @@ def locked(path: str | Path) -> Iterator[bool]:
         yield alone
 
 
-def foreign(path: str | Path) -> str | None:
-    """What a file is by its beginning, where that is no model at all, but often gets a model's name by accident."""
+def foreign(path: str | Path, wanted: str = "a model") -> str | None:
+    """What a file is by its beginning, where that is nothing like what is `wanted`, but gets its name by accident."""
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -205,7 +209,7 @@ def foreign(path: str | Path) -> str | None:
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself, which git lfs pull fetches"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "is a web page, not a model: log in where it comes from, or take its download link"
+        return f"is a web page, not {wanted}: log in where it comes from, or take its download link"
     return None
 
 

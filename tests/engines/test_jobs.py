@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from engines.base import EngineError
-from engines.jobs import Plan, find_jobs, unfinished
+from engines.jobs import JobList, find_jobs, unfinished
 from ribsr.base.pictures import PictureError
 
 MODEL = Path("x2.onnx")
@@ -31,7 +31,7 @@ def make(*names: str) -> None:
         Path(name).write_bytes(name.encode())
 
 
-def plan(*words: str, **options: Any) -> Plan:
+def plan(*words: str, **options: Any) -> JobList:
     *sources, target = words
     return find_jobs(sources, target, MODEL, **options)
 
@@ -120,6 +120,16 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails() -> None:
     make("in/a.png")
     os.symlink("missing.png", "in/b.png")
     assert list(pairs("in", "out")) == ["in/a.png", "in/b.png"]
+
+
+def test_a_link_in_a_circle_is_a_picture_that_fails() -> None:
+    make("a.png")
+    os.symlink("b.png", "b.png")
+    assert list(pairs("*.png", "out")) == ["a.png", "b.png"]
+    with pytest.raises(PictureError, match="^b.png: is a link that leads nowhere$"):
+        plan("a.png", "b.png", "out")
+    with pytest.raises(EngineError, match="^b.png: is a link that leads nowhere, and has to be a folder"):
+        plan("*.png", "b.png")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -228,6 +238,10 @@ def test_videos_that_are_named() -> None:
     make("a.mp4", "b.png")
     assert pairs("a.mp4", "b.png", "out", suffix=".webp") == {"a.mp4": "out/a.mp4", "b.png": "out/b.webp"}
     assert pairs("a.mp4", "c.mkv") == {"a.mp4": "c.mkv"}
+    make("c.AVI", "d.ts", "d.mkv")  # the first two are only read
+    assert pairs("c.AVI", "d.ts", "out") == {"c.AVI": "out/c.mkv", "d.ts": "out/d.mkv"}
+    with pytest.raises(EngineError, match=r"d.ts and d.mkv would both become out/d.mkv"):
+        plan("d.ts", "d.mkv", "out")
     for name in ("c.avi", "c.TS", "c.flv"):
         make(name)
         with pytest.raises(EngineError, match="--quality is for"):

@@ -420,6 +420,19 @@ def test_bytes_are_those_of_the_whole(size: tuple[int, int], tile: Size | None, 
     np.testing.assert_array_equal(limited.enlarge(pixels), to_pixels(limited.run(to_input(pixels))))
 
 
+@pytest.mark.parametrize("target", ["a.png", "a.webp", "a.avif"])
+@pytest.mark.parametrize("promised", [0, 20 * MIB])
+def test_tiles_leave_what_writing_takes(free: Callable[[int | None], None], target: str, promised: int) -> None:
+    """Of this picture, by its format, and of those before it."""
+    free(400 * MIB)
+    engine = Hungry(each=1000)
+    picture = Picture(np.zeros((*PICTURE, 3), np.uint8))
+    Upscaler(engine).enlarge(picture, target=target, promised=promised)
+    room = 0.8 * 400 * MIB - promised - bytes_to_write(target, PICTURE.times(2))
+    most = max(height * width for height, width in (x.shape[2:] for x in engine.seen))
+    assert 0.4 * room < (1000 + FLOATS * (1 + 2 * 4)) * most <= room
+
+
 def test_nan_stops_at_its_tile(onnx_file: Path) -> None:
     class Broken(Layer):
         def run(self, x: np.ndarray) -> np.ndarray:
@@ -517,10 +530,10 @@ print((memory("VmHWM") - before) / (4 * 2000 * 3000))
 
 
 @linux
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "ppm", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "ppm", "bmp", "avif", "webp"])
 def test_at_most_twelve_bytes_a_pixel_of_the_result(tmp_path: Path, suffix: str) -> None:
     """But for WebP, whose encoder takes more. What is foreseen is what photographs take, and never too little."""
     taken = float(printed(WRITTEN, str(tmp_path / f"out.{suffix}")))
-    expected = bytes_to_write(tmp_path / f"out.{suffix}")
+    expected = bytes_to_write(tmp_path / f"out.{suffix}", Size(4000, 6000)) / (4000 * 6000)
     assert 0.5 * expected < taken < expected + 1
     assert expected <= 12 or suffix == "webp"

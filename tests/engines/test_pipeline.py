@@ -168,6 +168,25 @@ def test_pictures_that_fail_keep_no_memory(tmp_path: Path, monkeypatch: pytest.M
     assert live.held == 0
 
 
+def test_a_picture_is_told_what_those_before_it_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they are written: encoders take their memory late, when tiles have been chosen already."""
+    monkeypatch.setattr(pipeline, "WRITERS", 4)
+    jobs, promised, written = jobs_in(tmp_path, [(40, 50)] * 4), [], threading.Event()
+    enlarge = Repeating.enlarge
+
+    def noted(upscaler: Repeating, picture: Picture, **options: Any) -> Picture:
+        promised.append(options["promised"])
+        if len(promised) == 3:
+            written.set()
+        return enlarge(upscaler, picture)
+
+    monkeypatch.setattr(Repeating, "enlarge", noted)
+    monkeypatch.setattr(pictures, "write_picture", lambda *_: written.wait(timeout=30))
+    done = list(enlarge_all(jobs, Repeating()))  # type: ignore[arg-type]
+    assert [outcome.exception() for _, outcome in done] == [None] * len(jobs)
+    assert promised[:3] == [0, cost(jobs[0]), 2 * cost(jobs[0])]
+
+
 def test_what_a_header_says_is_what_a_picture_takes(tmp_path: Path) -> None:
     Image.new("L", (50, 40)).save(tmp_path / "gray.png")
     Image.new("RGBA", (50, 40)).save(tmp_path / "alpha.png")

@@ -97,7 +97,7 @@ def test_bad_checkpoints_and_options(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "noise.pt").write_bytes(b"no checkpoint")
     with pytest.raises(EngineError, match=r"noise\.pt: not a PyTorch checkpoint"):
         open_engine(tmp_path / "noise.pt")
-    torch.save({"params": torch.load(checkpoint, weights_only=True)["params"]}, tmp_path / "bare.pth")
+    torch.save({"params": ribsr.load(checkpoint).state_dict()}, tmp_path / "bare.pth")
     with pytest.raises(EngineError, match="no model is called 'sst-xs'"):
         open_engine(tmp_path / "bare.pth", model="sst-xs")
     with pytest.raises(EngineError, match=r"precision 'int8' is unknown; choose one of fp32, fp16, bf16"):

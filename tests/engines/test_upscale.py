@@ -309,9 +309,9 @@ def test_tiles_asked_for_outlive_a_picture_that_fails(
         hopeless = False
         asked_for: list[Size | None] = []
 
-        def noted(engine: Engine, tile: Size | None, memory: int | None) -> Tiled:
+        def noted(engine: Engine, tile: Size | None, memory: int | None, promised: int) -> Tiled:
             asked_for.append(tile)
-            return Tiled(engine, tile, memory)
+            return Tiled(engine, tile, memory, promised)
 
         monkeypatch.setattr(upscaler_module, "Tiled", noted)
         upscaler.enlarge(read_rgb(tmp_path / "in" / "b.png"))
@@ -623,11 +623,11 @@ def test_videos_go_to_who_enlarges_them(
         (tmp_path / name).write_bytes(b"a video")
     asked: list[tuple[str, str, Any, Any]] = []
 
-    def enlarge_video(upscaler: Upscaler, source: Path, target: Path, **options: Any) -> video.Enlarged:
+    def enlarge_video(upscaler: Upscaler, source: Path, target: Path, **options: Any) -> video.EnlargedVideo:
         asked.append((source.name, target.name, options["codec"], options["crf"]))
         if source.suffix == ".mkv":
             raise video.VideoError(f"{source}: damaged")
-        return video.Enlarged(7, Size(4, 6), Size(8, 12), "libx264", 1.0)
+        return video.EnlargedVideo(7, Size(4, 6), Size(8, 12), "libx264", 1.0)
 
     monkeypatch.setattr(video, "enlarge_video", enlarge_video)
     out = tmp_path / "out"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from export import lower, precision
 from export.cyclic_window import DOMAIN, NAME
 from plugins import fuse
 from ribsr.base.sizes import Size
+from tests.engines import halves
 from tests.export.conftest import run, traced
 
 OPSET_FORMS = [(17, "canonical"), (17, "mha"), (17, "matmul"), (20, "canonical"), (23, "attention")]
@@ -92,6 +94,21 @@ def test_attention_needs_opset_23():
         lower.lower(bare, "attention")
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_attention_is_what_tensorrts_parser_takes(dtype):
+    """Keys and values of one width and no softmax_precision, which it refuses."""
+    bare = traced("sst_cyclic_x2", 23)[1]
+    model = lower.lower(halves.to_half(bare) if dtype == "fp16" else bare, "attention")
+    known = {
+        v.name: v for v in onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph.value_info
+    }
+    nodes = [node for node in model.graph.node if node.op_type == "Attention"]
+    assert len(nodes) == 6
+    for node in nodes:
+        assert [attribute.name for attribute in node.attribute] == ["scale"]
+        assert len({str(known[name].type.tensor_type.shape.dim[3].dim_value) for name in node.input}) == 1
+
+
 @pytest.mark.parametrize(("opset", "form"), OPSET_FORMS)
 def test_fixed_shape_is_the_only_one_taken(opset, form):
     golden, dynamic = traced("sst_cyclic_x2", opset)
@@ -105,6 +122,47 @@ def test_fixed_shape_is_the_only_one_taken(opset, form):
     assert np.abs(run(model, x) - expected).max() <= 1e-5
     with pytest.raises(Exception, match="invalid dimensions"):
         run(model, golden.x[:1])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize(("opset", "form"), [*OPSET_FORMS, (17, "plugin")])
+@pytest.mark.parametrize("name", ["escrib_x2", "sst_shifted_x2"])
+def test_strict_shape_inference_finds_every_tensor(name, opset, form, dtype):
+    """It knows nothing of our operators, nor of other domains', and fails behind them unless they are declared."""
+    if form == "plugin" and dtype == "fp32":
+        pytest.skip("the plugins compute in half precision")
+    bare = traced(name, opset)[1]
+    model = lower.lower(halves.to_half(bare) if dtype == "fp16" else bare, form)
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    known = {
+        value.name for value in (*inferred.value_info, *inferred.output) if value.type.tensor_type.HasField("shape")
+    }
+    assert [name for node in model.graph.node for name in node.output if name not in known] == []
+
+
+@pytest.mark.parametrize("size", [None, Size(9, 14)])
+def test_declared_shapes_are_those_that_come_out(size):
+    """Of all forms that ONNX Runtime runs: the declared tensors, made outputs, have the declared sizes and type."""
+    for opset, form in OPSET_FORMS:
+        bare = onnx.ModelProto()
+        bare.CopyFrom(traced("sst_cyclic_x2", opset)[1])
+        if size:
+            lower.fix_shape(bare, size, 2)
+        model = lower.lower(bare, form)
+        declared = list(model.graph.value_info)
+        assert len(declared) == 6  # attentions
+        model.graph.output.extend(declared)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        found = session.run([value.name for value in declared], {"input": np.zeros((1, 3, 9, 14), np.float32)})
+        sizes = {"batch": 1, "height": 9, "width": 14}
+        for value, tensor in zip(declared, found, strict=True):
+            dims = value.type.tensor_type.shape.dim
+            told = [dim.dim_value or sizes.get(dim.dim_param) for dim in dims]
+            assert [size or actual for size, actual in zip(told, np.shape(tensor), strict=True)] == list(
+                np.shape(tensor)
+            )
+            assert form != "canonical" or None not in told
 
 
 def test_attention_scores_are_counted_in_whole_windows():

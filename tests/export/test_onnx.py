@@ -366,9 +366,33 @@ def test_a_terminal_shows_what_takes_long(checkpoint):
     assert re.search(r"wrote x2\.onnx: .*, \d+\.\d KiB", done.stdout)
 
 
-def test_the_attention_form_tells_of_its_memory(checkpoint):
-    assert "many times the memory" in invoke("--ckpt", "x2.pt", "--form", "attention", "--no-verify").output
-    assert "times the memory" not in invoke("--ckpt", "x2.pt", "--no-verify").output
+@pytest.mark.parametrize(
+    ("arguments", "readers", "note"),
+    [
+        ([], "for ONNX Runtime from 1.16 on", None),
+        (["--form", "mha"], "for ONNX Runtime and OpenVINO", None),
+        (["--form", "matmul"], "for nearly every reader", None),
+        (
+            ["--form", "attention"],
+            "for ONNX Runtime from 1.23 on, OpenVINO",
+            "1.6 times the time and many times the memory",
+        ),
+        (
+            ["--form", "attention", "--fp16"],
+            "for ONNX Runtime from 1.23 on",
+            "4 times the time and many times the memory",
+        ),
+        (["--fp16"], "for ONNX Runtime from 1.16 on", "half precision is for GPUs"),
+        (["--form", "plugin", "--fp16"], "for TensorRT with our plugins", None),
+    ],
+)
+def test_what_is_written_is_told_for_whom_and_what_it_costs_on_a_cpu(checkpoint, arguments, readers, note):
+    arguments = arguments if "plugin" in arguments else [*arguments, "--no-verify"]
+    said = invoke("--ckpt", "x2.pt", *arguments).output
+    _, _, after = said.partition("wrote x2.")
+    assert f"\n{readers}" in after
+    assert after.count("note: ") == (note is not None)
+    assert note is None or note in after
 
 
 def test_a_network_too_large_for_a_file_is_refused_before_the_work(checkpoint, monkeypatch):

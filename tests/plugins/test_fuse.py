@@ -149,7 +149,7 @@ def test_plugin_form_is_fused_for_hopper_later_as_at_once(name, dtype, opset):
     half = half_of(small(name, opset), dtype)
     apart = lower.lower(half, "plugin")
     whole = fuse.for_capability(apart, HOPPER)
-    assert whole == lower.lower(half, "plugin", HOPPER)
+    assert fuse.strip(whole) == fuse.strip(lower.lower(half, "plugin", HOPPER))
     assert (whole == apart) == (name not in WIDE)
     assert fuse.for_capability(apart, "8.9") == apart
 

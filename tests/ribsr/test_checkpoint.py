@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import ribsr
 from ribsr import CheckpointError, configs
 from ribsr.base.errors import RibsrError
+from ribsr.checkpoint import CONFIG_KEY
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,30 @@ def test_own_files_carry_their_configuration(tmp_path, model, suffix):
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_another_program_wrote_again_keeps_its_configuration(tmp_path, model, suffix):
+    ribsr.save(model, tmp_path / "x2.pt")
+    tensors = torch.load(tmp_path / "x2.pt", weights_only=True)["params"]
+    write(tmp_path / f"again{suffix}", tensors)
+    assert ribsr.load(tmp_path / f"again{suffix}").config == model.config
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        torch.zeros(3),
+        torch.zeros(3, 3, dtype=torch.uint8),
+        torch.full((3,), 255, dtype=torch.uint8),
+        torch.zeros(2**17, dtype=torch.uint8),
+        torch.tensor(list(b"{"), dtype=torch.uint8),
+        torch.tensor(list(b"[1]"), dtype=torch.uint8),
+    ],
+)
+def test_a_configuration_among_the_tensors_that_is_none_is_refused(tmp_path, model, packed):
+    write(tmp_path / "x2.safetensors", {**model.state_dict(), CONFIG_KEY: packed}, version=2)
+    fails(tmp_path / "x2.safetensors", "config")
 
 
 @pytest.mark.parametrize("name", ribsr.CONFIGS)
@@ -170,8 +195,10 @@ def own(model):
 
 def write(path, params, config=None, version=None):
     """The same contents in the format that the name says; text as the configuration is written as it is."""
+    text = config if isinstance(config, str) or config is None else json.dumps(config)
+    if version == 2 and text is not None:
+        params, config, text = {**params, CONFIG_KEY: torch.tensor(list(text.encode()), dtype=torch.uint8)}, None, None
     if path.suffix == ".safetensors":
-        text = config if isinstance(config, str) or config is None else json.dumps(config)
         given = {"ribsr": version if version is None else str(version), "config": text}
         save_file(params, path, metadata={key: value for key, value in given.items() if value is not None} or None)
     else:
@@ -183,8 +210,11 @@ def write(path, params, config=None, version=None):
 @pytest.mark.parametrize(
     ("version", "change", "phrase"),
     [
-        (2, {}, "own format 2, this version reads 1; update ribsr"),
+        (3, {}, "own format 3, this version reads 1 and 2; update ribsr"),
         (1, None, "its configuration is missing"),
+        (2, None, "its configuration is missing"),
+        (2, {"blocks": 2.5}, "blocks must be a whole number, got 2.5"),
+        (2, {"architecture": ["sst"]}, "'architecture' must be sst or esc-rib, got ['sst']"),
         (1, {"blocks": 2.5}, "blocks must be a whole number, got 2.5"),
         (1, {"expansion": float("nan")}, "expansion must be a number, got nan"),
         (1, {"windows": "8"}, "windows must be a list of whole numbers, got '8'"),
@@ -229,8 +259,8 @@ def test_weights_that_are_no_plain_numbers_are_refused(tmp_path, model, change, 
 
 def test_the_format_of_a_later_version_is_told_whatever_its_configuration_is(tmp_path, model):
     path = tmp_path / "x2.safetensors"
-    save_file(dict(model.state_dict()), path, metadata={"ribsr": "2", "config": "{new"})
-    with pytest.raises(CheckpointError, match="own format 2, this version reads 1; update ribsr"):
+    save_file(dict(model.state_dict()), path, metadata={"ribsr": "3", "config": "{new"})
+    with pytest.raises(CheckpointError, match="own format 3, this version reads 1 and 2; update ribsr"):
         ribsr.load(path)
 
 

@@ -220,8 +220,9 @@ struct Own {
   float *highest, *total;  // [queries]
 };
 
-// A thread's memory, and the steps of the attention in it. Where an array is written in whole vectors they may reach
-// behind its end, into what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
+// A thread's memory, and the steps of the attention in it. What has the inner loops is no part of its callers' code, for
+// which g++ would have too few registers. Where an array is written in whole vectors they may reach behind its end, into
+// what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
 template <class Element>
 class Worker {
  public:
@@ -350,11 +351,14 @@ class Worker {
     }
     for (int key = 0; key < tokens_; key += kTile) {
       const int keys = std::min(kTile, tokens_ - key);
-      in_steps<kKeyStep>(keys, [&](int i, auto step) { bias<step, kVectors>(key + i, i); });
+      if (count_ > 1) bias<kVectors>(key, keys);
       for (int w = 0; w < count_; ++w) {
         Vector highest[kVectors], fading[kVectors];
-        for (int v = 0; v < kVectors; ++v) highest[v] = load(own_[w].highest + v * kLanes);
-        in_steps<kKeyStep>(keys, [&](int i, auto step) { score<step, kVectors>(own_[w], key + i, i, highest); });
+        if (count_ > 1) {
+          score<true>(own_[w], key, keys, highest);
+        } else {
+          score<false>(own_[w], key, keys, highest);
+        }
         exponentiate<kVectors>(own_[w], keys, highest, fading);
         accumulate<kVectors>(own_[w], key, keys, fading);
       }
@@ -379,28 +383,47 @@ class Worker {
 
   // What RIB adds to scores.
   template <int kKeys, int kVectors>
-  void bias(int key, int tile_key) {
-    Vector sum[kKeys][kVectors] = {};
+  [[gnu::always_inline]] void add_rib(Vector (&sum)[kKeys][kVectors], int key) {
     multiply(sum, rib_keys_ + int64_t{1} * key * rib_width_, rib_width_, 1, rib_queries_, rib_width_);
-    store_all(bias_ + tile_key * kVectors * kLanes, sum);
   }
 
-  template <int kKeys, int kVectors>
-  void score(const Own<Element> &own, int key, int tile_key, Vector (&highest)[kVectors]) {
-    Vector sum[kKeys][kVectors];
-    load_all(sum, bias_ + tile_key * kVectors * kLanes);
-    multiply(sum, own.keys + int64_t{1} * key * width_, width_, 1, own.queries, width_);
+  // The same, for several windows.
+  template <int kVectors>
+  [[gnu::noinline]] void bias(int first, int keys) {
+    in_steps<kKeyStep>(keys, [&](int key, auto step) {
+      constexpr int kKeys = decltype(step)::value;
+      Vector sum[kKeys][kVectors] = {};
+      add_rib(sum, first + key);
+      store_all(bias_ + key * kVectors * kLanes, sum);
+    });
+  }
+
+  // Scores, and the highest so far. kShared: `bias` has been computed.
+  template <bool kShared, int kVectors>
+  [[gnu::noinline]] void score(const Own<Element> &own, int first, int keys, Vector (&highest)[kVectors]) {
+    for (int v = 0; v < kVectors; ++v) highest[v] = load(own.highest + v * kLanes);
+    in_steps<kKeyStep>(keys, [&](int key, auto step) {
+      constexpr int kKeys = decltype(step)::value;
+      Vector sum[kKeys][kVectors] = {};
+      if constexpr (kShared) {
+        load_all(sum, bias_ + key * kVectors * kLanes);
+      } else {
+        add_rib(sum, first + key);
+      }
+      multiply(sum, own.keys + int64_t{1} * (first + key) * width_, width_, 1, own.queries, width_);
 #pragma GCC unroll 8
-    for (int r = 0; r < kKeys; ++r) {
+      for (int r = 0; r < kKeys; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) highest[v] = maximum(sum[r][v], highest[v]);
-    }
-    store_all(scores_ + tile_key * kVectors * kLanes, sum);
+        for (int v = 0; v < kVectors; ++v) highest[v] = maximum(sum[r][v], highest[v]);
+      }
+      store_all(scores_ + key * kVectors * kLanes, sum);
+    });
   }
 
   // Scores to probabilities, not yet divided by their sum. fading: what earlier ones are to be multiplied by.
   template <int kVectors>
-  void exponentiate(const Own<Element> &own, int keys, const Vector (&highest)[kVectors], Vector (&fading)[kVectors]) {
+  [[gnu::noinline]] void exponentiate(const Own<Element> &own, int keys, const Vector (&highest)[kVectors],
+                                      Vector (&fading)[kVectors]) {
     constexpr int stride = kVectors * kLanes;
     constexpr int kDegree = kPack<Element> == 1 ? 5 : 3;  // of what is rounded to bfloat16
     Vector sum[kVectors] = {};
@@ -427,7 +450,7 @@ class Worker {
   }
 
   template <int kVectors>
-  void accumulate(const Own<Element> &own, int key, int keys, const Vector (&fading)[kVectors]) {
+  [[gnu::noinline]] void accumulate(const Own<Element> &own, int key, int keys, const Vector (&fading)[kVectors]) {
     const Element *values = own.values + int64_t{1} * (key / kPack<Element>) * value_width_;
     const int depth = static_cast<int>(divided_up(keys, kPack<Element>));
     for (int c = 0; c < value_width_; c += kChannelStep) {

@@ -74,7 +74,7 @@ def read_by_pillow(kind: str, file: BinaryIO, allow: Allow) -> Found:
             dropped.append("1 more picture" if frames == 2 else f"{frames - 1} more pictures")
         if kind == "JPEG":
             dropped += _other_segments(image)
-            dropped += _behind_jpeg(file) if frames == 1 else []
+            dropped += _behind_jpegs(file, frames)
         if deep:
             pixels, profile = avif.deep_pixels(file), image.info.get("icc_profile")
         else:
@@ -103,17 +103,21 @@ def _other_segments(image: Image.Image) -> list[str]:
     return told
 
 
-def _behind_jpeg(file: BinaryIO) -> list[str]:
-    """`behind` of a JPEG, whose end only its segments tell: there may be others within, as thumbnails."""
+def _behind_jpegs(file: BinaryIO, count: int) -> list[str]:
+    """`behind` of so many JPEGs, whose ends only their segments tell: there may be others within, as thumbnails."""
     file.seek(0)
-    data, at = file.read(), 2
-    while match := _MARKER.search(data, at):
+    data, at = file.read(), 0
+    for _ in range(count):
+        if (start := data.find(b"\xff\xd8", at)) < 0:
+            return []
+        at = start + 2
+        while (match := _MARKER.search(data, at)) and match[0] != b"\xff\xd9":
+            at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+        if match is None:
+            return []
         at = match.end()
-        if match[0] == b"\xff\xd9":
-            file.seek(at)
-            return behind(file)
-        at += int.from_bytes(data[at : at + 2], "big")
-    return []
+    file.seek(at)
+    return behind(file)
 
 
 def _bmp_profile(file: BinaryIO) -> bytes | None:

@@ -196,12 +196,12 @@ def write_png(file: BinaryIO, picture: Picture) -> None:
     encoded = memoryview(imagecodecs.png_encode(np.ascontiguousarray(picture.pixels), level=LEVEL, filter=FILTER))
     header = len(SIGNATURE) + 25
     file.write(encoded[:header])
-    for kind, data in _said(picture.colour):
+    for kind, data in _colour_chunks(picture.colour):
         file.write(_chunk(kind, data))
     file.write(encoded[header:])
 
 
-def _said(colour: Colour) -> Iterator[tuple[bytes, bytes]]:
+def _colour_chunks(colour: Colour) -> Iterator[tuple[bytes, bytes]]:
     """The chunks that say what pixels mean, in an order that is allowed: all of them go before PLTE and IDAT."""
     if colour.cicp is not None:
         yield b"cICP", bytes(colour.cicp)

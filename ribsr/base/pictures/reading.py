@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ribsr.base.errors import first_line
-from ribsr.base.files import no_file
+from ribsr.base.errors import reason_of
+from ribsr.base.files import foreign, no_file
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
 from ribsr.base.pictures.picture import Picture, PictureError, to_input
@@ -94,7 +94,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
     """
     path = Path(path)
     check_source(path)
-    with _named(path), open(path, "rb") as file:
+    with _naming(path), open(path, "rb") as file:
         allow = partial(check_size, file_bytes=path.stat().st_size, max_pixels=max_pixels)
         return upright(_decoded(file, allow))
 
@@ -118,7 +118,7 @@ def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
         check_size(size, channels, depth, file_bytes=path.stat().st_size, max_pixels=max_pixels)
         raise _Declared(Header(size, channels, 16 if depth > 8 else 8))
 
-    with _named(path), open(path, "rb") as file:
+    with _naming(path), open(path, "rb") as file:
         try:
             _decoded(file, stop)
         except _Declared as declared:
@@ -134,7 +134,7 @@ class _Declared(Exception):
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Whatever a decoder raises, as a PictureError of one line that names the file."""
     try:
         yield
@@ -143,8 +143,7 @@ def _named(path: Path) -> Iterator[None]:
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory") from None
     except Exception as error:  # what decoders raise for damaged files is of nearly any type
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise PictureError(f"{path}: damaged or unreadable ({reason})") from error
+        raise PictureError(f"{path}: damaged or unreadable ({reason_of(error)})") from error
 
 
 def read_rgb(path: str | Path) -> Picture:
@@ -171,7 +170,7 @@ def read_input(path: str | Path) -> np.ndarray:
 
 
 def _decoded(file: BinaryIO, allow: Allow) -> Found:
-    kind = _kind(file.read(32))
+    kind = _kind(file)
     file.seek(0)
     if kind == "PNG":
         return read_png(file, allow)
@@ -190,8 +189,9 @@ def _decoded(file: BinaryIO, allow: Allow) -> Found:
     return read_by_pillow(kind, file, allow)
 
 
-def _kind(head: bytes) -> str:
+def _kind(file: BinaryIO) -> str:
     """By a file's first bytes. Raises PictureError for what is no picture, or of a kind that is not read."""
+    head = file.read(32)
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
             return kind
@@ -204,6 +204,8 @@ def _kind(head: bytes) -> str:
     for beginning, kind in _REFUSED:
         if head.startswith(beginning):
             refused = kind
+    if refused is None and b"<svg" in head + file.read(2**12):
+        refused = "SVG"
     if refused:
         raise PictureError(f"is {refused}, which is not supported; convert it to PNG")
-    raise PictureError("not a picture, or of a kind that is not supported")
+    raise PictureError(foreign(file.name, "a picture") or "not a picture, or of a kind that is not supported")

@@ -47,6 +47,8 @@ _TOLD = {
 }
 """Tags that are not carried over, and what the user calls them."""
 
+_MOST_PAGES = 1000
+
 _PRIVATE, _READ = 32768, (32995, 32996, 32997, 32998, 34675)
 """From here on tags are private ones; of those these are read, here or by tifffile."""
 
@@ -67,7 +69,7 @@ def read_tiff(file: BinaryIO, allow: Allow) -> Found:
             allow(Size(page.tilelength, page.tilewidth), channels, max(bits, 8))
         if not all(page.databytecounts):
             raise PictureError("damaged or unreadable (parts of the picture are missing)")
-        colour, dropped = _colour(page), (*previews, *_told(page))
+        colour, dropped = _colour(page), (*previews, *_dropped(page))
         planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, channels of each]
         stored = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1)
         if page.photometric == _CMYK:
@@ -78,7 +80,7 @@ def read_tiff(file: BinaryIO, allow: Allow) -> Found:
         return Found(pixels, colour, _tag(page, 274, 1), dropped)
 
 
-def _told(page: TiffPage) -> list[str]:
+def _dropped(page: TiffPage) -> list[str]:
     """What is not carried over."""
     told = [name for code, name in _TOLD.items() if code in page.tags]
     others = [tag.code for tag in page.tags if tag.code >= _PRIVATE and tag.code not in (*_READ, *_TOLD)]
@@ -92,7 +94,14 @@ def _tag(page: TiffPage, code: int, default: Any) -> Any:
 
 def _only_page(tiff: TiffFile) -> tuple[TiffPage, list[str]]:
     """The first page, and what is said of its previews. Raises PictureError where another page is no preview."""
-    pages = [page.aspage() for page in tiff.pages]
+    found: dict[int, TiffPage] = {}
+    for page in tiff.pages:  # tifffile follows them in circles, for ever
+        if page.offset in found:
+            raise PictureError("damaged or unreadable (its pages lead back to an earlier one)")
+        if len(found) == _MOST_PAGES:  # more take minutes
+            raise PictureError(f"holds {_MOST_PAGES} pages or more; extract the one that you want")
+        found[page.offset] = page.aspage()
+    pages = list(found.values())
     if not pages or not min(pages[0].shape, default=0):
         raise PictureError("damaged or unreadable (it has no page)")
     whole = [page for page in pages if not _tag(page, 254, 0) & 5]  # smaller, or a mask
@@ -185,13 +194,19 @@ def _colour(page: TiffPage) -> Colour:
     return Colour(icc_profile=_tag(page, 34675, None), dpi=dpi)
 
 
+_LARGEST = 2**32 - 2**25
+"""Bytes of pixels that surely fit into a TIFF as all programs know it, whose places in the file have 32 bits."""
+
+
 def write_tiff(file: BinaryIO, picture: Picture) -> None:
-    """uint8 and uint16, all four kinds of channels, with profile and resolution; deflate with a predictor."""
+    """uint8 and uint16, all four kinds of channels, with profile and resolution; deflate with a predictor. What may not
+    fit into 4 GiB becomes a BigTIFF."""
     import tifffile
 
     tifffile.imwrite(
         file,
         np.ascontiguousarray(picture.pixels),
+        bigtiff=picture.pixels.nbytes > _LARGEST,
         photometric="minisblack" if picture.is_gray else "rgb",
         planarconfig="contig" if picture.channels > 1 else None,
         extrasamples=["unassalpha"] if picture.has_alpha else None,

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ribsr.base.errors import first_line
+from ribsr.base.errors import reason_of
 from ribsr.base.files import atomic, check_target
+from ribsr.base.pictures.avif_grid import LONGEST_CELL, WHOLE, write_grid
 from ribsr.base.pictures.by_pillow import save
 from ribsr.base.pictures.found import DPI, MOST_DPI
 from ribsr.base.pictures.picture import Colour, Picture, PictureError
@@ -27,7 +28,8 @@ class Format:
     reading, too. deep: 16 bits. profile: bytes of the longest colour profile. dpi: the least and the most, if any.
     quality: what is written without a quality; None: there is none to choose, or no loss. lossy: quality may be given.
     gray: whether gray stays gray; else it is written as RGB. encoder: bytes of memory a pixel, besides the picture's
-    own, of 8-bit RGB; measured with photographs.
+    own, of 8-bit RGB; measured with photographs, which noise makes twice as much in WebP. parts: from how many pixels
+    on it is encoded in parts, and how many one has; then others take a byte, for what is encoded.
     """
 
     name: str
@@ -41,21 +43,15 @@ class Format:
     dpi: tuple[float, float] | None = None
     gray: bool = True
     lossy: bool = False
+    parts: tuple[int, int] = (UNLIMITED**2, 0)
 
 
-def _png(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_png(file, picture)
+def _without_quality(write: Callable[[BinaryIO, Picture], None]) -> Callable[[BinaryIO, Picture, int | None], None]:
+    """Of a format that has none to choose."""
+    return lambda file, picture, quality: write(file, picture)
 
 
-def _tiff(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_tiff(file, picture)
-
-
-def _pnm(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    write_pnm(file, picture)
-
-
-def _bmp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
+def _bmp(file: BinaryIO, picture: Picture) -> None:
     save("BMP", file, picture, dpi=picture.colour.dpi or (0, 0))  # Pillow makes up 96
 
 
@@ -65,26 +61,31 @@ def _jpeg(file: BinaryIO, picture: Picture, quality: int | None) -> None:
 
 def _webp(file: BinaryIO, picture: Picture, quality: int | None) -> None:
     if quality is None:
-        save("WEBP", file, picture, lossless=True, exact=True)  # colours where nothing is seen, too
+        # Colours where nothing is seen, too. Quality is effort: at Pillow's 80, twice the time for the same size.
+        save("WEBP", file, picture, lossless=True, exact=True, quality=50)
     else:
         save("WEBP", file, picture, quality=quality)
 
 
 def _avif(file: BinaryIO, picture: Picture, quality: int | None) -> None:
-    subsampling = "4:0:0" if picture.is_gray else "4:4:4"
-    save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
+    def encode(file: BinaryIO, picture: Picture) -> None:
+        subsampling = "4:0:0" if picture.is_gray else "4:4:4"
+        save("AVIF", file, picture, quality=quality or 90, subsampling=subsampling)
+
+    whole = picture.size.height * picture.size.width <= WHOLE
+    encode(file, picture) if whole else write_grid(file, picture, encode)
 
 
 _DPI = (0.0128, MOST_DPI)
 """As whole numbers of pixels per metre; of TIFF it is far from what it can say."""
 
-_PNG = Format("PNG", _png, 4, longest=10**6, deep=True, alpha=True, dpi=_DPI)
-_WEBP = Format("WebP", _webp, 36, longest=16383, alpha=True, gray=False, lossy=True)
-_TIFF = Format("TIFF", _tiff, 1, deep=True, alpha=True, dpi=_DPI)
+_PNG = Format("PNG", _without_quality(write_png), 4, longest=10**6, deep=True, alpha=True, dpi=_DPI)
+_WEBP = Format("WebP", _webp, 43, longest=16383, alpha=True, gray=False, lossy=True)
+_TIFF = Format("TIFF", _without_quality(write_tiff), 1, deep=True, alpha=True, dpi=_DPI)
 _JPEG = Format("JPEG", _jpeg, 4, longest=65500, profile=255 * 65519, dpi=(0.51, 65535), lossy=True)
-_BMP = Format("BMP", _bmp, 4, profile=0, dpi=_DPI)
-_PNM = Format("PPM", _pnm, 1, deep=True, profile=0)
-_AVIF = Format("AVIF", _avif, 42, longest=32768, largest=2**28, alpha=True, lossy=True)
+_BMP = Format("BMP", _without_quality(_bmp), 4, largest=14 * 10**8, profile=0, dpi=_DPI)  # 4 GiB
+_PNM = Format("PPM", _without_quality(write_pnm), 1, deep=True, profile=0)
+_AVIF = Format("AVIF", _avif, 47, longest=32768, largest=2**28, alpha=True, lossy=True, parts=(WHOLE, LONGEST_CELL**2))
 
 WRITABLE: Mapping[str, Format] = {
     ".png": _PNG,
@@ -142,7 +143,7 @@ def check_output(
     try:
         check_target(path)
     except OSError as error:
-        raise PictureError(_named(path, error)) from None
+        raise PictureError(_line(path, error)) from None
 
 
 def _check_name(path: Path) -> None:
@@ -193,11 +194,13 @@ def _shows_srgb(colour: Colour) -> bool:
     return near and (colour.gamma is None or low <= colour.gamma <= high)
 
 
-def bytes_to_write(path: str | Path, channels: int = 3, depth: int = 8) -> int:
-    """Bytes of memory that a pixel takes while a picture is written at `path`, those in `Picture.pixels` among them:
+def bytes_to_write(path: str | Path, size: Size, channels: int = 3, depth: int = 8) -> int:
+    """Bytes of memory that a picture takes while it is written at `path`, those in `Picture.pixels` among them:
     measured with Pillow 13 and imagecodecs 2026.3.6. A suffix that is not known counts as PNG."""
-    kind, own = WRITABLE.get(Path(path).suffix.lower(), _PNG), channels * depth // 8
-    return own + round(kind.encoder * max(1, own / 3))
+    kind, own, pixels = WRITABLE.get(Path(path).suffix.lower(), _PNG), channels * depth // 8, size.height * size.width
+    whole, part = kind.parts
+    together = pixels if pixels <= whole else part
+    return own * pixels + round(kind.encoder * max(1, own / 3)) * together + (pixels - together)
 
 
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
@@ -217,10 +220,10 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         with atomic(path) as temporary, open(temporary, "wb") as file:
             WRITABLE[path.suffix.lower()].write(file, picture, quality)
     except Exception as error:  # encoders raise errors of their own, of many types
-        raise PictureError(_named(path, error)) from error
+        raise PictureError(_line(path, error)) from error
 
 
-def _named(path: Path, error: Exception) -> str:
+def _line(path: Path, error: Exception) -> str:
     """One line that names the file once."""
-    line = "too large for this machine's memory" if isinstance(error, MemoryError) else first_line(error)
+    line = "too large for this machine's memory" if isinstance(error, MemoryError) else reason_of(error)
     return line if line.startswith(f"{path}: ") else f"{path}: cannot be written ({line})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -195,6 +196,19 @@ def test_closed_streams_are_no_fault_and_no_files(tmp_path: Path, closed: str, f
     assert ("it fails" in done.stderr) is (code == 1 and "2>&-" not in closed)
     assert "it fails" not in done.stdout
     assert (tmp_path / "result").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_takes_no_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, err, called in (("stdout", False, "standard output"), ("stderr", True, "standard error")):
+        with open("/dev/full", "w", buffering=1) as full:
+            monkeypatch.setattr(sys, name, full)
+            with pytest.raises(OSError, match="No space left on device") as caught:
+                echo("a line", err=err)
+            monkeypatch.undo()
+            assert caught.value.filename == called
+            with contextlib.suppress(OSError):
+                full.close()  # what could not be written is tried again
 
 
 def test_a_closed_stderr_is_not_replaced_by_stdout(

@@ -71,6 +71,18 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None
     assert path.read_bytes() == b"new"
 
 
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="nothing is protected from root")
+def test_what_is_write_protected_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("kept")
+    path.chmod(0o444)
+    for write in (check_target, lambda path: atomic(path).__enter__()):
+        with pytest.raises(PermissionError, match="a: is write-protected; name another file"):
+            write(path)
+    assert path.read_text() == "kept"
+    assert [found.name for found in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_symbolic_link_is_written_through(tmp_path: Path, there: bool) -> None:
     (tmp_path / "far").mkdir()

@@ -471,7 +471,6 @@ def animation(kind: str) -> Callable[[], bytes]:
         pytest.param(lambda: made.tiff(RGB, tags=[(254, 4, (1,))]), "its first page is a preview", id="preview"),
         pytest.param(lambda: made.tiff(RGB, tags=[(279, 4, (0,))]), "parts of the picture are missing", id="sparse"),
         pytest.param(lambda: b"no picture", "not a picture", id="text"),
-        pytest.param(lambda: b"", "not a picture", id="empty"),
     ],
 )
 def test_what_is_refused_by_name(tmp_path: Path, make: Callable[[], bytes], reason: str) -> None:
@@ -646,6 +645,13 @@ def test_data_behind_a_picture_is_told(tmp_path: Path, make: Callable[[], bytes]
     assert read(tmp_path, make() + bytes(9)).dropped == ()
 
 
+def test_data_behind_a_cameras_last_picture_is_told(tmp_path: Path) -> None:
+    """Where motion photos have a video."""
+    data = by_pillow(RGB, "MPO", save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())] * 2)
+    assert read(tmp_path, data).dropped == ("2 more pictures",)
+    assert read(tmp_path, data + b"\0\0ftypmp4").dropped == ("2 more pictures", "data behind the picture")
+
+
 def test_private_parts_of_png_and_tiff_are_told(tmp_path: Path) -> None:
     for kind, told in ((b"tIME", "date"), (b"prVt", "private data"), (b"oFFs", "position")):
         assert read(tmp_path, made.png(RGB, made.chunk(kind, bytes(9)))).dropped == (told,)
@@ -663,6 +669,47 @@ def test_a_resolution_that_cannot_be_is_told(tmp_path: Path) -> None:
 def test_a_second_picture_in_netpbm_is_refused(tmp_path: Path, first: bytes) -> None:
     read(tmp_path, first)
     assert "holds several pictures" in refused(tmp_path, first + b"P5 1 1 255\n1")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty; copy or download it again"),
+        (bytes(4096), "begins with zeros only"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><title>404</title>", "is a web page, not a picture"),
+        (b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is SVG, which is not"),
+    ],
+)
+def test_what_got_a_pictures_name_by_accident_is_told(tmp_path: Path, data: bytes, reason: str) -> None:
+    assert reason in refused(tmp_path, data)
+
+
+def tiff_pages(count: int, back: int | None = None) -> bytes:
+    """So many empty pages; back: which one the last leads to, as if it came next."""
+    entries = [(256, 3, 2), (257, 3, 1), (258, 3, 8), (262, 3, 1), (273, 4, 8), (279, 4, 2)]
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *said[:2], 1, said[2]) for said in entries)
+    places = [8 + (len(table) + 4) * number for number in range(count)]
+    following = [*places[1:], 0 if back is None else places[back]]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(table + struct.pack("<I", place) for place in following)
+
+
+@pytest.mark.parametrize(("count", "back"), [(1, 0), (3, 0), (5, 2), (130, 60)])
+def test_pages_of_a_tiff_in_a_circle_come_to_an_end(tmp_path: Path, count: int, back: int) -> None:
+    assert "its pages lead back to an earlier one" in refused(tmp_path, tiff_pages(count, back))
+
+
+def test_no_more_pages_are_counted_than_need_be(tmp_path: Path) -> None:
+    assert "holds 999 pictures" in refused(tmp_path, tiff_pages(999))
+    assert "holds 1000 pages or more" in refused(tmp_path, tiff_pages(10**5))
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    for target in ("nowhere.png", "a.png"):  # or in a circle
+        (tmp_path / "a.png").unlink(missing_ok=True)
+        (tmp_path / "a.png").symlink_to(target)
+        with pytest.raises(PictureError, match=r"a.png: is a link that leads nowhere"):
+            read_picture(tmp_path / "a.png")
 
 
 def test_the_longest_sides_and_pipes_are_named(tmp_path: Path) -> None:

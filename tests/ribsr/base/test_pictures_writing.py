@@ -18,11 +18,14 @@ from ribsr.base.pictures import (
     Colour,
     Picture,
     PictureError,
+    avif_grid,
     bytes_to_write,
     check_output,
     left_out,
     read_picture,
+    tiff,
     write_picture,
+    writing,
 )
 from ribsr.base.sizes import Size
 from tests.ribsr.base import made
@@ -245,6 +248,8 @@ def test_sides_that_a_format_does_not_take(tmp_path: Path) -> None:
     check_output(tmp_path / "a.avif", Size(16384, 16384))
     with pytest.raises(PictureError, match="16385x16384 is too large for AVIF: 268435456 pixels at most"):
         check_output(tmp_path / "a.avif", Size(16384, 16385))
+    with pytest.raises(PictureError, match="40000x40000 is too large for BMP: 1400000000 pixels at most"):
+        check_output(tmp_path / "a.bmp", Size(40000, 40000))  # its size would take more than 32 bits
 
 
 def test_the_longest_sides_can_be_read_again(tmp_path: Path) -> None:
@@ -268,15 +273,24 @@ def test_qualities(tmp_path: Path) -> None:
                 check_output(path, quality=quality)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (imagecodecs.PngError("odd\nin two lines"), "odd"),
+        (OSError(28, "No space left on device", "temporary"), "No space left on device"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
 
     def encode(*args: object, **options: object) -> None:
-        raise imagecodecs.PngError("odd\nin two lines")
+        raise error
 
     monkeypatch.setattr(imagecodecs, "png_encode", encode)
-    with pytest.raises(PictureError, match=r"a\.png: cannot be written \(odd\)$"):
+    with pytest.raises(PictureError, match=rf"a\.png: cannot be written \({told}\)$"):
         write_picture(path, Picture(RGB))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
@@ -307,12 +321,59 @@ def test_png_is_about_as_small_as_pillows(tmp_path: Path) -> None:
             assert (tmp_path / "a.png").stat().st_size < 1.12 * (tmp_path / "b.png").stat().st_size
 
 
+@pytest.mark.parametrize("largest", [RGB.nbytes - 1, RGB.nbytes])
+def test_a_tiff_that_may_not_fit_into_4_gib_is_a_bigtiff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr(tiff, "_LARGEST", largest)
+    write_picture(tmp_path / "a.tif", Picture(RGB))
+    assert (tmp_path / "a.tif").read_bytes()[:4] == (b"II*\0" if largest == RGB.nbytes else b"II+\0")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, RGB)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(333, 411), (128, 200), (131, 70)])
+def test_a_large_avif_is_of_cells_and_shows_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, size: tuple[int, int]
+) -> None:
+    """As it does encoded at once; sides that no cell divides, the second picture in one row, the third in a column."""
+    rows, columns = np.indices(size)
+    planes = [(7 * rows + shift * columns) // 9 % 256 for shift in (1, 3, 5, 8)][:channels]
+    pixels = np.stack(planes, -1).astype(np.uint8)
+    colour = Colour(SRGB) if channels > 2 else Colour()
+    write_picture(tmp_path / "whole.avif", Picture(pixels, colour))
+    monkeypatch.setattr(writing, "WHOLE", size[0] * size[1] - 1)
+    monkeypatch.setattr(avif_grid, "LONGEST_CELL", 128)
+    write_picture(tmp_path / "cells.avif", Picture(pixels, colour))
+    assert b"grid" in (tmp_path / "cells.avif").read_bytes()[:4096]
+    whole, cells = (read_picture(tmp_path / name) for name in ("whole.avif", "cells.avif"))
+    assert cells.pixels.shape == whole.pixels.shape == Picture(pixels).pixels.shape
+    assert (cells.colour, cells.dropped) == (whole.colour, whole.dropped)
+    for picture in (whole, cells):
+        errors = picture.pixels.astype(float) - Picture(pixels).pixels
+        assert np.sqrt((errors**2).mean()) < 5
+    decoded = imagecodecs.avif_decode((tmp_path / "cells.avif").read_bytes())  # by another libavif
+    assert np.abs(decoded.reshape(pixels.shape).astype(int) - cells.pixels.reshape(pixels.shape)).max() <= 1
+
+
+def test_opaque_alpha_is_left_out_of_cells_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "WHOLE", 1)
+    pixels = np.full((80, 90, 4), 255, np.uint8)
+    write_picture(tmp_path / "a.avif", Picture(pixels))
+    assert read_picture(tmp_path / "a.avif").channels == 3
+
+
 def test_memory_is_said_by_format_channels_and_depth() -> None:
+    size = Size(30, 40)
     for suffix in WRITABLE:
-        own = [bytes_to_write(f"a{suffix}", channels, depth) for channels, depth in ((1, 8), (3, 8), (4, 8), (4, 16))]
+        kinds = ((1, 8), (3, 8), (4, 8), (4, 16))
+        own = [bytes_to_write(f"a{suffix}", size, channels, depth) for channels, depth in kinds]
         assert own == sorted(own)
-        assert own[1] > 3
-    assert bytes_to_write("a.webp") > bytes_to_write("a.png") == bytes_to_write("")
+        assert own[1] > 3 * 30 * 40
+    assert bytes_to_write("a.webp", size) > bytes_to_write("a.png", size) == bytes_to_write("", size)
+    whole, parts = Size(4096, 4096), Size(8192, 8192)
+    assert bytes_to_write("a.webp", parts) == 4 * bytes_to_write("a.webp", whole)
+    assert bytes_to_write("a.avif", parts) < bytes_to_write("a.avif", whole)
 
 
 def test_jpeg_refuses_a_profile_that_it_would_leave_out(tmp_path: Path) -> None:
