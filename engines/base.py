@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ribsr.base.errors import RibsrError
@@ -21,6 +22,7 @@ WHOLE = (slice(None), slice(None))
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
 HALVES = ("fp16", "bf16")
+HINTS = ("latency", "throughput")
 
 MOST_THREADS = 1024
 """Each takes memory before it does anything."""
@@ -69,6 +71,7 @@ class Description(Stamp):
     batch: the only number of pictures that it takes at once; None for any.
     limits: the sizes of pictures that it takes.
     notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
+    chosen: why `auto` took this runtime, where there were others to take; empty where there was nothing to choose.
     """
 
     path: str
@@ -78,6 +81,7 @@ class Description(Stamp):
     batch: int | None = None
     limits: Limits = Limits()
     notes: tuple[str, ...] = ()
+    chosen: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields, but instead of batch and limits: the `shape` [B, 3, H, W] that it takes, null where any will do,
@@ -122,6 +126,10 @@ class Engine(ABC):
     def describe(self) -> Description:
         """What it is and where it runs."""
         return self._description
+
+    def chosen(self, why: str) -> None:
+        """Has the description say why this runtime was taken."""
+        self._description = replace(self._description, chosen=why)
 
     @abstractmethod
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -197,6 +205,20 @@ def check_tf32(path: str, precision: str, on_gpu: bool) -> None:
         raise EngineError(f"{path}: TF32 is for float32 on a GPU, and this {what}; leave out --tf32")
 
 
+def precision_of(stamp: Stamp, path: str, asked: str | None) -> str:
+    """What an .onnx file is to compute in on a CPU: its own precision, or bf16 where a float32 file is asked for it.
+
+    Raises EngineError for any other.
+    """
+    if asked is None or asked == stamp.precision:
+        return stamp.precision
+    check_choice("precision", asked, PRECISIONS)
+    if (stamp.precision, asked) == ("fp32", "bf16"):
+        return asked
+    advice = "or --precision bf16 on a CPU" if stamp.precision == "fp32" else "or leave out --precision"
+    raise EngineError(f"{path}: is in {stamp.precision}, not in {asked}; export it in that precision, {advice}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """`value` if it is one of `choices`; an EngineError that lists them otherwise."""
     if value not in choices:
@@ -260,3 +282,8 @@ def out_of_memory(path: str, x: np.ndarray) -> OutOfMemory:
 def closed(path: str) -> EngineError:
     """The error for running a closed engine."""
     return EngineError(f"{path}: the engine is closed; open it again")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version: (1, 19) of 1.19.2, (2026, 4) of 2026.4.1-22982."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))

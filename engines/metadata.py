@@ -29,7 +29,7 @@ CORES = {b"MultiHeadAttention": ("mha", 1), b"Attention": ("attention", 2), b"So
 
 _PRODUCER, _GRAPH, _METADATA_PROPS, _FUNCTION = 2, 7, 14, 25  # of ModelProto in onnx.proto
 _NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13  # of GraphProto
-_DIMS, _DATA_TYPE = 1, 2  # of TensorProto
+_DIMS, _DATA_TYPE, _DATA_LOCATION = 1, 2, 14  # of TensorProto; the last is 1 where the data is in another file
 _FUNCTION_NAME = 1  # of FunctionProto
 
 _TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of TensorProto.DataType
@@ -78,15 +78,9 @@ def read_stamp(path: str | Path) -> Stamp:
     values: dict[str, Any] = {key[len(PREFIX) :]: text for key, text in properties.items() if key.startswith(PREFIX)}
     if not values and said.producer != PRODUCER:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
-    if said.windows and not (said.has_body or said.is_plugin):
-        raise EngineError(
-            f"{path}: its {OPERATOR.decode()} nodes have lost the function that says what they compute, as in onnx's "
-            "version converter; export it again, with --opset if another is needed"
-        )
     try:
-        if not values:
-            return stamp_of(_from_graph(said))
-        stamp = stamp_of({**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}})
+        known = {**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}} if values else None
+        stamp = stamp_of(known or _from_graph(said))
     except _Missing as error:
         raise EngineError(f"{path}: a tool has dropped its metadata, and its graph {error}; export it again") from None
     except KeyError as error:
@@ -98,6 +92,11 @@ def read_stamp(path: str | Path) -> Stamp:
         raise EngineError(f"{path}: its metadata says x{stamp.scale}, its graph {graph}; export it again")
     if said.windows != list(stamp.windows) * (len(said.windows) // len(stamp.windows)):
         raise EngineError(f"{path}: its metadata names other windows than its graph has; export it again")
+    if said.windows and not (said.has_body or said.is_plugin):
+        raise EngineError(
+            f"{path}: its {OPERATOR.decode()} nodes have lost the function that says what they compute, as in onnx's "
+            "version converter; export it again, with --opset if another is needed"
+        )
     return stamp
 
 
@@ -226,6 +225,20 @@ def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
     except (ValueError, EOFError):
         raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
     return shapes
+
+
+def has_external_data(path: str | Path) -> bool:
+    """Whether weights of an ONNX file are in another file. Raises EngineError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return any(
+                location == (1, 0)
+                for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH)
+                for _, tensor in _contents(file, graph, _INITIALIZER)
+                for location in _contents(file, tensor, _DATA_LOCATION)
+            )
+    except (ValueError, EOFError):
+        raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
 
 
 def _contents(file: BinaryIO, end: int, wanted: int) -> Iterator[tuple[int | None, int]]:

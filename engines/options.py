@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from engines.base import DEVICES, MOST_THREADS
+from engines import RUNTIME_NAMES
+from engines.base import DEVICES, HINTS, MOST_THREADS
 from ribsr.base.command import F, FiniteRange, SizeType
 
 
@@ -21,6 +22,13 @@ def _added(command: F, options: Sequence[Callable[[F], F]]) -> F:
 def engine_options(command: F) -> F:
     """Adds the options that `engines.open_engine` takes, under its names."""
     options = [
+        click.option(
+            "--runtime",
+            type=click.Choice(RUNTIME_NAMES),
+            default="auto",
+            show_default=True,
+            help="What runs .onnx files: onnxruntime or openvino; auto takes the faster one.",
+        ),
         click.option(
             "--device",
             type=click.Choice(DEVICES),
@@ -44,6 +52,16 @@ def engine_options(command: F) -> F:
         ),
         click.option(
             "--cuda-graphs", is_flag=True, help="Plans, ONNX files with our kernels: launch repeated sizes at once."
+        ),
+        click.option(
+            "--hint",
+            type=click.Choice(HINTS),
+            help="OpenVINO: one picture soon (latency, default), or many at once.",
+        ),
+        click.option(
+            "--cache",
+            metavar="DIR",
+            help="OpenVINO: where compiled models are kept; default: a cache of the user.",
         ),
     ]
     return _added(command, options)

@@ -77,7 +77,7 @@ class ORTEngine(Engine):
         base.check_choice("device", device, base.DEVICES)
         self._path = str(path)
         self._stamp = stamp = read_stamp(path)
-        bfloat16 = _wants_bfloat16(self._path, stamp, precision)
+        bfloat16 = base.precision_of(stamp, self._path, precision) != stamp.precision
         ort = import_runtime()
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, bfloat16, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
@@ -313,7 +313,7 @@ def import_runtime() -> Any:
         if error.name != "onnxruntime":
             raise
         raise NotInstalled(f"running an .onnx file needs ONNX Runtime, which is not installed: {brings}") from None
-    if _release(onnxruntime.__version__) < OLDEST:
+    if base.release(onnxruntime.__version__) < OLDEST:
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} computes these files wrongly: {brings}")
     # What is part of no session logs here, such as cuDNN when it tries one plan after another. Errors are exceptions.
     onnxruntime.set_default_logger_severity(FATAL)
@@ -355,15 +355,10 @@ def _check_numpy() -> None:
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             release = importlib.metadata.version(name)
-            if _release(release) < FIRST_FOR_NUMPY_2 and _release(np.__version__) >= (2,):
+            if base.release(release) < FIRST_FOR_NUMPY_2 and base.release(np.__version__) >= (2,):
                 raise EngineError(
                     f"ONNX Runtime {release} was made for NumPy 1, and this is {np.__version__}: pip install 'numpy<2'"
                 )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(1, 19) of 1.19.2."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _session_options(ort: Any, threads: int | None, profile: Path | None, patterns: bool) -> Any:
@@ -410,17 +405,6 @@ class _Opened:
     notes: tuple[str, ...] = ()
 
 
-def _wants_bfloat16(path: str, stamp: Stamp, precision: str | None) -> bool:
-    """Whether products of bfloat16 are asked for. Raises EngineError for what the file does not have."""
-    base.check_choice("precision", precision or stamp.precision, base.PRECISIONS)
-    if precision in (None, stamp.precision):
-        return False
-    if (stamp.precision, precision) == ("fp32", "bf16"):
-        return True
-    advice = "or --precision bf16 on a CPU" if stamp.precision == "fp32" else "or leave out --precision"
-    raise EngineError(f"{path}: is in {stamp.precision}, not in {precision}; export it in that precision, {advice}")
-
-
 def _open(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session on the device asked for."""
     available = CUDA in ort.get_available_providers()
@@ -447,7 +431,7 @@ def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tupl
     reason = "--no-kernels was given"
     if wishes.kernels:
         try:
-            if _release(ort.__version__) < FIRST_FOR_CPU_KERNELS:
+            if base.release(ort.__version__) < FIRST_FOR_CPU_KERNELS:
                 raise ort_kernels.NoKernels(f"ONNX Runtime {ort.__version__} lends them no threads: 1.17 or later does")
             own = ort_kernels.rewritten_for_cpu(path, stamp, wishes.bfloat16)
         except ort_kernels.NoKernels as error:

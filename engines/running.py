@@ -15,7 +15,7 @@ T = TypeVar("T")
 Job = tuple["Future[Any]", Callable[[], Any]]
 
 PATIENCE = 0.7
-"""Seconds that a run has to notice that it is to end: ONNX Runtime looks between two operators."""
+"""Seconds that a run has to notice that it is to end: ONNX Runtime and OpenVINO look between two operators."""
 
 
 class Runner:

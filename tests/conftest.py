@@ -23,6 +23,14 @@ os.environ[library.CPU_VARIABLE] = str(GOLDEN / "none.so")
 NAMES = ("escrib_x2", "sst_cyclic_x2", "sst_pixelshuffle_x3", "sst_pixelshuffle_x4", "sst_shifted_x2")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests keep for later runs is not kept among the user's files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @dataclass(frozen=True)
 class Golden:
     """A small model as the authors' code ran it: their options, parameters, input and float32 output."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines import Tiled, open_engine, runtime_of
+from engines import RUNTIMES, Tiled, open_engine, runtimes_of
 from engines.base import PRECISIONS
 from ribsr import bundled
 from ribsr.base.command import F
@@ -31,27 +31,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model as a user names it: a file, and for checkpoints optionally `@fp16` or `@bf16` behind it."""
+    """A model as a user names it: a file, and optionally what it runs in behind it: a precision, a runtime, or both."""
 
     path: str
     precision: str | None = None
+    runtime: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.precision}" if self.precision else self.path
+        return "@".join([self.path, *(part for part in (self.runtime, self.precision) if part)])
 
 
 def model_name(text: str) -> ModelName:
-    """Splits `x2.pt@fp16`; a file that really has that name is taken as it is. Bundled checkpoints go by name."""
-    match = None if Path(text).exists() else re.fullmatch(rf"(.+)@({'|'.join(PRECISIONS)})", text)
-    path, precision = match.groups() if match else (text, None)
-    return ModelName(str(bundled.find(path)), precision)
+    """Splits `x2.pt@fp16` and `x2.onnx@openvino@bf16`; a file that really has that name is taken as it is.
+
+    Bundled checkpoints go by name.
+    """
+    path, named = text, dict[str, str]()
+    while not Path(path).exists() and (match := re.fullmatch(rf"(.+)@({'|'.join(_NAMED)})", path)):
+        path, kind = match[1], _NAMED[match[2]]
+        if kind in named:
+            raise click.UsageError(f"{text}: names two {kind}s")
+        named[kind] = match[2]
+    return ModelName(str(bundled.find(path)), **named)
+
+
+_NAMED = {**dict.fromkeys(PRECISIONS, "precision"), **{runtime.name: "runtime" for runtime in RUNTIMES}}
+"""What may stand behind a file's name, and what it is."""
 
 
 def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, Any]:
-    """Of the options of `engines.options`, those that `open_engine` takes for this model."""
-    runtime = runtime_of(name.path)
-    taken = ("device", *(runtime.options if runtime else ()))
-    return {option: options[option] for option in taken if option in options}
+    """Of the options of `engines.options`, those that `open_engine` takes for this model, and what its name says."""
+    runtimes = runtimes_of(name.path)
+    asked = name.runtime or options.get("runtime", "auto")
+    named = [runtime for runtime in runtimes if runtime.name == asked]
+    told: dict[str, Any] = {"runtime": asked} if named or name.runtime else {}
+    taken = {"device", *(option for runtime in named or runtimes for option in runtime.options)}
+    return {**{option: options[option] for option in options if option in taken}, **told}
 
 
 def open_model(name: ModelName, options: dict[str, Any]) -> Engine:
@@ -71,7 +86,7 @@ def environment() -> dict[str, Any]:
     import importlib.metadata
 
     versions = {"python": platform.python_version()}
-    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings"):
+    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-bindings"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {

@@ -21,6 +21,7 @@ import click
 import ribsr
 from engines import driver, open_engine
 from engines.base import NotInstalled
+from engines.choice import has_amx
 from engines.ort_kernels import LEAST_CAPABILITY
 from plugins import compiler, library
 from ribsr.base.command import Command, message
@@ -58,6 +59,7 @@ PACKAGES = {
     "onnx-graphsurgeon": "export",
     "onnxruntime": "ort",
     "onnxruntime-gpu": "ort-gpu",
+    "openvino": "openvino",
     "tensorrt": "trt",
     "cuda-bindings": "trt",
     "flash-attn": "flash",
@@ -152,6 +154,16 @@ def onnxruntime() -> str:
     return f"{runtime.__version__} with {', '.join(runtime.get_available_providers())}"
 
 
+def openvino() -> str:
+    from engines import ov
+
+    runtime = ov.import_runtime()
+    core = runtime.Core()
+    named = core.get_property("CPU", "FULL_DEVICE_NAME")
+    amx = "with" if has_amx() else "without"
+    return f"{ov.version(runtime)} on {named} {amx} AMX, computes in {', '.join(sorted(ov.capabilities(core)))}"
+
+
 def onnxruntime_on_gpu() -> str:
     from engines import ort
 
@@ -186,6 +198,7 @@ def trials() -> Iterator[Finding]:
         ("PyTorch on the GPU", pytorch_on_gpu, "export"),
         ("ONNX Runtime opens", onnxruntime, "ort"),
         ("ONNX Runtime on the GPU", onnxruntime_on_gpu, "ort-gpu"),
+        ("OpenVINO opens", openvino, "openvino"),
         ("TensorRT opens", tensorrt, "trt"),
     ):
         try:
@@ -205,6 +218,7 @@ def libraries() -> Iterator[Finding]:
     """Our own, as built."""
     rows = [("kernels for PyTorch", library.path(), BUILD)]
     rows += [("kernels for ONNX Runtime", library.onnxruntime_path(), BUILD)]
+    rows += [("kernels for CPUs, in ONNX Runtime", library.cpu_path(), BUILD)]
     headers, plugins = f"{BUILD} --tensorrt-include DIR", {n: library.tensorrt_path(n) for n in compiler.PLUGIN_SOURCES}
     built = [n for n, file in plugins.items() if file.exists()]
     rows += [(f"plugin for TensorRT {n}", plugins[n], headers) for n in built]
@@ -251,7 +265,7 @@ class Use:
     needs: tuple[str | tuple[str, ...], ...]
 
 
-RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "TensorRT opens")
+RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "OpenVINO opens", "TensorRT opens")
 EXPORT = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "safetensors", "PyYAML", "PyTorch opens")
 
 USES = (
@@ -272,6 +286,12 @@ USES = (
         ("GPU for our kernels", "PyTorch on the GPU", "kernels for PyTorch"),
     ),
     Use("run ONNX files on the CPU", "python -m engines.upscale x2.onnx", "ort", ("ONNX Runtime opens",)),
+    Use(
+        "run ONNX files in OpenVINO",
+        "python -m engines.upscale x2.onnx --runtime openvino",
+        "openvino",
+        ("onnx", "OpenVINO opens"),
+    ),
     Use(
         "run ONNX files on the GPU", "python -m engines.upscale x2.onnx", "ort-gpu", ("GPU", "ONNX Runtime on the GPU")
     ),

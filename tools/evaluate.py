@@ -150,7 +150,8 @@ def main(
     json_target: str | None,
     **options: Any,
 ) -> None:
-    """PSNR (dB) and SSIM of MODELs (.pt, .onnx, .plan; a checkpoint in half precision as x2.pt@fp16).
+    """PSNR (dB) and SSIM of MODELs (.pt, .onnx, .plan; a checkpoint in half precision as x2.pt@fp16, another
+    runtime as x2.onnx@openvino).
 
     Pictures are RGB or gray, of 8 bits. Those that cannot be scored are named; the means are then those of the others,
     `(4 of 5)`, and the exit code is 1.

@@ -95,8 +95,9 @@ def main(
     """Times models side by side: median, 95th percentile, spread (between quartiles), memory, ratio to the first.
 
     Each model runs in a process of its own, one at a time, interleaved, on the same picture. A checkpoint runs in half
-    precision as x2.pt@fp16. Memory is the peak of the process; GPU, by how much the GPU's used memory grew; engine,
-    what the engine itself held of that, without what CUDA needs for any process.
+    precision as x2.pt@fp16, an .onnx file in another runtime as x2.onnx@openvino. Memory is the peak of the process;
+    GPU, by how much the GPU's used memory grew; engine, what the engine itself held of that, without what CUDA needs
+    for any process.
     """
     if merging and layers:
         raise click.UsageError("--layers runs models, which --merge does not; leave one of them out")

@@ -277,7 +277,8 @@ def main(
     """Compares models with a reference on real pictures; exit code 1 if one of them fails.
 
     REF is a model, usually the checkpoint, or a recording of one (.npz). Without arguments: all of this toolkit's
-    models in the working directory, each with its checkpoint. A checkpoint runs in half precision as x2.pt@fp16.
+    models in the working directory, each with its checkpoint. A checkpoint runs in half precision as x2.pt@fp16, an
+    .onnx file in another runtime as x2.onnx@openvino or x2.onnx@openvino@bf16.
 
     A float32 model passes if no value is off by more than 1e-4; a half-precision one if its root mean square error is
     at most twice that of PyTorch in the same precision. NaN never passes.

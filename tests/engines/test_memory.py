@@ -213,6 +213,41 @@ def test_predictions_for_onnx_runtime(
         assert found["left"] < 0.25 * found["peak"] + 8 * MIB  # it was given back
 
 
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports of a network of two blocks: OpenVINO holds more for that than for one, and no more for four."""
+    torch = pytest.importorskip("torch")
+    import ribsr
+    from export.convert import Options, export_onnx
+
+    torch.manual_seed(0)
+    config = ribsr.SSTConfig(
+        name="two", dim=32, heads=(2, 2, 2), windows=(8, 16, 32), ranks=(16, 16, 24), blocks=2, expansion=1.5,
+        upsampler="direct",
+    )  # fmt: skip
+    ribsr.save(ribsr.build(config), path := tmp_path_factory.mktemp("memory") / "two.pt")
+
+    def made(form: Any) -> Path:
+        options = Options(form, opset=23 if form == "attention" else 17, verify=False)
+        export_onnx(path, file := path.with_name(f"{form}.onnx"), options, say=lambda line: None)
+        return file
+
+    return made
+
+
+@linux
+@pytest.mark.parametrize("form", ["canonical", "attention", "matmul"])
+def test_predictions_for_openvino(blocks: Callable[[str], Path], form: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    path = blocks(form)
+    halves = ["bf16"] if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else []
+    for options in ({}, *({"precision": half} for half in halves)):
+        (found,) = measured(path, "256x192", runtime="openvino", **options)
+        assert found["peak"] == pytest.approx(found["predicted"], rel=0.25, abs=4 * MIB), options
+        assert found["again"] == 0
+        assert found["left"] < 0.25 * found["peak"] + 8 * MIB
+
+
 @linux
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_predictions_for_pytorch(checkpoint_of: Path, precision: str) -> None:

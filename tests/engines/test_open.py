@@ -58,12 +58,18 @@ def test_unknown_devices_and_threads_are_refused(file: str, request: pytest.Fixt
 
 
 def test_options_are_for_the_runtimes_that_have_them(onnx_file: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "x2.plan").touch()
     with pytest.raises(EngineError, match=r"cuda_graphs can be chosen for \.onnx, \.plan files only"):
         open_engine(checkpoint, cuda_graphs=True)
     with pytest.raises(EngineError, match=r"kernels can be chosen for \.onnx files only"):
         open_engine(checkpoint, kernels=False)
+    with pytest.raises(EngineError, match=r"hint can be chosen for \.onnx files only"):
+        open_engine(checkpoint, hint="latency")
+    with pytest.raises(EngineError, match=r"precision can be chosen for \.pt, \.pth, \.safetensors, \.onnx files only"):
+        open_engine(tmp_path / "x2.plan", precision="fp16")
+    with pytest.raises(EngineError, match="openvino does not run such files, pytorch does"):
+        open_engine(checkpoint, runtime="openvino")
     with pytest.raises(EngineError, match=r"tiny\.onnx: CUDA graphs need a GPU"):
         open_engine(onnx_file, device="cpu", cuda_graphs=True)
-    (tmp_path / "x2.plan").touch()
     with pytest.raises(EngineError, match=r"threads can be chosen for \.pt, \.pth, \.safetensors, \.onnx files only"):
         open_engine(tmp_path / "x2.plan", threads=2)

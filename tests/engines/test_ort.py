@@ -77,7 +77,7 @@ def test_a_part_of_a_result_goes_where_it_is_wanted(onnx_file: Path) -> None:
 
 @on_cpu_wheel
 def test_the_description_says_what_runs_where(onnx_file: Path) -> None:
-    with open_engine(onnx_file) as engine:
+    with open_engine(onnx_file, runtime="onnxruntime") as engine:
         assert engine.describe() == Description(
             path=str(onnx_file),
             runtime="onnxruntime",

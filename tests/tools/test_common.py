@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ("x2.pt@fp16", ModelName("x2.pt", "fp16")),
         ("a@b/x2.pt@bf16", ModelName("a@b/x2.pt", "bf16")),
         ("x2.pt@int8", ModelName("x2.pt@int8")),
+        ("x2.onnx@openvino", ModelName("x2.onnx", None, "openvino")),
+        ("x2.onnx@openvino@bf16", ModelName("x2.onnx", "bf16", "openvino")),
         ("@fp16", ModelName("@fp16")),
     ],
 )
@@ -89,6 +92,23 @@ def test_each_option_goes_to_the_models_that_take_it(
     options = {"device": "cpu", "threads": 2, "attention": "sdpa", "model": None, "config": None, "cuda_graphs": True}
     _common.open_model(ModelName(file), options)
     assert seen == [passed_on]
+
+
+def test_a_runtime_goes_to_the_models_that_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(_common, "open_engine", lambda path, **options: seen.append(options))
+    options = {"runtime": "openvino", "kernels": True, "hint": "latency"}
+    for text in ("x2.pt", "x2.onnx", "x2.onnx@onnxruntime", "x2.pt@openvino"):
+        _common.open_model(model_name(text), options)
+    assert seen == [
+        {"precision": None},
+        {"precision": None, "runtime": "openvino", "hint": "latency"},
+        {"precision": None, "runtime": "onnxruntime", "kernels": True},
+        {"precision": None, "runtime": "openvino"},
+    ]
+    assert model_name("x2.onnx@bf16@openvino") == ModelName("x2.onnx", "bf16", "openvino")
+    with pytest.raises(click.UsageError, match="x2.pt@fp16@bf16: names two precisions"):
+        model_name("x2.pt@fp16@bf16")
 
 
 COLUMNS = ("model", "runs on", "precision", "PSNR dB", "max error", "rule", "")

@@ -21,7 +21,7 @@ from tools.doctor import Finding
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without runtimes and libraries of ours; the folder where they would be."""
-    for name in ("torch", "onnxruntime", "tensorrt"):
+    for name in ("torch", "onnxruntime", "openvino", "tensorrt"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in sys.modules if name in ("engines.pytorch",)]:
         monkeypatch.delitem(sys.modules, name)
@@ -37,7 +37,12 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(bare: Path) -> No
     assert result.exit_code == 0, result.output
     told = {one["name"]: one for one in json.loads((bare / "d.json").read_text())["findings"]}
     assert told["ribsr"]["state"].startswith(ribsr.__version__)
-    for name, extra in (("PyTorch opens", "export"), ("ONNX Runtime opens", "ort"), ("TensorRT opens", "trt")):
+    for name, extra in (
+        ("PyTorch opens", "export"),
+        ("ONNX Runtime opens", "ort"),
+        ("OpenVINO opens", "openvino"),
+        ("TensorRT opens", "trt"),
+    ):
         assert not told[name]["ok"]
         assert pip_install(extra) in told[name]["state"]
         assert told[name]["command"] == pip_install(extra)

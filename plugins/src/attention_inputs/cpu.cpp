@@ -39,14 +39,15 @@ class Layer {
     for (int y = tile.y0 - 1; y <= tile.y1; ++y) {
       n.advance(y, [&](float *to, int x, int pixels) {
         norm_(pixel(in, tile.batch, y, x), in.column_stride, pixels,
-              [&](int p, int c, Vector value, int) { store(to + p * channels_ + c, value); });
+              [&](int p, int c, Vector value) { store(to + p * channels_ + c, value); });
       });
       if (y >= tile.y0 && y < tile.y1) {
         std::memcpy(row, n.row(y) + channels_, sizeof(float) * static_cast<size_t>(tile.columns()) * channels_);
         multiply(project_, tile, y, row, params_.qkv);
       }
       if (y > tile.y0) {
-        taps_(n.row(y - 2), n.row(y - 1), n.row(y), tile.columns(), [&](int x, int c, Vector sum, Vector) { store(row + x * channels_ + c, sum); });
+        taps_(n.row(y - 2), n.row(y - 1), n.row(y), tile.columns(),
+              [&](int x, int c, Vector sum, Vector) { store(row + x * channels_ + c, sum); });
         multiply(mix_, tile, y - 1, row, params_.gate);
       }
     }

@@ -31,7 +31,8 @@ class Layer {
     if (!expand_.has_memory() || !taps_.has_memory() || !contract_.has_memory()) return RIBSR_UNSUPPORTED;
     const int columns = cached_columns(4 * hidden_);
     const Tiles tiles(params_.batch, params_.height, params_.width, columns, executor.threads);
-    const size_t floats = Ring::floats(tiles.columns(), hidden_) + row_floats(tiles.columns() + 2, std::max(hidden_, channels_));
+    const size_t row = row_floats(tiles.columns() + 2, std::max(hidden_, channels_));
+    const size_t floats = Ring::floats(tiles.columns(), hidden_) + row;
     return for_tiles(executor, tiles, floats, [&](const Tile &tile, float *memory) { walk(tile, memory); });
   }
 
@@ -48,7 +49,7 @@ class Layer {
   // u of pixels in a row. normed: memory for them.
   void expand(int batch, int y, int x, int pixels, float *normed, float *u) const {
     norm_(pixel(params_.in, batch, y, x), params_.in.column_stride, pixels,
-          [&](int p, int c, Vector value, int) { store(normed + p * channels_ + c, value); });
+          [&](int p, int c, Vector value) { store(normed + p * channels_ + c, value); });
     const Factor *a = factors<Factor>(normed, static_cast<size_t>(pixels) * channels_);
     product<Factor>({{a}, 1, channels_ / kWide<Factor>}, pixels, expand_, {u, hidden_});
     for (int i = 0; i < pixels * hidden_; i += kLanes) store(u + i, gelu<Factor>(load(u + i)));

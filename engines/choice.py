@@ -1,0 +1,79 @@
+"""Which runtime `auto` takes where several open a file: by what was measured, told as the description's `chosen`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from engines import driver
+from engines.base import HALVES
+from engines.metadata import read_stamp
+from plugins import library
+
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+
+
+def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool) -> tuple[str, str]:
+    """The runtime of an .onnx file, by its name, and why; no reason where there is nothing to choose.
+
+    Measured, sst-light x2, float32, seconds of one thread (`resource.getrusage`, so that other work does not count):
+
+    | | ONNX Runtime 1.32, canonical | OpenVINO 2026.4.1, MultiHeadAttention inlined |
+    |---|---|---|
+    | AMD EPYC with AVX-512, without AMX, 128x128 | 3.02 | 3.70 (Attention 4.62, basic operators 3.75) |
+    | the same with bfloat16 | none | 2.58 |
+    | Intel with AMX, in the same form | 1 | 0.64 to 0.89 |
+
+    So ONNX Runtime is faster without AMX and slower with it. Our own kernels in ONNX Runtime are taken where they are
+    built. Half-precision files were not compared: ONNX Runtime has them, as before there was anything to choose.
+
+    Raises EngineError for a file that is none of this toolkit's.
+    """
+    if not _installed(OPENVINO):
+        return ONNXRUNTIME, ""
+    if not _installed(ONNXRUNTIME):
+        return OPENVINO, "ONNX Runtime is not installed"
+    if device == "cuda" or (device == "auto" and _has_gpu()):
+        return ONNXRUNTIME, "OpenVINO runs on the CPU only"
+    stamp = read_stamp(path)
+    if stamp.form == "plugin":
+        return ONNXRUNTIME, "OpenVINO does not run the form plugin"
+    if stamp.precision in HALVES:
+        return ONNXRUNTIME, f"with {stamp.precision} files OpenVINO was not measured"
+    isas = _our_kernels() if kernels and stamp.form == "canonical" else ()
+    if precision == "bf16" and "avx512_bf16" not in isas:
+        return OPENVINO, "our kernels, with which ONNX Runtime computes in bf16, are not built, or not for this CPU"
+    if isas:
+        return ONNXRUNTIME, "our kernels for it are built"
+    if has_amx():
+        return OPENVINO, "it is faster than ONNX Runtime on CPUs with AMX"
+    return ONNXRUNTIME, "it is faster than OpenVINO on CPUs without AMX"
+
+
+def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies matrices in tiles, which Linux tells; False elsewhere."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any("amx_tile" in line.split() for line in lines if line.startswith("flags"))
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _has_gpu() -> bool:
+    try:
+        driver.capability()
+    except driver.NoGPU:
+        return False
+    return True
+
+
+def _our_kernels() -> tuple[str, ...]:
+    """The instruction sets of our kernels for CPUs; none where the library is not built, or cannot be loaded."""
+    try:
+        return library.cpu_isas()
+    except library.LibraryError:
+        return ()
