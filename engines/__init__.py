@@ -120,7 +120,7 @@ def open_engine(
     that have it; other files fix it at export. attention: PyTorch backend, `auto` by default.
     model, config: which network an authors' checkpoint holds (see `ribsr.load`).
     tf32: float32 on a GPU multiplies in TF32, with 10 bits of mantissa; the description's precision is `tf32` then.
-    kernels: False leaves out our own on a GPU (checkpoints have attention for it). cuda_graphs: launch the work of
+    kernels: False leaves out our own (checkpoints have attention for it). cuda_graphs: launch the work of
     repeated sizes as a whole.
     hint, cache: of OpenVINO: `latency` (default) or `throughput`, and the folder where it keeps compiled models.
 

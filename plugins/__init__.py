@@ -1,4 +1,4 @@
-"""CUDA kernels for ribsr: the table of operators, their sources and C interface, the build, the PyTorch operators.
+"""Kernels for ribsr, for GPUs and CPUs: the table of operators, sources, C interfaces, the build, PyTorch operators.
 
 A row of `plugins.operators` is an operator. `python -m plugins.build` makes the shared library (`plugins.compiler`),
 `plugins.library` calls it, `plugins.pytorch` registers the operators with PyTorch, `plugins.testing` makes inputs and

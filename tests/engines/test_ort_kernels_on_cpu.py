@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from ribsr.base.sizes import Size  # noqa: E402
 from tests.conftest import load_golden  # noqa: E402
 from tests.engines import fakes, halves  # noqa: E402
 from tests.plugins.test_fuse import small  # noqa: E402
+
+opened = partial(open_engine, device="cpu", runtime="onnxruntime")
+"""Not what `auto` finds faster."""
 
 pytestmark = pytest.mark.usefixtures("cpu_library")
 
@@ -71,7 +74,7 @@ def light(file: Callable[..., Path]) -> Path:
 
 def own(path: Path, x: np.ndarray) -> np.ndarray:
     """What ONNX Runtime's own operators make of it."""
-    with open_engine(path, device="cpu", kernels=False) as engine:
+    with opened(path, kernels=False) as engine:
         assert engine.describe().form == read_stamp(path).form
         return engine.run(x)
 
@@ -87,7 +90,7 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
 def test_computes_what_onnxruntime_computes(file: Callable[..., Path], name: str) -> None:
     """At sizes that are multiples of no window, and of batches: dynamic files take all of them."""
     path = file(name)
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         told = engine.describe()
         assert (told.device, told.form) == (f"{CPU} ({library.cpu_isas()[-1]})", "kernel")
         assert (told.precision, told.notes, told.limits.fixed) == ("fp32", (), None)
@@ -104,7 +107,7 @@ def test_computes_what_onnxruntime_computes(file: Callable[..., Path], name: str
 def test_wider_networks_run_too(file: Callable[..., Path], name: str) -> None:
     """Of 180 channels in heads of 30, and layers that are none of ours."""
     path, x = file(name), fakes.picture(17, 22)
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         assert engine.describe().form == "kernel"
         np.testing.assert_allclose(engine.run(x), own(path, x), rtol=0, atol=LIMIT)
 
@@ -124,7 +127,7 @@ def test_files_of_one_size(tmp_path: Path) -> None:
     checkpoint = fakes.write_checkpoint(tmp_path / "x2.pt")
     convert.export_onnx(checkpoint, path, convert.Options(static=Size(21, 13), verify=False))
     x = fakes.picture(21, 13)
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         assert (engine.describe().form, engine.describe().batch) == ("kernel", 1)
         np.testing.assert_allclose(engine.run(x), own(path, x), rtol=0, atol=LIMIT)
         with pytest.raises(EngineError, match="takes pictures of 13x21"):
@@ -133,7 +136,7 @@ def test_files_of_one_size(tmp_path: Path) -> None:
 
 def test_any_strides(light: Path) -> None:
     x = fakes.picture(20, 30)
-    with open_engine(light, device="cpu") as engine:
+    with opened(light) as engine:
         for view in (x[:, :, ::-1], x[..., ::2], x.swapaxes(2, 3)):
             np.testing.assert_array_equal(engine.run(view), engine.run(np.ascontiguousarray(view)))
 
@@ -141,16 +144,16 @@ def test_any_strides(light: Path) -> None:
 def test_threads_change_nothing(light: Path) -> None:
     """Bit for bit: neither those of a session nor those that share an engine."""
     pictures = [fakes.picture(30 + 9 * (i % 3), 70 - 5 * i, seed=i) for i in range(6)]
-    with open_engine(light, device="cpu", threads=1) as engine:
+    with opened(light, threads=1) as engine:
         alone = [engine.run(x) for x in pictures]
     for threads in (2, 5):
-        with open_engine(light, device="cpu", threads=threads) as engine, ThreadPoolExecutor(4) as pool:
+        with opened(light, threads=threads) as engine, ThreadPoolExecutor(4) as pool:
             for y, expected in zip(pool.map(engine.run, pictures * 2), alone * 2, strict=True):
                 np.testing.assert_array_equal(y, expected)
 
 
 def test_where_the_time_goes(light: Path) -> None:
-    with open_engine(light, device="cpu", threads=1) as engine:
+    with opened(light, threads=1) as engine:
         layers = engine.profile(fakes.picture(40, 40), runs=2)
     names = [node.name for node in onnx.load(str(light)).graph.node if node.op_type == "CyclicWindowAttention"]
     assert set(names) <= {layer.name for layer in layers}
@@ -165,7 +168,7 @@ def test_where_the_time_goes(light: Path) -> None:
 def test_half_precision_is_computed_in_float32(file: Callable[..., Path], precision: str, form: str) -> None:
     """With the weights that it has: closer to float32 than float16's own arithmetic."""
     x = fakes.picture(19, 26)
-    with open_engine(file("sst-light", precision, form), device="cpu") as engine:
+    with opened(file("sst-light", precision, form)) as engine:
         told = engine.describe()
         assert (told.form, told.precision, told.notes) == ("kernel", precision, ())
         y = engine.run(x)
@@ -182,14 +185,14 @@ def test_what_was_kept_in_float32_changes_nothing(tmp_path: Path) -> None:
     mixed = halves.to_half(graph, convolutions[3::7])
     assert sum(node.op_type == "Cast" for node in mixed.graph.node) > 2
     path, x = halves.write(tmp_path / "mixed.onnx", mixed), fakes.picture(19, 26)
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         assert rmse(engine.run(x), own(halves.write(tmp_path / "x.onnx", graph, dtype="fp32"), x)) < 0.003
     model = onnx.load_from_string(rewritten_for_cpu(str(path), read_stamp(path), False))
     assert "Conv" not in {node.op_type for node in model.graph.node}
 
 
 def products_of_bfloat16(path: Path, x: np.ndarray) -> np.ndarray:
-    with open_engine(path, device="cpu", precision="bf16") as engine:
+    with opened(path, precision="bf16") as engine:
         told = engine.describe()
         assert (told.form, told.precision, told.notes) == ("kernel", "bf16", ())
         return engine.run(x)
@@ -200,31 +203,31 @@ def test_products_of_bfloat16(light: Path) -> None:
     x = fakes.picture(33, 47)
     if "avx512_bf16" not in library.cpu_isas():
         with pytest.raises(EngineError, match="precision bf16 needs our kernels, but this CPU has no AVX512_BF16"):
-            open_engine(light, device="cpu", precision="bf16")
+            opened(light, precision="bf16")
         return
     y, exact = products_of_bfloat16(light, x), own(light, x)
     assert 1e-6 < rmse(y, exact) < 0.01
-    with open_engine(light, device="cpu") as engine:
+    with opened(light) as engine:
         np.testing.assert_allclose(engine.run(x), exact, rtol=0, atol=LIMIT)  # the other mode in the same process
 
 
 def test_a_cpu_without_bfloat16_is_told(light: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cpu_isas", lambda: ("baseline", "avx2", "avx512"))
     with pytest.raises(EngineError) as info:
-        open_engine(light, device="cpu", precision="bf16")
+        opened(light, precision="bf16")
     wanted = "precision bf16 needs our kernels, but this CPU has no AVX512_BF16, the instructions for it"
     assert str(info.value) == f"{light}: {wanted}"
 
 
 def test_precisions_are_those_of_the_file(light: Path, file: Callable[..., Path]) -> None:
-    with open_engine(light, device="cpu", precision="fp32") as engine:
+    with opened(light, precision="fp32") as engine:
         assert engine.describe().precision == "fp32"
     with pytest.raises(EngineError, match="is in fp32, not in fp16; export it in that precision, or --precision bf16"):
-        open_engine(light, device="cpu", precision="fp16")
+        opened(light, precision="fp16")
     with pytest.raises(EngineError, match="is in fp16, not in bf16; .* or leave out --precision"):
-        open_engine(file("sst-light", "fp16"), device="cpu", precision="bf16")
+        opened(file("sst-light", "fp16"), precision="bf16")
     with pytest.raises(EngineError, match="precision 'fp64' is unknown"):
-        open_engine(light, device="cpu", precision="fp64")
+        opened(light, precision="fp64")
 
 
 # What keeps them out
@@ -233,38 +236,38 @@ def test_precisions_are_those_of_the_file(light: Path, file: Callable[..., Path]
 @pytest.mark.parametrize("form", ["mha", "matmul"])
 def test_other_forms_run_as_they_are(tmp_path: Path, form: Any) -> None:
     path = halves.write(tmp_path / "a.onnx", bare("sst_cyclic_x2"), form, "fp32")
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         told = engine.describe()
         assert (told.device, told.form, told.notes) == (CPU, form, ())
         assert np.isfinite(engine.run(fakes.picture())).all()
     with pytest.raises(EngineError, match=f"precision bf16 needs our kernels, but the form {form} has"):
-        open_engine(path, device="cpu", precision="bf16")
+        opened(path, precision="bf16")
 
 
 def test_no_kernels_are_asked_for(light: Path, file: Callable[..., Path]) -> None:
-    with open_engine(light, device="cpu", kernels=False) as engine:
+    with opened(light, kernels=False) as engine:
         told = engine.describe()
         assert (told.device, told.form, told.notes) == (CPU, "canonical", ())
     with pytest.raises(EngineError, match="precision bf16 needs our kernels, but --no-kernels was given"):
-        open_engine(light, device="cpu", kernels=False, precision="bf16")
+        opened(light, kernels=False, precision="bf16")
     with pytest.raises(EngineError, match="is in plugin form, which needs our kernels, but --no-kernels was given"):
-        open_engine(file("sst-light", "fp16", "plugin"), device="cpu", kernels=False)
+        opened(file("sst-light", "fp16", "plugin"), kernels=False)
 
 
 def test_a_library_that_is_not_built_is_no_reason_to_complain(
     light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(library.CPU_VARIABLE, str(tmp_path / "none.so"))
-    with open_engine(light, device="cpu") as engine:
+    with opened(light) as engine:
         assert (engine.describe().form, engine.describe().notes) == ("canonical", ())
     with pytest.raises(EngineError, match=r"but there is no .*none\.so: python -m plugins\.build makes it \(needs a C"):
-        open_engine(light, device="cpu", precision="bf16")
+        opened(light, precision="bf16")
 
 
 def test_a_library_that_is_broken_is_told(light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.so").write_text("text")
     monkeypatch.setenv(library.CPU_VARIABLE, str(tmp_path / "text.so"))
-    with open_engine(light, device="cpu") as engine:
+    with opened(light) as engine:
         told = engine.describe()
         assert told.form == "canonical"
         (note,) = told.notes
@@ -274,12 +277,12 @@ def test_a_library_that_is_broken_is_told(light: Path, tmp_path: Path, monkeypat
 
 def test_an_older_runtime_lends_no_threads(light: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "__version__", "1.16.3")
-    with open_engine(light, device="cpu") as engine:
+    with opened(light) as engine:
         told = engine.describe()
         assert (told.device, told.form) == (CPU, "canonical")
         assert "since ONNX Runtime 1.16.3 lends them no threads: 1.17 or later does" in told.notes[0]
     with pytest.raises(EngineError, match=r"precision bf16 needs our kernels, but ONNX Runtime 1\.16\.3"):
-        open_engine(light, device="cpu", precision="bf16")
+        opened(light, precision="bf16")
 
 
 def test_windows_that_they_do_not_take(tmp_path: Path) -> None:
@@ -287,7 +290,7 @@ def test_windows_that_they_do_not_take(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = trace(fold(ribsr.build(config))[0], 17)
     path = halves.write(tmp_path / "wide.onnx", graph, dtype="fp32")
-    with open_engine(path, device="cpu") as engine:
+    with opened(path) as engine:
         assert engine.describe().form == "canonical"
         assert "its windows have sides of 130, ours take 2 to 128" in engine.describe().notes[0]
 
