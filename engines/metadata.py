@@ -78,15 +78,9 @@ def read_stamp(path: str | Path) -> Stamp:
     values: dict[str, Any] = {key[len(PREFIX) :]: text for key, text in properties.items() if key.startswith(PREFIX)}
     if not values and said.producer != PRODUCER:
         raise EngineError(f"{path}: was made by another tool; make one with python -m export.onnx --ckpt MODEL.pt")
-    if said.windows and not (said.has_body or said.is_plugin):
-        raise EngineError(
-            f"{path}: its {OPERATOR.decode()} nodes have lost the function that says what they compute, as in onnx's "
-            "version converter; export it again, with --opset if another is needed"
-        )
     try:
-        if not values:
-            return stamp_of(_from_graph(said))
-        stamp = stamp_of({**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}})
+        known = {**values, **{name: _parsed(name, values[name]) for name in ("scale", "windows")}} if values else None
+        stamp = stamp_of(known or _from_graph(said))
     except _Missing as error:
         raise EngineError(f"{path}: a tool has dropped its metadata, and its graph {error}; export it again") from None
     except KeyError as error:
@@ -98,6 +92,11 @@ def read_stamp(path: str | Path) -> Stamp:
         raise EngineError(f"{path}: its metadata says x{stamp.scale}, its graph {graph}; export it again")
     if said.windows != list(stamp.windows) * (len(said.windows) // len(stamp.windows)):
         raise EngineError(f"{path}: its metadata names other windows than its graph has; export it again")
+    if said.windows and not (said.has_body or said.is_plugin):
+        raise EngineError(
+            f"{path}: its {OPERATOR.decode()} nodes have lost the function that says what they compute, as in onnx's "
+            "version converter; export it again, with --opset if another is needed"
+        )
     return stamp
 
 

@@ -168,10 +168,15 @@ def run(runtime: Runtime, python: Path, model: Path, given: Given, sizes: str, l
 
 
 def _gist(text: str) -> str:
-    """What a traceback ends in, from the line that names the exception, on one line; else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    start = max((i for i, line in enumerate(lines) if re.match(r"[\w.]+: ", line)), default=len(lines) - 1)
-    return " ".join(lines[max(0, start) :])[:240]
+    """What a traceback ends in, from the line that names the exception, on one line; without one, the last line.
+
+    Of a long one, its start and its end: libraries put their reason behind where it was found, or a stack behind it.
+    """
+    _, traceback, message = text.rpartition("Traceback (most recent call last):\n")
+    lines = message.splitlines()
+    start = next((i for i, line in enumerate(lines) if re.match(r"[\w.]+(: |$)", line)), 0) if traceback else -1
+    gist = " ".join(" ".join(lines[start:]).split())
+    return gist if len(gist) <= 200 else f"{gist[:100]} … {gist[-100:]}"
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:

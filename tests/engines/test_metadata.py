@@ -99,7 +99,9 @@ def test_a_stamp_is_compared_with_the_graphs_nodes(tmp_path: Path, stamp: dict[s
     model = onnx.load(str(fakes.write_onnx(tmp_path / "a.onnx", stamp=stamp)))
     for side in (8, 16, 8, 16):
         model.graph.node.append(
-            helper.make_node("CyclicWindowAttention", ["x"], [f"y{side}"], domain="ribsr", window=[side, side])
+            helper.make_node(
+                "CyclicWindowAttention", ["x"], [f"y{side}"], domain="ribsr", window=[side, side], gate_sigmoid=0
+            )
         )
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     if message is None:

@@ -16,17 +16,8 @@ def nvcc() -> Path:
         pytest.skip("needs nvcc")
 
 
-@pytest.fixture(scope="session")
-def cpu_library() -> None:
-    """The library for CPUs, made where it is not there or not of these sources."""
-    try:
-        compiler.build_cpu()
-    except compiler.NoCompiler as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(params=library.ISAS[1:])
-def isa(request: pytest.FixtureRequest, cpu_library: None) -> str:
+def isa(request: pytest.FixtureRequest, cpu_library: Path) -> str:
     """Every instruction set; those that this CPU lacks are skipped."""
     if request.param not in library.cpu_isas():
         pytest.skip(f"this CPU has no {request.param}")

@@ -6,7 +6,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,15 +17,25 @@ import torch
 import ribsr
 from ribsr.layers import RIBModel
 
-if not torch.cuda.is_available():
+
+def torchvision_alone() -> bool:
+    """Whether torchvision cannot be imported beside this torch, though it is installed."""
+    if find_spec("torchvision") is None:
+        return False
+    return subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode != 0
+
+
+if torchvision_alone():
     # spandrel imports torchvision, whose published wheels are made for CUDA: beside a CPU torch its operators do not
     # load, and its import fails at those that it describes. None of them is used here.
     _operators = torch.library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, _name):
-            _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-spandrel = pytest.importorskip("spandrel")
+if TYPE_CHECKING:
+    import spandrel
+else:
+    spandrel = pytest.importorskip("spandrel")
 import ribsr.spandrel  # noqa: E402
 
 SMALL = replace(ribsr.config("sst-light", 3), name="small", blocks=1, windows=(8, 16), heads=(3, 3), ranks=(16, 24))
@@ -138,7 +151,7 @@ def test_each_model_is_one_architecture_s_and_nobody_else_s(
 def test_another_architecture_s_file_is_not_ours(
     registry: spandrel.ArchRegistry, family: str, parameters: dict[str, object]
 ) -> None:
-    tensors = getattr(getattr(spandrel.architectures, family), family)(**parameters).state_dict()
+    tensors = getattr(import_module(f"spandrel.architectures.{family}"), family)(**parameters).state_dict()
     assert not any(registry[name].detect(tensors) for name in MODELS)
     assert registry.load(tensors).architecture.id == family
 

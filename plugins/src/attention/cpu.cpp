@@ -23,12 +23,12 @@ namespace {
 
 constexpr int kMostVectors = kRegisters == 32 ? 4 : 2;  // of queries in a block
 constexpr int kMostQueries = kMostVectors * kLanes;
-constexpr int kKeyStep = 4;                 // keys whose scores are in registers at a time
-constexpr int kChannelStep = 4;             // channels of the output that are
-constexpr int kTile = 64;                   // keys; even
-constexpr int kMostTokens = 128;            // along one side of a window
-constexpr int kMostWindows = 16;            // of a group
-constexpr int64_t kGroupBytes = 4 << 20;    // of a group's keys and values: about what a core has of the last cache
+constexpr int kKeyStep = 4;               // keys whose scores are in registers at a time
+constexpr int kChannelStep = 4;           // channels of the output that are
+constexpr int kTile = 64;                 // keys; even
+constexpr int kMostTokens = 128;          // along one side of a window
+constexpr int kMostWindows = 16;          // of a group
+constexpr int64_t kGroupBytes = 4 << 20;  // of a group's keys and values: about what a core has of the last cache
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLowest = -3e38f;
 
@@ -96,7 +96,7 @@ struct Plan {
   std::vector<Window> windows;
   std::vector<size_t> starts;  // of groups, and where the last one ends
 
-  Plan(const RibsrAttentionParams &p, size_t most)
+  Plan(const RibsrAttentionParams &p, int64_t most)
       : rows(alike(p.height, p.window_height, p.shift_y)), columns(alike(p.width, p.window_width, p.shift_x)) {
     for (const auto &same_rows : rows) {
       for (const auto &same_columns : columns) {
@@ -104,7 +104,7 @@ struct Plan {
         for (int batch = 0; batch < p.batch; ++batch) {
           for (const Side &row : same_rows) {
             for (const Side &column : same_columns) {
-              if (windows.size() - starts.back() == most) starts.push_back(windows.size());
+              if (static_cast<int64_t>(windows.size() - starts.back()) == most) starts.push_back(windows.size());
               windows.push_back({batch, &row, &column});
             }
           }
@@ -115,6 +115,14 @@ struct Plan {
   }
 
   int64_t groups() const { return static_cast<int64_t>(starts.size()) - 1; }
+
+  int size(size_t group) const { return static_cast<int>(starts[group + 1] - starts[group]); }
+
+  int largest() const {
+    int most = 0;
+    for (size_t group = 0; group + 1 < starts.size(); ++group) most = std::max(most, size(group));
+    return most;
+  }
 };
 
 // ---- packing --------------------------------------------------------------------------------------------------------
@@ -205,15 +213,16 @@ template <int kStep, class Step>
 // What a group's windows have each for themselves.
 template <class Element>
 struct Own {
-  Element *keys;     // [tokens][width]
-  Element *values;   // [tokens, in packs][value_width]
-  Element *queries;  // [width][queries]
-  float *out;        // [value_width][queries]
+  Element *keys;           // [tokens][width]
+  Element *values;         // [tokens, in packs][value_width]
+  Element *queries;        // [width][queries]
+  float *out;              // [value_width][queries]
   float *highest, *total;  // [queries]
 };
 
-// A thread's memory, and the steps of the attention in it. Where an array is written in whole vectors they may reach
-// behind its end, into what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
+// A thread's memory, and the steps of the attention in it. What has the inner loops is no part of its callers' code, for
+// which g++ would have too few registers. Where an array is written in whole vectors they may reach behind its end, into
+// what is written later or is spare. Arrays of [queries] are of kVectors * kLanes in a block.
 template <class Element>
 class Worker {
  public:
@@ -342,11 +351,14 @@ class Worker {
     }
     for (int key = 0; key < tokens_; key += kTile) {
       const int keys = std::min(kTile, tokens_ - key);
-      in_steps<kKeyStep>(keys, [&](int i, auto step) { bias<step, kVectors>(key + i, i); });
+      if (count_ > 1) bias<kVectors>(key, keys);
       for (int w = 0; w < count_; ++w) {
         Vector highest[kVectors], fading[kVectors];
-        for (int v = 0; v < kVectors; ++v) highest[v] = load(own_[w].highest + v * kLanes);
-        in_steps<kKeyStep>(keys, [&](int i, auto step) { score<step, kVectors>(own_[w], key + i, i, highest); });
+        if (count_ > 1) {
+          score<true>(own_[w], key, keys, highest);
+        } else {
+          score<false>(own_[w], key, keys, highest);
+        }
         exponentiate<kVectors>(own_[w], keys, highest, fading);
         accumulate<kVectors>(own_[w], key, keys, fading);
       }
@@ -371,28 +383,47 @@ class Worker {
 
   // What RIB adds to scores.
   template <int kKeys, int kVectors>
-  void bias(int key, int tile_key) {
-    Vector sum[kKeys][kVectors] = {};
+  [[gnu::always_inline]] void add_rib(Vector (&sum)[kKeys][kVectors], int key) {
     multiply(sum, rib_keys_ + int64_t{1} * key * rib_width_, rib_width_, 1, rib_queries_, rib_width_);
-    store_all(bias_ + tile_key * kVectors * kLanes, sum);
   }
 
-  template <int kKeys, int kVectors>
-  void score(const Own<Element> &own, int key, int tile_key, Vector (&highest)[kVectors]) {
-    Vector sum[kKeys][kVectors];
-    load_all(sum, bias_ + tile_key * kVectors * kLanes);
-    multiply(sum, own.keys + int64_t{1} * key * width_, width_, 1, own.queries, width_);
+  // The same, for several windows.
+  template <int kVectors>
+  [[gnu::noinline]] void bias(int first, int keys) {
+    in_steps<kKeyStep>(keys, [&](int key, auto step) {
+      constexpr int kKeys = decltype(step)::value;
+      Vector sum[kKeys][kVectors] = {};
+      add_rib(sum, first + key);
+      store_all(bias_ + key * kVectors * kLanes, sum);
+    });
+  }
+
+  // Scores, and the highest so far. kShared: `bias` has been computed.
+  template <bool kShared, int kVectors>
+  [[gnu::noinline]] void score(const Own<Element> &own, int first, int keys, Vector (&highest)[kVectors]) {
+    for (int v = 0; v < kVectors; ++v) highest[v] = load(own.highest + v * kLanes);
+    in_steps<kKeyStep>(keys, [&](int key, auto step) {
+      constexpr int kKeys = decltype(step)::value;
+      Vector sum[kKeys][kVectors] = {};
+      if constexpr (kShared) {
+        load_all(sum, bias_ + key * kVectors * kLanes);
+      } else {
+        add_rib(sum, first + key);
+      }
+      multiply(sum, own.keys + int64_t{1} * (first + key) * width_, width_, 1, own.queries, width_);
 #pragma GCC unroll 8
-    for (int r = 0; r < kKeys; ++r) {
+      for (int r = 0; r < kKeys; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) highest[v] = maximum(sum[r][v], highest[v]);
-    }
-    store_all(scores_ + tile_key * kVectors * kLanes, sum);
+        for (int v = 0; v < kVectors; ++v) highest[v] = maximum(sum[r][v], highest[v]);
+      }
+      store_all(scores_ + key * kVectors * kLanes, sum);
+    });
   }
 
   // Scores to probabilities, not yet divided by their sum. fading: what earlier ones are to be multiplied by.
   template <int kVectors>
-  void exponentiate(const Own<Element> &own, int keys, const Vector (&highest)[kVectors], Vector (&fading)[kVectors]) {
+  [[gnu::noinline]] void exponentiate(const Own<Element> &own, int keys, const Vector (&highest)[kVectors],
+                                      Vector (&fading)[kVectors]) {
     constexpr int stride = kVectors * kLanes;
     constexpr int kDegree = kPack<Element> == 1 ? 5 : 3;  // of what is rounded to bfloat16
     Vector sum[kVectors] = {};
@@ -419,8 +450,8 @@ class Worker {
   }
 
   template <int kVectors>
-  void accumulate(const Own<Element> &own, int key, int keys, const Vector (&fading)[kVectors]) {
-    const Element *values = own.values + int64_t{1} * (key / kPack<Element>)*value_width_;
+  [[gnu::noinline]] void accumulate(const Own<Element> &own, int key, int keys, const Vector (&fading)[kVectors]) {
+    const Element *values = own.values + int64_t{1} * (key / kPack<Element>) * value_width_;
     const int depth = static_cast<int>(divided_up(keys, kPack<Element>));
     for (int c = 0; c < value_width_; c += kChannelStep) {
       Vector sum[kChannelStep][kVectors] = {};
@@ -480,20 +511,20 @@ template <class Element>
 int32_t attend(const RibsrAttentionParams &p, const RibsrExecutor &executor) {
   const int64_t tokens = int64_t{1} * p.window_height * p.window_width;
   const int64_t bytes = tokens * p.head_width * 2 * static_cast<int64_t>(sizeof(float)) / kPack<Element>;
-  const int most = static_cast<int>(std::clamp<int64_t>(kGroupBytes / bytes, 1, kMostWindows));
-  const Plan plan(p, static_cast<size_t>(most));
+  const Plan plan(p, std::clamp<int64_t>(kGroupBytes / bytes, 1, kMostWindows));
+  const int largest = plan.largest();
   const int64_t units = plan.groups() * p.heads, wanted = executor.threads > 1 ? 4 * executor.threads : 1;
   const int64_t parts = std::clamp<int64_t>(divided_up(wanted, units), 1, divided_up(tokens, kMostQueries));
   std::atomic<bool> failed{false};
   parallel(executor, units * parts, [&](int64_t task) {
-    Worker<Element> worker(p, most);
+    Worker<Element> worker(p, largest);
     if (!worker.has_memory()) {
       failed = true;
       return;
     }
     const int64_t unit = task / parts, head = unit % p.heads;
-    const size_t group = static_cast<size_t>(unit / p.heads), start = plan.starts[group];
-    worker.run(&plan.windows[start], static_cast<int>(plan.starts[group + 1] - start), static_cast<int>(head),
+    const size_t group = static_cast<size_t>(unit / p.heads);
+    worker.run(&plan.windows[plan.starts[group]], plan.size(group), static_cast<int>(head),
                static_cast<int>(task % parts), static_cast<int>(parts));
   });
   return failed ? RIBSR_UNSUPPORTED : RIBSR_OK;

@@ -39,7 +39,7 @@ class Layer {
     for (int y = tile.y0 - 1; y <= tile.y1; ++y) {
       n.advance(y, [&](float *to, int x, int pixels) {
         norm_(pixel(in, tile.batch, y, x), in.column_stride, pixels,
-              [&](int p, int c, Vector value, int) { store(to + p * channels_ + c, value); });
+              [&](int p, int c, Vector value) { store(to + p * channels_ + c, value); });
       });
       if (y >= tile.y0 && y < tile.y1) {
         std::memcpy(row, n.row(y) + channels_, sizeof(float) * static_cast<size_t>(tile.columns()) * channels_);

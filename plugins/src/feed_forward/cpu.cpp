@@ -48,7 +48,7 @@ class Layer {
   // u of pixels in a row. normed: memory for them.
   void expand(int batch, int y, int x, int pixels, float *normed, float *u) const {
     norm_(pixel(params_.in, batch, y, x), params_.in.column_stride, pixels,
-          [&](int p, int c, Vector value, int) { store(normed + p * channels_ + c, value); });
+          [&](int p, int c, Vector value) { store(normed + p * channels_ + c, value); });
     const Factor *a = factors<Factor>(normed, static_cast<size_t>(pixels) * channels_);
     product<Factor>({{a}, 1, channels_ / kWide<Factor>}, pixels, expand_, {u, hidden_});
     for (int i = 0; i < pixels * hidden_; i += kLanes) store(u + i, gelu<Factor>(load(u + i)));

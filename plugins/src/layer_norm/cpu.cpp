@@ -14,9 +14,8 @@ int32_t layer_norm(const RibsrLayerNormParams &params, const RibsrExecutor &exec
     for (int y = tile.y0; y < tile.y1; ++y) {
       float *out = writable(params.out, tile.batch, y, tile.x0);
       norm(pixel(params.in, tile.batch, y, tile.x0), params.in.column_stride, tile.columns(),
-           [&](int p, int c, Vector value, int lanes) {
-             float *to = out + p * params.out.column_stride + c;
-             lanes == kLanes ? store(to, value) : store(to, value, lanes);
+           [&](int p, int c, Vector value) {
+             store_channels(out + p * params.out.column_stride + c, value, params.channels - c);
            });
       gap.clear(out, tile.columns());
     }

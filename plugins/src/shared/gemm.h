@@ -54,20 +54,29 @@ struct Target {
 constexpr int kVectors = 3;                               // of outputs in a block
 constexpr int kPixels = kRegisters / (kVectors + 1) / 4 * 4;  // of a block: 8 or 4
 
+// What is multiplied at a time: the weights of up to three vectors of outputs.
+template <class Factor>
+struct Panel {
+  const Factor *weights;  // [length, vectors, kLanes]
+  const float *bias;      // [vectors, kLanes]
+  int length;             // Factors of a pixel's sum
+  int outputs;            // as many as there are from its first one on
+};
+
 // Weights and biases, cut into panels of up to three vectors of outputs.
 template <class Factor>
 class Packed {
  public:
   // weight: [outputs, taps, channels]. Where `channels` is no whole number of Factors, one of 0 is put behind each tap's.
   Packed(const float *weight, const float *bias, int outputs, int taps, int channels)
-      : length(taps * static_cast<int>(divided_up(channels, kWide<Factor>))),
-        outputs(outputs),
-        memory_(static_cast<size_t>(padded(outputs)) * (length + 1)) {
+      : length_(taps * static_cast<int>(divided_up(channels, kWide<Factor>))),
+        outputs_(outputs),
+        memory_(static_cast<size_t>(padded(outputs)) * (length_ + 1)) {
     if (!has_memory()) return;
     float *bias_to = memory_.data;
     std::memset(bias_to, 0, sizeof(float) * static_cast<size_t>(padded(outputs)));
     std::memcpy(bias_to, bias, sizeof(float) * static_cast<size_t>(outputs));
-    auto *to = const_cast<Factor *>(panel(0));
+    auto *to = reinterpret_cast<Factor *>(bias_to + padded(outputs));
     for (int i = 0; i < panels(); ++i)
       for (int tap = 0; tap < taps; ++tap)
         for (int c = 0; c < channels; c += kWide<Factor>)
@@ -88,17 +97,16 @@ class Packed {
   bool has_memory() const { return memory_.data != nullptr; }
   int panels() const { return static_cast<int>(divided_up(vectors(), kVectors)); }
   int begin(int panel) const { return vectors() * panel / panels() * kLanes; }  // its first output
-  const float *bias(int output) const { return memory_.data + output; }
-  const Factor *panel(int index) const {
-    return reinterpret_cast<const Factor *>(memory_.data + padded(outputs)) + static_cast<ptrdiff_t>(begin(index)) * length;
+  Panel<Factor> panel(int index) const {
+    const auto *weights = reinterpret_cast<const Factor *>(memory_.data + padded(outputs_));
+    const ptrdiff_t first = begin(index);
+    return {weights + first * length_, memory_.data + first, length_, outputs_ - begin(index)};
   }
 
-  const int length;  // Factors of a pixel's sum
-  const int outputs;
-
  private:
-  int vectors() const { return padded(outputs) / kLanes; }
+  int vectors() const { return padded(outputs_) / kLanes; }
 
+  int length_, outputs_;
   Memory memory_;
 };
 
@@ -108,30 +116,27 @@ struct Operand {
   const Factor *runs[3];
   int count;
   ptrdiff_t stride;  // between pixels, in Factors
-
-  Operand after(int pixels) const {
-    Operand moved = *this;
-    for (int i = 0; i < count; ++i) moved.runs[i] += pixels * stride;
-    return moved;
-  }
 };
 
-constexpr int kTerms = 256;  // of a sum in registers: rounding grows with it
+constexpr int kTerms = 256;  // of a sum in registers; longer ones are sums of such sums, since rounding grows with length
 
+// The sums of a block, from pixel `first` on.
 template <int Pixels, int Vectors, class Factor>
-inline void block(const Operand<Factor> &operand, int run_length, const Factor *weights, const float *bias, int outputs,
-                  const Target &target, int first) {
+inline void block(const Operand<Factor> &operand, const Panel<Factor> &panel, const Target &target, int first) {
   Vector sums[Pixels][Vectors];
   for (int p = 0; p < Pixels; ++p)
     for (int v = 0; v < Vectors; ++v) {
-      sums[p][v] = load(bias + v * kLanes);
+      sums[p][v] = load(panel.bias + v * kLanes);
       __builtin_prefetch(target.out + (first + p) * target.stride + v * kLanes, 1);  // large maps come from memory
     }
+  const Factor *weights = panel.weights;
+  const int run_length = panel.length / operand.count;
   int run = 0, k = 0;  // the next term
   const auto add_terms = [&] {
     for (int room = kTerms; room > 0 && run < operand.count;) {
       const int count = std::min(room, run_length - k);
-      for (const Factor *a = operand.runs[run] + k, *end = a + count; a < end; ++a, weights += Vectors * kLanes) {
+      const Factor *a = operand.runs[run] + first * operand.stride + k;
+      for (const Factor *end = a + count; a < end; ++a, weights += Vectors * kLanes) {
         decltype(load(weights)) w[Vectors];
 #pragma GCC unroll 3
         for (int v = 0; v < Vectors; ++v) w[v] = load(weights + v * kLanes);
@@ -163,54 +168,37 @@ inline void block(const Operand<Factor> &operand, int run_length, const Factor *
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
       Vector x = sums[p][v];
-      const int lanes = outputs - v * kLanes;
+      const int left = std::max(panel.outputs - v * kLanes, 1);  // never below; compilers cannot know
       if (target.negative_slope != 1.0f) x = x < 0.0f ? x * target.negative_slope : x;
-      float *to = target.out + (first + p) * target.stride + v * kLanes;
-      const float *residual = target.residual + (first + p) * target.residual_stride + v * kLanes;
-      if (lanes >= kLanes) {
-        store(to, target.residual == nullptr ? x : x + load(residual));
-      } else if (lanes > 0) {  // always; compilers cannot know
-        store(to, target.residual == nullptr ? x : x + load(residual, lanes), lanes);
-      }
+      if (target.residual != nullptr)
+        x += load_channels(target.residual + (first + p) * target.residual_stride + v * kLanes, left);
+      store_channels(target.out + (first + p) * target.stride + v * kLanes, x, left);
     }
 }
 
-// The last pixels, fewer than a block's.
-template <int Pixels, int Vectors, class Factor, class... Rest>
-inline void rest(int pixels, const Operand<Factor> &operand, Rest &&...more) {
-  if (pixels == Pixels)
-    block<Pixels, Vectors>(operand, more...);
-  else if constexpr (Pixels > 1)
-    rest<Pixels - 1, Vectors>(pixels, operand, more...);
-}
-
-template <int Vectors, class Factor>
-__attribute__((noinline)) void panel(const Operand<Factor> &operand, int pixels, const Packed<Factor> &weights, int index,
-                                     Target target) {
-  const int run_length = weights.length / operand.count, begin = weights.begin(index);
-  target.out += begin;
-  if (target.residual != nullptr) target.residual += begin;
-  const auto compute = [&](auto block_of, int first) {
-    block_of(operand.after(first), run_length, weights.panel(index), weights.bias(begin), weights.outputs - begin, target, first);
-  };
-  int first = 0;
-  for (; first + kPixels <= pixels; first += kPixels)
-    compute([](auto &&...a) { block<kPixels, Vectors>(a...); }, first);
-  if (first < pixels)
-    compute([&](auto &&...a) { rest<kPixels - 1, Vectors>(pixels - first, a...); }, first);
+// All pixels from `first` on, in the largest blocks there are.
+template <int Pixels, int Vectors, class Factor>
+void blocks(const Operand<Factor> &operand, const Panel<Factor> &panel, const Target &target, int first, int pixels) {
+  for (; first + Pixels <= pixels; first += Pixels) block<Pixels, Vectors>(operand, panel, target, first);
+  if constexpr (Pixels > 1)
+    if (first < pixels) blocks<Pixels - 1, Vectors>(operand, panel, target, first, pixels);
 }
 
 // target = operand times weights plus biases, for pixels in a row.
 template <class Factor>
 void product(const Operand<Factor> &operand, int pixels, const Packed<Factor> &weights, const Target &target) {
   for (int i = 0; i < weights.panels(); ++i) {
+    const Panel<Factor> panel = weights.panel(i);
+    Target there = target;
+    there.out += weights.begin(i);
+    if (there.residual != nullptr) there.residual += weights.begin(i);
     const int vectors = (weights.begin(i + 1) - weights.begin(i)) / kLanes;
     if (vectors == 3)
-      panel<3>(operand, pixels, weights, i, target);
+      blocks<kPixels, 3>(operand, panel, there, 0, pixels);
     else if (vectors == 2)
-      panel<2>(operand, pixels, weights, i, target);
+      blocks<kPixels, 2>(operand, panel, there, 0, pixels);
     else
-      panel<1>(operand, pixels, weights, i, target);
+      blocks<kPixels, 1>(operand, panel, there, 0, pixels);
   }
 }
 

@@ -87,8 +87,8 @@ inline float maximum(Vector x) {
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
-// x + kShift - kShift is the nearest integer, for the last place of 2^23 to 2^24 is worth 1; the sum itself has that integer
-// in its last bits.
+// x + kShift - kShift is the nearest integer, for the last place of 2^23 to 2^24 is worth 1; the sum itself has that
+// integer in its last bits.
 constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
 
 // 2^n of n + kShift, -127 <= n <= 128: of -127 it is 0, of 128 infinite.

@@ -16,6 +16,11 @@ namespace ribsr::RIBSR_ISA {
 // Channels as the kernels keep them: whole vectors.
 constexpr int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
+// A vector of a pixel's channels, of which so many are left in memory: others are 0 in a register, and not written.
+inline Vector load_channels(const float *from, int left) { return left >= kLanes ? load(from) : load(from, left); }
+
+inline void store_channels(float *to, Vector x, int left) { left >= kLanes ? store(to, x) : store(to, x, left); }
+
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline const float *pixel(const RibsrMap &map, int batch, int y, int x) {
@@ -55,10 +60,10 @@ struct Tiles {
 
   // most_columns: of a tile.
   Tiles(int batch, int height, int width, int most_columns, int threads) : height(height), width(width), batch(batch) {
-    const int64_t wanted = threads > 1 ? int64_t{4} * threads : 1;  // so that no thread waits long for the last one
+    const int64_t wanted = threads > 1 ? int64_t{2} * threads : 1;  // so that no thread waits long for the last one
     across = divided_up(width, std::max(most_columns, 1));
-    down = std::clamp<int64_t>(divided_up(wanted, batch * across), 1, std::max(height / 8, 1));
-    if (count() < threads) across = std::clamp<int64_t>(divided_up(threads, batch * down), across, std::max(width / 8, 1));
+    down = std::clamp<int64_t>(divided_up(wanted, batch * across), 1, std::max(height / 16, 1));
+    if (count() < threads) across = std::max(across, std::min<int64_t>(divided_up(threads, batch * down), width / 8));
     if (count() < threads) down = std::clamp<int64_t>(divided_up(threads, batch * across), down, height);
   }
 

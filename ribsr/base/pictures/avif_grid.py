@@ -116,7 +116,9 @@ def _head(grids: list[_Grid], profile: bytes | None, length: int) -> bytes:
     for grid in grids:
         first, of_alpha = number + 1, grid is not grids[0]
         cells = range(first + 1, first + len(grid.parts))
-        kept = [*grid.properties, *([_full(b"auxC", _ALPHA)] if of_alpha else [])]
+        kept = grid.properties
+        if of_alpha:  # which has no colours
+            kept = [*(box for box in kept if box[4:8] != b"colr"), _full(b"auxC", _ALPHA)]
         for number, part in enumerate(grid.parts, first):
             whole = number == first
             places += struct.pack(">3H2I", number, 0, 1, at, len(part))

@@ -13,25 +13,11 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from plugins import compiler, library, testing  # noqa: E402
+from plugins import library, testing  # noqa: E402
 from plugins.operators import CYCLIC_WINDOW_ATTENTION  # noqa: E402
 from plugins.pytorch import Call  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def built() -> None:
-    """The library, made where it is not there or not of these sources."""
-    try:
-        compiler.build_cpu()
-    except compiler.NoCompiler as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=library.ISAS[1:])
-def isa(request: pytest.FixtureRequest) -> str:
-    if request.param not in library.cpu_isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    return request.param
+pytestmark = pytest.mark.usefixtures("cpu_library")
 
 
 @dataclass(frozen=True)
