@@ -18,14 +18,16 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
 
     Measured, sst-light x2, float32, seconds of one thread (`resource.getrusage`, so that other work does not count):
 
-    | | ONNX Runtime 1.32, canonical | OpenVINO 2026.4.1, MultiHeadAttention inlined |
-    |---|---|---|
-    | AMD EPYC with AVX-512, without AMX, 128x128 | 3.02 | 3.70 (Attention 4.62, basic operators 3.75) |
-    | the same with bfloat16 | none | 2.58 |
-    | Intel with AMX, in the same form | 1 | 0.64 to 0.89 |
+    | | our kernels | ONNX Runtime 1.32, canonical | OpenVINO 2026.4.1, MultiHeadAttention inlined |
+    |---|---|---|---|
+    | AMD EPYC with AVX-512, without AMX, 128x128 | 1.84 | 3.02 | 3.70 (Attention 4.62, basic operators 3.75) |
+    | the same with bfloat16 | not measured | none | 2.58 |
+    | Intel with AMX, times of one form beside each other | not measured | 1 | 0.64 to 0.89 |
 
-    So ONNX Runtime is faster without AMX and slower with it. Our own kernels in ONNX Runtime are taken where they are
-    built. Half-precision files were not compared: ONNX Runtime has them, as before there was anything to choose.
+    At 256x256 ONNX Runtime's own operators took 12.65 and OpenVINO 15.96, at the first run of that size. So our
+    kernels, in ONNX Runtime, are the fastest where they are built; without them ONNX Runtime is faster than OpenVINO
+    without AMX, and slower with it. Half-precision files were not compared: ONNX Runtime has them, as before there was
+    anything to choose.
 
     Raises EngineError for a file that is none of this toolkit's.
     """

@@ -409,7 +409,7 @@ def test_a_model_that_cannot_be_profiled(
 def test_what_is_not_installed_has_a_type(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(NotInstalled, match=r"pip install .*\[ort\].*pip install .*\[ort-gpu\]"):
-        open_engine(onnx_file)
+        open_engine(onnx_file, runtime="onnxruntime")
 
 
 @pytest.mark.parametrize(
