@@ -23,7 +23,7 @@ TORCH = ("torch", "functorch", "pytorch", "triton", "onnxscript", "onnx_ir", "sa
 """How the names begin of what is not installed: PyTorch, what needs it or comes with it, and TensorRT."""
 
 EXPORT = ("onnx", "onnx_graphsurgeon", "ml_dtypes", "yaml", "_yaml", "pyyaml")
-"""What `pip install '.[ort]'` does not bring either, for running ONNX files takes none of it."""
+"""What ONNX Runtime needs none of to run our files in its own operators."""
 
 
 @dataclass(frozen=True)

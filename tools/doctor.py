@@ -218,7 +218,7 @@ def libraries() -> Iterator[Finding]:
     """Our own, as built."""
     rows = [("kernels for PyTorch", library.path(), BUILD)]
     rows += [("kernels for ONNX Runtime", library.onnxruntime_path(), BUILD)]
-    rows += [("kernels for CPUs, in ONNX Runtime", library.cpu_path(), BUILD)]
+    rows += [("kernels for CPUs, in ONNX Runtime", library.cpu_path(), f"{BUILD} --only cpu")]
     headers, plugins = f"{BUILD} --tensorrt-include DIR", {n: library.tensorrt_path(n) for n in compiler.PLUGIN_SOURCES}
     built = [n for n, file in plugins.items() if file.exists()]
     rows += [(f"plugin for TensorRT {n}", plugins[n], headers) for n in built]
@@ -296,7 +296,13 @@ USES = (
         "run ONNX files on the GPU", "python -m engines.upscale x2.onnx", "ort-gpu", ("GPU", "ONNX Runtime on the GPU")
     ),
     Use(
-        "run ONNX files in our kernels",
+        "run ONNX files in our kernels on the CPU",
+        "python -m engines.upscale x2.onnx",
+        "ort",
+        ("ONNX Runtime opens", "onnx", "onnx-graphsurgeon", "kernels for CPUs, in ONNX Runtime"),
+    ),
+    Use(
+        "run ONNX files in our kernels on the GPU",
         "python -m engines.upscale x2.fp16.onnx",
         "ort-gpu",
         ("GPU for our kernels", "ONNX Runtime on the GPU", "onnx", "onnx-graphsurgeon", "kernels for ONNX Runtime"),
