@@ -19,7 +19,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_onnx_file_without_onnxruntime_names_the_extras(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from engines import EngineError, open_engine
 
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for runtime in ("onnxruntime", "openvino"):  # the one opens such files where the other is missing
+        monkeypatch.setitem(sys.modules, runtime, None)
     with pytest.raises(EngineError, match=r"pip install .*\[ort\].*pip install .*\[ort-gpu\]"):
         open_engine(onnx_file)
 
