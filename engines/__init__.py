@@ -180,8 +180,8 @@ def _choose(path: Path, runtimes: tuple[Runtime, ...], device: str, given: dict[
     known = {option for runtime in runtimes for option in runtime.options}
     if wrong := [name for name in given if name not in known]:
         takers = [runtime for runtime in RUNTIMES if wrong[0] in runtime.options]
-        if {*takers[0].suffixes} & {*runtimes[0].suffixes}:
-            raise EngineError(f"{path}: {wrong[0]} can be chosen with {takers[0].name} only")
+        if here := [runtime.name for runtime in takers if {*runtime.suffixes} & {*runtimes[0].suffixes}]:
+            raise EngineError(f"{path}: {wrong[0]} can be chosen with {', '.join(here)} only")
         suffixes = dict.fromkeys(suffix for runtime in takers for suffix in runtime.suffixes)
         raise EngineError(f"{path}: {wrong[0]} can be chosen for {', '.join(suffixes)} files only")
     raise EngineError(f"{path}: no runtime has all of {', '.join(given)}; leave one of them out")

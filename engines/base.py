@@ -24,6 +24,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 HALVES = ("fp16", "bf16")
 HINTS = ("latency", "throughput")
 
+OLDEST_OPENVINO = (2026, 3)
+"""OpenVINO 2026.2 and earlier know no MultiHeadAttention, 2025.4 no Attention either."""
+
 MOST_THREADS = 1024
 """Each takes memory before it does anything."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 from engines import driver
-from engines.base import HALVES
-from engines.metadata import read_stamp
-from plugins import library
+from engines.base import HALVES, OLDEST_OPENVINO, release
+from engines.metadata import has_external_data, read_stamp
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 
@@ -38,6 +38,8 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
     if device == "cuda" or (device == "auto" and _has_gpu()):
         return ONNXRUNTIME, "OpenVINO runs on the CPU only"
     stamp = read_stamp(path)
+    if has_external_data(path) or not _installed("onnx"):
+        return ONNXRUNTIME, "OpenVINO gets files whose weights are inside, by the package onnx"
     if stamp.form == "plugin":
         return ONNXRUNTIME, "OpenVINO does not run the form plugin"
     if stamp.precision in HALVES:
@@ -47,7 +49,7 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
         return OPENVINO, "our kernels, with which ONNX Runtime computes in bf16, are not built, or not for this CPU"
     if isas:
         return ONNXRUNTIME, "our kernels for it are built"
-    if has_amx():
+    if has_amx() and _knows_our_files():
         return OPENVINO, "it is faster than ONNX Runtime on CPUs with AMX"
     return ONNXRUNTIME, "it is faster than OpenVINO on CPUs without AMX"
 
@@ -65,6 +67,14 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def _knows_our_files() -> bool:
+    """Whether the OpenVINO that is installed is recent enough, as far as its package says."""
+    try:
+        return release(importlib.metadata.version(OPENVINO)) >= OLDEST_OPENVINO
+    except importlib.metadata.PackageNotFoundError:
+        return True
+
+
 def _has_gpu() -> bool:
     try:
         driver.capability()
@@ -75,6 +85,8 @@ def _has_gpu() -> bool:
 
 def _our_kernels() -> tuple[str, ...]:
     """The instruction sets of our kernels for CPUs; none where the library is not built, or cannot be loaded."""
+    from plugins import library  # engines checks first that it is ours
+
     try:
         return library.cpu_isas()
     except library.LibraryError:

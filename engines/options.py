@@ -47,9 +47,7 @@ def engine_options(command: F) -> F:
             help="Instead of --model: own JSON, or the authors' option YAML.",
         ),
         click.option("--tf32", is_flag=True, help="float32 on a GPU: multiply in TF32, faster and less exact."),
-        click.option(
-            "--kernels/--no-kernels", default=True, help="ONNX files in half precision on a GPU: run our kernels."
-        ),
+        click.option("--kernels/--no-kernels", default=True, help="ONNX files, where our kernels are built: run them."),
         click.option(
             "--cuda-graphs", is_flag=True, help="Plans, ONNX files with our kernels: launch repeated sizes at once."
         ),

@@ -452,7 +452,7 @@ def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tupl
 def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
     """A session of the CUDA provider, of our kernels where they can be used. Raises _NotOnCUDA."""
     if wishes.bfloat16:
-        raise EngineError(f"{path}: precision bf16 of a float32 file is for CPUs: give --device cpu, or export --bf16")
+        raise EngineError(f"{path}: precision bf16 of a float32 file is for CPUs: give --device cpu")
     try:
         capability = driver.capability()
     except driver.NoGPU as error:  # ONNX Runtime would complain of its libraries first

@@ -10,7 +10,7 @@ from engines.metadata import Stamp
 from plugins import library, operators
 from plugins.operators import ATTENTION_INPUTS, CYCLIC_WINDOW_ATTENTION
 from ribsr.base.errors import first_line
-from ribsr.base.installation import pip_install
+from ribsr.base.installation import build_kernels, pip_install
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
     _check_form(stamp)
     if tuple(map(int, capability.split("."))) < LEAST_CAPABILITY:
         raise NoKernels(f"ours need a GPU of compute capability 8.0 or later, and this one has {capability}")
-    _check_library(library.onnxruntime_path(), "nvcc")
+    _check_library(library.onnxruntime_path(), f"{build_kernels()} makes it (needs nvcc)")
     model = _in_plugin_form(path, stamp, capability)
     _check_attentions(model)
     return _channels_last(model, capability).SerializeToString()
@@ -52,7 +52,7 @@ def rewritten_for_cpu(path: str, stamp: Stamp, bfloat16_products: bool) -> bytes
     _check_form(stamp)
     if odd := [side for window in stamp.windows for side in window if side not in WINDOW_SIDES]:
         raise NoKernels(f"its windows have sides of {odd[0]}, ours take {WINDOW_SIDES[0]} to {WINDOW_SIDES[-1]}")
-    _check_library(library.cpu_path(), "a C++ compiler")
+    _check_library(library.cpu_path(), f"{build_kernels('--only cpu')} makes it (needs a C++ compiler)")
     if bfloat16_products and "avx512_bf16" not in library.cpu_isas():
         raise NoKernels("this CPU has no AVX512_BF16, the instructions for it")
     model = _channels_last(_in_plugin_form(path, stamp, operators.CPU), operators.CPU)
@@ -69,10 +69,10 @@ def _check_form(stamp: Stamp) -> None:
         raise NoKernels(f"the form {stamp.form} has the attention spelled out: export it again without --form")
 
 
-def _check_library(file: Path, needs: str) -> None:
-    """Raises NoKernels unless the library of custom operators is there and is of this version. needs: to build it."""
+def _check_library(file: Path, advice: str) -> None:
+    """Raises NoKernels unless the library of custom operators is there and is of this version."""
     if not file.exists():
-        raise NoKernels(f"there is no {file}: python -m plugins.build makes it (needs {needs})")
+        raise NoKernels(f"there is no {file}: {advice}")
     try:
         library.opened(file)
     except library.LibraryError as error:
@@ -90,8 +90,14 @@ def _in_plugin_form(path: str, stamp: Stamp, capability: str) -> onnx.ModelProto
         raise NoKernels(f"{error.name} is not installed: {pip_install(extra)}") from None
     from google.protobuf.message import DecodeError
 
+    damaged = "the file is damaged: export or copy it again"
     try:
         model = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError):  # the latter two of data in another file
+        raise NoKernels(damaged) from None
+    if not any(node.op_type == CYCLIC_WINDOW_ATTENTION.name for node in model.graph.node):
+        raise NoKernels("a tool has put the attention's body in its place: export the file again")
+    try:
         if stamp.form == "canonical":
             model = fuse.strip(model)
         if capability == operators.CPU and stamp.precision in HALVES:
@@ -99,10 +105,12 @@ def _in_plugin_form(path: str, stamp: Stamp, capability: str) -> onnx.ModelProto
         if stamp.form == "canonical":
             return fuse.to_plugins(model, capability)
         return fuse.for_capability(model, capability)
-    except DecodeError:
-        raise NoKernels("the file is damaged: export or copy it again") from None
-    except ValueError:
-        raise NoKernels("an attention in it is kept in float32, since it would overflow") from None
+    except fuse.WrongPrecision:
+        on_cpu = capability == operators.CPU
+        why = "has weights that are no initializers" if on_cpu else "is kept in float32, since it would overflow"
+        raise NoKernels(f"an attention in it {why}") from None
+    except (ValueError, TypeError, KeyError):  # weights that lack, or are shorter than they say
+        raise NoKernels(damaged) from None
 
 
 def _channels_last(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:

@@ -20,6 +20,7 @@ from engines.base import WHOLE, Description, Engine, EngineError, LayerTime, Not
 from engines.metadata import Stamp, has_external_data, read_shapes, read_stamp
 from engines.ov_cache import Cache, default_folder
 from engines.running import Runner
+from ribsr.base import signal_stack
 from ribsr.base.errors import first_line, printable
 from ribsr.base.files import sha256
 from ribsr.base.installation import pip_install
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     import openvino
 
 T = TypeVar("T")
-
-OLDEST = (2026, 3)
-"""OpenVINO 2026.2 and earlier know no MultiHeadAttention, 2025.4 no Attention either."""
 
 RECIPE = 1
 """The way from a file to a compiled model. Change it where that changes: what is kept on disk is made again."""
@@ -62,7 +60,7 @@ class OpenVINOEngine(Engine):
         _check_file(self._path, stamp)
         stamp = replace(stamp, precision=base.precision_of(stamp, self._path, precision))
         ov = import_runtime()
-        core = ov.Core()
+        core = new_core(ov)
         if stamp.precision == "bf16" and precision == "bf16" and "BF16" not in capabilities(core):
             raise EngineError(f"{path}: this CPU has no bfloat16 instructions; leave out --precision bf16")
         self._file = _File(self._path, stamp, _configuration(precision, threads, hint), sha256(path), cache)
@@ -89,7 +87,7 @@ class OpenVINOEngine(Engine):
         """use(the result, in memory of OpenVINO's that the next run overwrites)."""
         base.check_input(x, self._description)
         while True:
-            loaded, request = self._borrowed()
+            loaded, request = self._guarded(x, self._borrowed)
             y = self._guarded(x, partial(self._infer, loaded, request, x))
             if not loaded.broken:  # or else what it did since then may be wrong
                 break
@@ -127,12 +125,16 @@ class OpenVINOEngine(Engine):
             return self._loaded, self._loaded.request()
 
     def _loaded_again(self, broken: _Loaded) -> _Loaded:
-        if sha256(self._path) != self._file.sha256:
+        try:
+            changed = sha256(self._path) != self._file.sha256
+        except OSError as error:
+            raise EngineError(f"{self._path}: cannot be read again ({error.strerror})") from None
+        if changed:
             raise EngineError(f"{self._path}: has changed since it was opened; open it again")
         ov, self._held = import_runtime(), 0
         broken.idle.clear()
         broken.compiled = None  # its memory may be needed
-        return _Loaded(_opened(ov, ov.Core(), self._file)[0], broken.one_by_one)
+        return _Loaded(_opened(ov, new_core(ov), self._file)[0], broken.one_by_one)
 
     def _guarded(self, x: np.ndarray, use: Callable[[], T]) -> T:
         """use(), with the runtime's own exceptions as EngineErrors."""
@@ -169,7 +171,7 @@ class OpenVINOEngine(Engine):
         if self._loaded is None:
             raise base.closed(self._path)
         ov = import_runtime()
-        loaded = _Loaded(_compiled(ov, ov.Core(), self._file, counting=True), one_by_one=True)
+        loaded = _Loaded(_compiled(ov, new_core(ov), self._file, counting=True), one_by_one=True)
         request = loaded.request()
         times: dict[str, float] = {}
         for number in range(1 + runs):
@@ -248,10 +250,18 @@ def import_runtime() -> Any:
         if error.name != "openvino":
             raise
         raise NotInstalled(f"the runtime openvino needs OpenVINO, which is not installed: {brings}") from None
-    if base.release(openvino.__version__) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if base.release(openvino.__version__) < base.OLDEST_OPENVINO:
+        oldest = ".".join(map(str, base.OLDEST_OPENVINO))
         raise EngineError(f"OpenVINO {version(openvino)} knows too little for these files, {oldest} does: {brings}")
     return openvino
+
+
+def new_core(ov: Any) -> openvino.Core:
+    """OpenVINO with its part for CPUs loaded, which would set a signal stack of its own in the calling thread."""
+    with signal_stack.kept():
+        core = ov.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+        return core
 
 
 def version(ov: Any) -> str:

@@ -17,7 +17,7 @@ from engines import base, memory
 from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
-from ribsr.base.installation import pip_install
+from ribsr.base.installation import build_kernels, pip_install
 
 try:
     import torch
@@ -103,9 +103,7 @@ class PyTorchEngine(Engine):
             if kernel_library.path().exists():
                 attention = "kernel"
             else:
-                notes.append(
-                    f"{path}: runs PyTorch's attention; python -m plugins.build makes a faster one (needs nvcc)"
-                )
+                notes.append(f"{path}: runs PyTorch's attention; {build_kernels()} makes a faster one (needs nvcc)")
         if attention == "kernel":
             _register_kernel()
         try:
@@ -438,7 +436,7 @@ def _suits_kernel(model: RIBModel, device: torch.device, dtype: torch.dtype) -> 
 def _register_kernel() -> None:
     """Gives ribsr the fused CUDA kernel as its backend `kernel`."""
     if not kernel_library.path().exists():
-        raise EngineError("attention backend 'kernel' is not built; run python -m plugins.build (it needs nvcc)")
+        raise EngineError(f"attention backend 'kernel' is not built; run {build_kernels()} (it needs nvcc)")
     import plugins.pytorch  # noqa: F401 (registers itself)
 
 

@@ -16,9 +16,9 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 READERS: dict[Form, str] = {
     "canonical": "ONNX Runtime from 1.16 on and this toolkit's commands; other readers expand no functions in a file",
-    "mha": "ONNX Runtime and OpenVINO",
-    "attention": "ONNX Runtime from 1.23 on, OpenVINO, and TensorRT from 10.14 on in float16",
-    "matmul": "nearly every reader of ONNX, such as OpenVINO, tract and onnx2torch, for small pictures",
+    "mha": "ONNX Runtime and OpenVINO from 2026.3 on",
+    "attention": "ONNX Runtime from 1.23 on, OpenVINO from 2026.3 on, and TensorRT from 10.14 on in float16",
+    "matmul": "nearly every reader of ONNX, such as OpenVINO and onnx2torch, for small pictures",
     "plugin": "TensorRT with our plugins, and ONNX Runtime on a GPU with our kernels, by this toolkit's commands",
 }
 """Who reads a file of each form."""

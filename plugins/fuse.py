@@ -37,6 +37,10 @@ CONVOLUTION = operators.CONVOLUTION
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
+class WrongPrecision(ValueError):
+    """An attention's constants are not in a type that our operators have."""
+
+
 def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
     """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32, on a GPU."""
     types = _types(capability)
@@ -45,7 +49,7 @@ def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.Mod
     scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
     attentions = [node for node in graph.nodes if node.op == ATTENTION.name]
     if single := [node for node in attentions if not _is_constant(node.inputs[1], types)]:
-        raise ValueError(
+        raise WrongPrecision(
             f"the form 'plugin' computes in half precision, but {len(single)} of {len(attentions)} "
             f"{ATTENTION.name} nodes are in float32, the first is {single[0].outputs[0].name}: use --fp16, or "
             "where float16 would overflow --bf16 (TensorRT 10 and later), or another form"
@@ -125,9 +129,11 @@ def join_convolutions(plugin: onnx.ModelProto, capability: str | None = None) ->
 
 def _join_convolution(graph: Any, conv: gs.Node, capability: str | None) -> None:
     """A dense convolution as one node, with the LeakyReLU and the sum behind it if they are."""
+    if not _is_dense(conv, _types(capability)):
+        return
     outputs, channels = conv.inputs[1].shape[:2]
     padded = channels + -channels % CONVOLUTION.widths.multiple[0]
-    if not (_is_dense(conv, _types(capability)) and CONVOLUTION.fits(padded, outputs, capability=capability)):
+    if not CONVOLUTION.fits(padded, outputs, capability=capability):
         return
     x, y, slope, residual = conv.inputs[0], conv.outputs[0], 1.0, gs.Variable.empty()
     after = _behind(graph, y)
@@ -275,18 +281,17 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | Non
 
 def _is_pointwise(node: gs.Node, types: Sequence[int]) -> bool:
     """Whether a node is a 1x1 convolution in one of these types that does nothing else."""
-    return node.op == "Conv" and list(node.inputs[1].shape[2:]) == [1, 1] and _is_dense(node, types)
+    return node.op == "Conv" and _is_dense(node, types) and list(node.inputs[1].shape[2:]) == [1, 1]
 
 
 def _is_dense(conv: gs.Node, types: Sequence[int]) -> bool:
     """Whether a convolution in one of these types is one of 1x1 or 3x3 that keeps the size and is not grouped."""
     kernel = conv.inputs[1]
-    side = kernel.shape[-1]
     return (
         _is_constant(kernel, types)
         and list(kernel.shape[2:]) in ([1, 1], [3, 3])
         and conv.attrs.get("group", 1) == 1
-        and conv.attrs.get("pads", [0, 0, 0, 0]) == [side // 2] * 4
+        and conv.attrs.get("pads", [0, 0, 0, 0]) == [kernel.shape[-1] // 2] * 4
         and conv.attrs.get("strides", [1, 1]) == [1, 1]
         and conv.attrs.get("dilations", [1, 1]) == [1, 1]
         and conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"

@@ -11,6 +11,7 @@ from typing import Any
 
 from plugins.operators import CYCLIC_WINDOW_ATTENTION, DOMAIN, OPERATORS, PLUGINS, Operator, Params
 from ribsr.base.errors import RibsrError
+from ribsr.base.installation import build_kernels
 
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
@@ -29,8 +30,8 @@ def path() -> Path:
     return Path(os.environ.get(VARIABLE) or DEFAULT)
 
 
-def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.CDLL:
-    """A library of ours. advice: what mends one of another version.
+def opened(file: Path, advice: str = "") -> ctypes.CDLL:
+    """A library of ours. advice: what mends one of another version, if not the build.
 
     Raises LibraryError that says why it cannot be loaded, which runtimes do not, or of which other version it is.
     """
@@ -41,6 +42,7 @@ def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.
     # The TensorRT libraries of interface 5 and before do not export the function.
     version = library.ribsr_interface_version() if hasattr(library, "ribsr_interface_version") else "none"
     if version != INTERFACE_VERSION:
+        advice = advice or f"run `{build_kernels()}`"
         raise LibraryError(f"{file} has interface version {version}, not {INTERFACE_VERSION}: {advice}")
     return library
 
@@ -48,7 +50,7 @@ def opened(file: Path, advice: str = "run `python -m plugins.build`") -> ctypes.
 def _declared(file: Path) -> ctypes.CDLL:
     """A library of kernels, its functions' types declared. Raises LibraryError: missing, or of another version."""
     if not file.exists():
-        raise LibraryError(f"{file} does not exist: build it with `python -m plugins.build`")
+        raise LibraryError(f"{file} does not exist: build it with `{build_kernels()}`")
     library = opened(file)
     for operator in OPERATORS:
         getattr(library, operator.function).argtypes = (ctypes.POINTER(operator.params), ctypes.c_void_p)
@@ -187,16 +189,16 @@ def load_tensorrt(trt: Any, path: Path) -> None:
             return
         if not path.exists():
             raise LibraryError(
-                f"{path} does not exist: build it with `python -m plugins.build --tensorrt-include DIR`, "
+                f"{path} does not exist: build it with `{build_kernels('--tensorrt-include DIR')}`, "
                 f"DIR holding the headers of TensorRT {trt.__version__}"
             )
-        opened(path, "build it again with `python -m plugins.build --tensorrt-include DIR`")
+        opened(path, f"build it again with `{build_kernels('--tensorrt-include DIR')}`")
         registry.load_library(str(path.resolve()))
         missing = _missing_plugins(registry)
         if missing:
             raise LibraryError(
                 f"{path} does not give TensorRT {trt.__version__} the plugins {', '.join(missing)}: it was built for "
-                "another TensorRT; run `python -m plugins.build --tensorrt-include DIR` with the headers of this one"
+                f"another TensorRT; run `{build_kernels('--tensorrt-include DIR')}` with the headers of this one"
             )
 
 

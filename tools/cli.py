@@ -31,7 +31,7 @@ COMMANDS: Rows = {
     "evaluate": ("tools.evaluate:main", "PSNR and SSIM of models on benchmark sets."),
     "recipe": ("ribsr.__main__:recipe", "Print the paper's recipe for a model, to train by."),
     "train": ("ribsr.__main__:train", "Train as a recipe says."),
-    "build-kernels": ("plugins.build:main", "Build the CUDA kernels; needs nvcc."),
+    "build-kernels": ("plugins.build:main", "Build our kernels, for CPUs (g++ or clang++) and GPUs (nvcc)."),
     "doctor": ("tools.doctor:main", "What runs here, and what is missing."),
 }
 

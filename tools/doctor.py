@@ -26,13 +26,13 @@ from engines.ort_kernels import LEAST_CAPABILITY
 from plugins import compiler, library
 from ribsr.base.command import Command, message
 from ribsr.base.files import temporary_folder
-from ribsr.base.installation import FOLDER, pip_install
+from ribsr.base.installation import FOLDER, build_kernels, pip_install
 from tools._common import console, gpu_query, json_option, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-BUILD = "python -m plugins.build"
+BUILD = build_kernels()
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def openvino() -> str:
     from engines import ov
 
     runtime = ov.import_runtime()
-    core = runtime.Core()
+    core = ov.new_core(runtime)
     named = core.get_property("CPU", "FULL_DEVICE_NAME")
     amx = "with" if has_amx() else "without"
     return f"{ov.version(runtime)} on {named} {amx} AMX, computes in {', '.join(sorted(ov.capabilities(core)))}"

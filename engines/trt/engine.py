@@ -17,6 +17,7 @@ from engines.trt.manifest import Manifest, read_manifest
 from engines.trt.plan import Context, Plan, Shape
 from engines.trt.versions import TensorRT
 from ribsr.base.files import sha256
+from ribsr.base.installation import build_kernels
 from ribsr.base.sizes import Limits, Size
 
 
@@ -253,7 +254,7 @@ def _load_plugins(plan: Path, manifest: Manifest, trt: TensorRT) -> None:
     if not path.is_file():
         raise EngineError(
             f"{plan}: needs the plugin library {manifest.plugin['file']}, which is neither beside it nor at {path}; "
-            "copy it there, or run python -m plugins.build --tensorrt-include DIR and build the plan again"
+            f"copy it there, or run {build_kernels('--tensorrt-include DIR')} and build the plan again"
         )
     found = sha256(path)
     if found != manifest.plugin["sha256"]:

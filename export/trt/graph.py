@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from engines.trt.versions import TensorRT
 from export import ExportError, Form
 from export.trt.source import Options, Shapes, Source
-from ribsr.base.installation import pip_install
+from ribsr.base.installation import build_kernels, pip_install
 
 if TYPE_CHECKING:
     import onnx
 
 SCORE_ADVICE = (
-    "use --fp16 with the plugin (python -m plugins.build), a smaller MAX in --shapes, a file exported with --opset 23 "
+    f"use --fp16 with the plugin ({build_kernels()}), a smaller MAX in --shapes, a file exported with --opset 23 "
     "on TensorRT 10.14 or later, or --score-limit"
 )
 """What to do where the form `matmul` would need too much memory."""
@@ -136,7 +136,7 @@ def plugin_library(trt: TensorRT, say: Callable[[str], None]) -> Path:
             if include is None:
                 raise _NoPlugin(
                     f"{path.name} is not built and there are no headers of TensorRT {trt.major} to build it with: "
-                    "python -m plugins.build --tensorrt-include DIR"
+                    f"{build_kernels('--tensorrt-include DIR')}"
                 )
             say(f"building {path} with the headers in {include}; this takes a few minutes")
             compiler.build_tensorrt(include)

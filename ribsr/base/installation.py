@@ -34,6 +34,12 @@ def pip_install(extra: str) -> str:
     return f"pip install '.[{extra}]' in a clone of this toolkit"  # copied here by hand
 
 
+def build_kernels(options: str = "") -> str:
+    """The command that builds our kernels where this toolkit looks for them, as it can be typed here."""
+    command = "python -m plugins.build" if (FOLDER / "pyproject.toml").is_file() else "ribsr build-kernels"
+    return f"{command} {options}".rstrip()
+
+
 def check_folders(*names: str) -> None:
     """Ends the program, or raises ImportError in one that is not ours, if Python finds other packages of these names.
 

@@ -21,6 +21,7 @@ from engines.base import NotInstalled, check_finite
 from engines.compare import RunningReference, prove
 from engines.ov import OpenVINOEngine, reason
 from engines.ov_cache import Cache
+from ribsr.base import signal_stack
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
 from tests.engines import fakes
@@ -509,3 +510,15 @@ def test_a_description_is_replaced_not_lost(exported: Exported) -> None:
         before = engine.describe()
         engine.chosen("a: b")
         assert engine.describe() == replace(before, chosen="a: b")
+
+
+def test_a_thread_keeps_its_signal_stack(trained: Path, exported: Exported) -> None:
+    """OpenVINO sets one of its own, and frees it in whichever thread lets it go: Ctrl-C would end the process."""
+    file, before = exported(trained, "mha"), signal_stack.address()
+    engine = OpenVINOEngine(file)
+    assert signal_stack.address() == before
+    engine.run(np.zeros((1, 3, 16, 16), np.float32))
+    engine.profile(np.zeros((1, 3, 16, 16), np.float32), runs=1)
+    assert signal_stack.address() == before
+    engine.close()
+    assert signal_stack.address() == before

@@ -150,6 +150,31 @@ def test_bfloat16_rounds_the_factors_alone(case: Case, isa: str) -> None:
     assert relative_error(out, case.expected(rounded)[0]) < 1e-6
 
 
+ODD = [
+    Case(FEED_FORWARD, {"channels": 20, "hidden": 25}, {"epsilon": 1e-6}),
+    Case(FEED_FORWARD, {"channels": 180, "hidden": 225}, {"epsilon": 1e-6}),  # sst's
+    Case(ATTENTION_INPUTS, {"channels": 15}, {"epsilon": 1e-6}),
+    *(
+        Case(CONVOLUTION, {"channels": 15, "outputs": 5, "kernel": kernel}, {"negative_slope": 0.1}, between=between)
+        for kernel in (1, 3)
+        for between in (0, 1)
+    ),
+]
+"""Widths that are filled up in a thread's memory."""
+
+
+@pytest.mark.parametrize("bfloat16_products", [False, True])
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_what_an_earlier_call_has_left_in_memory_does_not_count(case: Case, bfloat16_products: bool, isa: str) -> None:
+    how: dict[str, Any] = {"isa": isa, "bfloat16_products": bfloat16_products}
+    inputs = case.inputs()
+    x = inputs[0]
+    assert x is not None
+    case.run([torch.full_like(x, math.nan), *inputs[1:]], **how)
+    for out, wanted in zip(case.run(inputs, **how), case.expected(inputs), strict=True):
+        assert relative_error(out, wanted) < (8e-3 if bfloat16_products else 1e-5)  # NaN fails too
+
+
 @pytest.mark.parametrize("case", cases(20), ids=str)
 def test_threads_change_nothing(case: Case, isa: str) -> None:
     inputs = replace(case, size=(43, 70), batch=2).inputs()

@@ -38,7 +38,7 @@ class Layer {
 
   void copy(const float *from, int pixels, float *to) const {
     const size_t bytes = sizeof(float) * static_cast<size_t>(params_.channels);
-    if (params_.in.column_stride == channels_) {
+    if (params_.in.column_stride == channels_ && params_.channels == channels_) {
       std::memcpy(to, from, bytes * static_cast<size_t>(pixels));
     } else {
       std::memset(to, 0, sizeof(float) * static_cast<size_t>(pixels) * channels_);

@@ -4,6 +4,8 @@
 // A task walks down a tile. Of u it keeps three rows, with a column more at either end; when the next one is there, the row
 // above it goes through the depthwise convolution and `contract`. So only the tile's border is computed twice: for a tile
 // of 32 rows and 64 columns 10 % of `expand`'s products, where a ring of three rows costs nothing else.
+#include <algorithm>
+
 #include "shared/gelu.h"
 #include "shared/gemm.h"
 #include "shared/norm.h"
@@ -52,6 +54,9 @@ class Layer {
           [&](int p, int c, Vector value) { store(normed + p * channels_ + c, value); });
     const Factor *a = factors<Factor>(normed, static_cast<size_t>(pixels) * channels_);
     product<Factor>({{a}, 1, channels_ / kWide<Factor>}, pixels, expand_, {u, hidden_});
+    // Lanes behind the last are multiplied by zeros later: whatever lies in a thread's memory, NaN as well, must not stay.
+    const int lacking = hidden_ - params_.hidden;
+    for (int p = 1; lacking > 0 && p <= pixels; ++p) std::fill_n(u + p * hidden_ - lacking, lacking, 0.0f);
     for (int i = 0; i < pixels * hidden_; i += kLanes) store(u + i, gelu<Factor>(load(u + i)));
   }
 
