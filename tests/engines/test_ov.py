@@ -512,9 +512,9 @@ def test_a_description_is_replaced_not_lost(exported: Exported) -> None:
         assert engine.describe() == replace(before, chosen="a: b")
 
 
-def test_a_thread_keeps_its_signal_stack(trained: Path, exported: Exported) -> None:
+def test_a_thread_keeps_its_signal_stack(exported: Exported) -> None:
     """OpenVINO sets one of its own, and frees it in whichever thread lets it go: Ctrl-C would end the process."""
-    file, before = exported(trained, "mha"), signal_stack.address()
+    file, before = exported("mha"), signal_stack.address()
     engine = OpenVINOEngine(file)
     assert signal_stack.address() == before
     engine.run(np.zeros((1, 3, 16, 16), np.float32))
