@@ -187,5 +187,5 @@ def test_a_reference_that_overflows_is_none(tmp_path: Path) -> None:
         assert reference.half_output("fp16", "one", X) is None
         with pytest.raises(EngineError, match=r"big\.onnx: the reference itself gives NaN or infinite values on one"):
             reference.output("one", X)
-    with pytest.raises(EngineError, match=r"precision can be chosen for \.pt, \.pth, \.safetensors files only"):
-        RunningReference(path, "fp16", device="cpu")
+    with pytest.raises(EngineError, match=r"big\.onnx: is in fp16, not in bf16; export it in that precision"):
+        RunningReference(path, "bf16", device="cpu")
