@@ -260,7 +260,9 @@ def test_a_library_that_is_not_built_is_no_reason_to_complain(
     monkeypatch.setenv(library.CPU_VARIABLE, str(tmp_path / "none.so"))
     with opened(light) as engine:
         assert (engine.describe().form, engine.describe().notes) == ("canonical", ())
-    with pytest.raises(EngineError, match=r"but there is no .*none\.so: python -m plugins\.build --only cpu makes it \(needs a C"):
+    with pytest.raises(
+        EngineError, match=r"but there is no .*none\.so: python -m plugins\.build --only cpu makes it \(needs a C"
+    ):
         opened(light, precision="bf16")
 
 

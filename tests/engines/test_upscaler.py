@@ -190,8 +190,8 @@ def test_it_closes_what_it_opened_alone(onnx_file: Path) -> None:
 def test_options_are_those_of_the_engine(checkpoint: Path, onnx_file: Path) -> None:
     with Upscaler(checkpoint, precision="bf16", device="cpu") as opened:
         assert opened.describe().precision == "bf16"
-    with pytest.raises(EngineError, match="precision can be chosen for"):
-        Upscaler(onnx_file, precision="bf16")
+    with pytest.raises(EngineError, match="attention can be chosen for"):
+        Upscaler(onnx_file, attention="sdpa")
     with open_engine(onnx_file) as engine, pytest.raises(EngineError, match="is open already, and device, threads can"):
         Upscaler(engine, device="cpu", threads=1)
 

@@ -257,7 +257,7 @@ def test_a_file_that_only_rounds_is_written(checkpoint, monkeypatch, arguments, 
     ("message", "passes"), [("ONNX Runtime, which is not installed", True), ("not installed", False)]
 )
 def test_what_keeps_a_file_from_being_run_is_told_by_its_type(checkpoint, monkeypatch, message, passes):
-    def fails(path, device):
+    def fails(path, device, kernels):
         raise (NotInstalled if passes else EngineError)(f"{path}: {message}")
 
     monkeypatch.setattr("engines.ort.ORTEngine", fails)
