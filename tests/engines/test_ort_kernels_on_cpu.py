@@ -310,3 +310,32 @@ def test_nodes_that_are_wrong_are_refused_in_one_line(tmp_path: Path, cpu_librar
     options.register_custom_ops_library(str(cpu_library))
     with pytest.raises(Exception, match="FeedForward: attribute epsilon is -1: it must not be negative"):
         ort.InferenceSession(made.SerializeToString(), options, providers=[CPU])
+
+
+def _behind_identities(model: onnx.ModelProto) -> None:
+    """Weights of convolutions are results of nodes."""
+    for node in [node for node in model.graph.node if node.op_type == "Conv"]:
+        model.graph.node.insert(0, onnx.helper.make_node("Identity", [node.input[1]], [f"{node.output[0]}/weight"]))
+        node.input[1] = f"{node.output[0]}/weight"
+
+
+def _inlined(model: onnx.ModelProto) -> None:
+    from onnx.inliner import inline_local_functions
+
+    model.CopyFrom(inline_local_functions(model))
+
+
+@pytest.mark.parametrize(("change", "form"), [(_behind_identities, "kernel"), (_inlined, "canonical")])
+def test_a_file_that_a_tool_has_changed(
+    light: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], form: str
+) -> None:
+    """What has no node of ours any more runs as it is; metadata says canonical all the same."""
+    model = onnx.load(light)
+    change(model)
+    onnx.save(model, path := tmp_path / "changed.onnx")
+    x = fakes.picture()
+    with opened(path) as engine:
+        told = engine.describe()
+        assert told.form == form
+        assert (form == "kernel") is not any("a tool has put the attention's body" in note for note in told.notes)
+        assert np.abs(engine.run(x) - own(light, x)).max() < LIMIT
