@@ -158,6 +158,10 @@ def test_added_operator_is_compiled(builds: Builds, monkeypatch: pytest.MonkeyPa
     assert {"added.portable.cu.o", "added.hopper.cu.o"} <= {Path(name).name for name in builds.calls[-1].split()}
     assert not builds.run()
     (added / "added.h").write_text("")
+    assert not builds.run()  # nothing includes it
+    (added / "portable.cu").write_text('#include "added/added.h"\n')
+    assert builds.run()
+    (added / "added.h").write_text("// more\n")
     assert builds.run()
 
 
