@@ -175,10 +175,12 @@ def test_command_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv(compiler.TENSORRT_VARIABLE, raising=False)
     monkeypatch.setattr(compiler, "TENSORRT_PLACES", ())
     monkeypatch.setattr(compiler, "build", lambda *_, **__: True)
+    monkeypatch.setattr(compiler, "build_cpu", lambda *_, **__: True)
     monkeypatch.setattr(compiler, "build_onnxruntime", lambda _, folder, **__: (folder / "ops.so", False))
     result = CliRunner().invoke(build.main, ["-o", str(tmp_path / "kernels.so")])
     assert result.exit_code == 0
     assert result.output.splitlines() == [
+        f"{tmp_path / 'libribsr_cpu.so'}: built",
         f"{tmp_path / 'kernels.so'}: built",
         f"{tmp_path / 'ops.so'}: up to date",
         "no headers of TensorRT 8 to 11 found, so no plugins for it: add them with --tensorrt-include DIR",
