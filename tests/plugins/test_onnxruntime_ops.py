@@ -513,7 +513,8 @@ def test_what_fails_during_a_run_is_passed_on(faces: dict[tuple[str, int], Face]
     played.start()
     face.compute(played, kernel, shaped(row.tensors))
     steps = list(played.calls)
-    assert set(steps) == {name for name in PLACES if name.startswith(("Get", "KernelContext"))}
+    used = {name for name in PLACES if name.startswith(("Get", "KernelContext"))}
+    assert set(steps) == used - {"KernelContext_ParallelFor"}  # which kernels for CPUs need
     for number, step in enumerate(steps):
         played.start(fail=number)
         assert face.compute(played, kernel, shaped(row.tensors)) == Status(6, f"{step} fails")
