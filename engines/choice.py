@@ -38,17 +38,19 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
     if device == "cuda" or (device == "auto" and _has_gpu()):
         return ONNXRUNTIME, "OpenVINO runs on the CPU only"
     stamp = read_stamp(path)
-    if has_external_data(path) or not _installed("onnx"):
-        return ONNXRUNTIME, "OpenVINO gets files whose weights are inside, by the package onnx"
     if stamp.form == "plugin":
         return ONNXRUNTIME, "OpenVINO does not run the form plugin"
     if stamp.precision in HALVES:
         return ONNXRUNTIME, f"with {stamp.precision} files OpenVINO was not measured"
     isas = _our_kernels() if kernels and stamp.form == "canonical" else ()
-    if precision == "bf16" and "avx512_bf16" not in isas:
-        return OPENVINO, "our kernels, with which ONNX Runtime computes in bf16, are not built, or not for this CPU"
-    if isas:
+    if "avx512_bf16" in isas or (isas and precision != "bf16"):
         return ONNXRUNTIME, "our kernels for it are built"
+    if stamp.form == "canonical" and not _installed("onnx"):
+        return ONNXRUNTIME, "OpenVINO needs the package onnx for such files"
+    if has_external_data(path):
+        return ONNXRUNTIME, "OpenVINO does not run files whose weights are in another file"
+    if precision == "bf16":
+        return OPENVINO, "our kernels, with which ONNX Runtime computes in bf16, are not built, or not for this CPU"
     if has_amx() and _knows_our_files():
         return OPENVINO, "it is faster than ONNX Runtime on CPUs with AMX"
     return ONNXRUNTIME, "it is faster than OpenVINO on CPUs without AMX"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from engines.base import HALVES, PRECISIONS, EngineError, Stamp
 from ribsr.base.errors import shown
 from ribsr.base.files import foreign
 from ribsr.base.settings import checked, parse_json
+
+T = TypeVar("T")
 
 PREFIX = "ribsr."
 PRODUCER = "ribsr"
@@ -215,28 +217,27 @@ def _read(path: str | Path) -> tuple[dict[str, str], _Said]:
 
 def read_shapes(path: str | Path) -> list[tuple[int, ...]]:
     """The shapes of an ONNX file's weights, without reading them. Raises EngineError for a file that cannot be read."""
-    shapes = []
-    try:
-        with open(path, "rb") as file:
-            for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH):
-                for _, tensor in _contents(file, graph, _INITIALIZER):
-                    dims = [size for found in _contents(file, tensor, _DIMS) for size in _numbers(file, *found)]
-                    shapes.append(tuple(dims))
-    except (ValueError, EOFError):
-        raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
-    return shapes
+
+    def shape(file: BinaryIO, end: int) -> tuple[int, ...]:
+        return tuple(size for found in _contents(file, end, _DIMS) for size in _numbers(file, *found))
+
+    return _of_weights(path, shape)
 
 
 def has_external_data(path: str | Path) -> bool:
     """Whether weights of an ONNX file are in another file. Raises EngineError for a file that cannot be read."""
+    return any(_of_weights(path, lambda file, end: (1, 0) in _contents(file, end, _DATA_LOCATION)))
+
+
+def _of_weights(path: str | Path, read: Callable[[BinaryIO, int], T]) -> list[T]:
+    """read(file, where it ends) of each weight's message, at whose beginning the file stands."""
     try:
         with open(path, "rb") as file:
-            return any(
-                location == (1, 0)
+            return [
+                read(file, tensor)
                 for _, graph in _contents(file, os.fstat(file.fileno()).st_size, _GRAPH)
                 for _, tensor in _contents(file, graph, _INITIALIZER)
-                for location in _contents(file, tensor, _DATA_LOCATION)
-            )
+            ]
     except (ValueError, EOFError):
         raise EngineError(f"{path}: not an ONNX file, or cut short; export or copy it again") from None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class _Stack(ctypes.Structure):
+class Stack(ctypes.Structure):
     """stack_t of Linux."""
 
     _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
@@ -24,16 +24,15 @@ def kept() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    libc, before = ctypes.CDLL(None), _Stack()
-    libc.sigaltstack(None, ctypes.byref(before))
+    before = current()
     try:
         yield
     finally:
-        libc.sigaltstack(ctypes.byref(before), None)
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(before), None)
 
 
-def address() -> int | None:
-    """Where the calling thread's signal stack is; None if it has none."""
-    stack = _Stack()
-    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
-    return stack.sp
+def current() -> Stack:
+    """The calling thread's, on Linux; its `sp` is None if it has none."""
+    found = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found

@@ -514,11 +514,11 @@ def test_a_description_is_replaced_not_lost(exported: Exported) -> None:
 
 def test_a_thread_keeps_its_signal_stack(exported: Exported) -> None:
     """OpenVINO sets one of its own, and frees it in whichever thread lets it go: Ctrl-C would end the process."""
-    file, before = exported("mha"), signal_stack.address()
+    file, before = exported("mha"), signal_stack.current().sp
     engine = OpenVINOEngine(file)
-    assert signal_stack.address() == before
+    assert signal_stack.current().sp == before
     engine.run(np.zeros((1, 3, 16, 16), np.float32))
     engine.profile(np.zeros((1, 3, 16, 16), np.float32), runs=1)
-    assert signal_stack.address() == before
+    assert signal_stack.current().sp == before
     engine.close()
-    assert signal_stack.address() == before
+    assert signal_stack.current().sp == before

@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
-#include <type_traits>
 #include <vector>
 
 #include "shared/cpu.h"
@@ -31,13 +30,6 @@ constexpr int kMostWindows = 16;          // of a group
 constexpr int64_t kGroupBytes = 4 << 20;  // of a group's keys and values: about what a core has of the last cache
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLowest = -3e38f;
-
-// What products are of: float, or uint32_t, which is a pair of bfloat16 that are next to each other in the dimension that
-// is summed over.
-template <class Element>
-constexpr int kPack = std::is_same_v<Element, float> ? 1 : 2;
-
-constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- windows --------------------------------------------------------------------------------------------------------
 
@@ -127,8 +119,6 @@ struct Plan {
 
 // ---- packing --------------------------------------------------------------------------------------------------------
 
-inline Vector load_up_to(const float *from, int count) { return count < kLanes ? load(from, count) : load(from); }
-
 // Numbers that are next to each other; zeros take the place of what is missing to whole vectors.
 inline void copy_row(float *to, const float *from, int count) {
   for (int i = 0; i < count; i += kLanes) store(to + i, load_up_to(from + i, count - i));
@@ -163,9 +153,6 @@ inline void copy_row(uint32_t *to, const float *from, int count) {
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-inline Vector multiply_add(Vector sum, float a, Vector b) { return a * b + sum; }
-inline Vector multiply_add(Vector sum, uint32_t a, Pairs b) { return dot(sum, broadcast_pair(a), b); }
-
 // sum[r][v] += left[r * row_stride + k * step] * right[k][v] over all k below depth.
 template <int kRows, int kVectors, class Element>
 [[gnu::always_inline]] inline void multiply(Vector (&sum)[kRows][kVectors], const Element *left, ptrdiff_t row_stride,
@@ -177,7 +164,7 @@ template <int kRows, int kVectors, class Element>
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(sum[r][v], left[r * row_stride + k * step], b[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(left[r * row_stride + k * step], b[v], sum[r][v]);
     }
   }
 }
@@ -231,17 +218,17 @@ class Worker {
       : p_(p),
         d_(p.head_width),
         tokens_(p.window_height * p.window_width),
-        width_(static_cast<int>(divided_up(d_, kPack<Element>))),
-        rib_width_(static_cast<int>(divided_up(p.rank, kPack<Element>))),
+        width_(static_cast<int>(divided_up(d_, kWide<Element>))),
+        rib_width_(static_cast<int>(divided_up(p.rank, kWide<Element>))),
         value_width_(static_cast<int>(divided_up(d_, kChannelStep)) * kChannelStep) {
     const size_t keys = aligned(size_t{1} * tokens_ * width_ + kLanes);
-    const size_t values = aligned(divided_up(tokens_, kPack<Element>) * value_width_ + kLanes);
+    const size_t values = aligned(divided_up(tokens_, kWide<Element>) * value_width_ + kLanes);
     const size_t queries = size_t{1} * (width_ + kLanes) * kMostQueries;
     const size_t out = size_t{1} * value_width_ * kMostQueries;
     const size_t own = keys + values + queries + out + 2 * kMostQueries;
     const size_t rib_keys = aligned(size_t{1} * tokens_ * rib_width_ + kLanes);
     const size_t rib_queries = size_t{1} * (rib_width_ + kLanes) * kMostQueries;
-    const size_t rows = kPack<Element> * std::max(width_, rib_width_) + 2 * kLanes;  // that a transposition writes
+    const size_t rows = kWide<Element> * std::max(width_, rib_width_) + 2 * kLanes;  // that a transposition writes
     const size_t scores = std::max<size_t>(kTile, rows) * kMostQueries;
     float *memory = scratch(own * windows + rib_keys + rib_queries + kTile * kMostQueries + scores);
     has_memory_ = memory != nullptr;
@@ -307,7 +294,7 @@ class Worker {
         for (int x = 0; x < p_.window_width; ++x, ++token, key += width_) {
           copy_row(key, window.pixel(p_, p_.qkv, head_, y, x, 1), d_);
           const float *channels = window.pixel(p_, p_.qkv, head_, y, x, 2);
-          if constexpr (kPack<Element> == 1) {
+          if constexpr (kWide<Element> == 1) {
             copy_row(value, channels, d_);
             value += value_width_;
           } else if (token % 2 == 1) {
@@ -318,7 +305,7 @@ class Worker {
           }
         }
       }
-      if constexpr (kPack<Element> == 2)
+      if constexpr (kWide<Element> == 2)
         if (token % 2 == 1) pair_rows(value, even, nullptr);
     }
   }
@@ -370,7 +357,7 @@ class Worker {
   template <int kVectors>
   void gather(Element *to, const float *const *from, int width, int queries) {
     constexpr int stride = kVectors * kLanes;
-    if constexpr (kPack<Element> == 1) {
+    if constexpr (kWide<Element> == 1) {
       transpose_rows<kVectors>(to, from, width, queries, p_.scale * kLog2e);
     } else {
       transpose_rows<kVectors>(scores_, from, width, queries, p_.scale * kLog2e);
@@ -425,15 +412,15 @@ class Worker {
   [[gnu::noinline]] void exponentiate(const Own<Element> &own, int keys, const Vector (&highest)[kVectors],
                                       Vector (&fading)[kVectors]) {
     constexpr int stride = kVectors * kLanes;
-    constexpr int kDegree = kPack<Element> == 1 ? 5 : 3;  // of what is rounded to bfloat16
+    constexpr int kDegree = kWide<Element> == 1 ? 5 : 3;  // of what is rounded to bfloat16
     Vector sum[kVectors] = {};
-    for (int key = 0; key < keys; key += kPack<Element>) {
+    for (int key = 0; key < keys; key += kWide<Element>) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const float *from = scores_ + key * stride + v * kLanes;
         const Vector p = exp2_of_nonpositive<kDegree>(load(from) - highest[v]);
         sum[v] += p;
-        if constexpr (kPack<Element> == 1) {
+        if constexpr (kWide<Element> == 1) {
           store(scores_ + key * stride + v * kLanes, p);
         } else {
           const Vector next = key + 1 < keys ? exp2_of_nonpositive<kDegree>(load(from + stride) - highest[v]) : Vector{};
@@ -451,8 +438,8 @@ class Worker {
 
   template <int kVectors>
   [[gnu::noinline]] void accumulate(const Own<Element> &own, int key, int keys, const Vector (&fading)[kVectors]) {
-    const Element *values = own.values + int64_t{1} * (key / kPack<Element>) * value_width_;
-    const int depth = static_cast<int>(divided_up(keys, kPack<Element>));
+    const Element *values = own.values + int64_t{1} * (key / kWide<Element>) * value_width_;
+    const int depth = static_cast<int>(divided_up(keys, kWide<Element>));
     for (int c = 0; c < value_width_; c += kChannelStep) {
       Vector sum[kChannelStep][kVectors] = {};
       multiply(sum, values + c, 1, value_width_, probabilities(), depth);
@@ -510,7 +497,7 @@ class Worker {
 template <class Element>
 int32_t attend(const RibsrAttentionParams &p, const RibsrExecutor &executor) {
   const int64_t tokens = int64_t{1} * p.window_height * p.window_width;
-  const int64_t bytes = tokens * p.head_width * 2 * static_cast<int64_t>(sizeof(float)) / kPack<Element>;
+  const int64_t bytes = tokens * p.head_width * 2 * static_cast<int64_t>(sizeof(float)) / kWide<Element>;
   const Plan plan(p, std::clamp<int64_t>(kGroupBytes / bytes, 1, kMostWindows));
   const int largest = plan.largest();
   const int64_t units = plan.groups() * p.heads, wanted = executor.threads > 1 ? 4 * executor.threads : 1;

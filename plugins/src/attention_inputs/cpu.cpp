@@ -55,9 +55,7 @@ class Layer {
 
   // A row of the tile in `out`, from channels that become factors where they are.
   void multiply(const Packed<Factor> &weights, const Tile &tile, int y, float *row, const RibsrMap &out) const {
-    const Factor *a = factors<Factor>(row, static_cast<size_t>(tile.columns()) * channels_);
-    product<Factor>({{a}, 1, channels_ / kWide<Factor>}, tile.columns(), weights,
-                    {writable(out, tile.batch, y, tile.x0), out.column_stride});
+    product_of_row(row, tile.columns(), channels_, weights, {writable(out, tile.batch, y, tile.x0), out.column_stride});
   }
 
   const RibsrAttentionInputsParams &params_;

@@ -12,7 +12,7 @@ namespace {
 void copy(const float *from, ptrdiff_t stride, int pixels, int channels, bool with_gelu, float *to) {
   for (int p = 0; p < pixels; ++p, from += stride)
     for (int c = 0; c < channels; c += kLanes, to += kLanes) {
-      const Vector x = load_channels(from + c, channels - c);
+      const Vector x = load_up_to(from + c, channels - c);
       store(to, with_gelu ? gelu<float>(x) : x);
     }
 }
@@ -30,7 +30,7 @@ void walk(const RibsrDepthwiseParams &params, const Taps &taps, const Tile &tile
     const bool adds = params.epilogue == RIBSR_EPILOGUE_ADD_GELU;
     taps(ring.row(y - 2), ring.row(y - 1), ring.row(y), tile.columns(), [&](int x, int c, Vector sum, Vector centre) {
       const Vector value = adds ? centre + gelu<float>(sum) : sum;
-      store_channels(out + x * params.out.column_stride + c, value, channels - c);
+      store_up_to(out + x * params.out.column_stride + c, value, channels - c);
     });
     gap.clear(out, tile.columns());
   }

@@ -52,8 +52,7 @@ class Layer {
   void expand(int batch, int y, int x, int pixels, float *normed, float *u) const {
     norm_(pixel(params_.in, batch, y, x), params_.in.column_stride, pixels,
           [&](int p, int c, Vector value) { store(normed + p * channels_ + c, value); });
-    const Factor *a = factors<Factor>(normed, static_cast<size_t>(pixels) * channels_);
-    product<Factor>({{a}, 1, channels_ / kWide<Factor>}, pixels, expand_, {u, hidden_});
+    product_of_row(normed, pixels, channels_, expand_, {u, hidden_});
     // Lanes behind the last are multiplied by zeros later: whatever lies in a thread's memory, NaN as well, must not stay.
     const int lacking = hidden_ - params_.hidden;
     for (int p = 1; lacking > 0 && p <= pixels; ++p) std::fill_n(u + p * hidden_ - lacking, lacking, 0.0f);
@@ -65,11 +64,10 @@ class Layer {
     taps_(u.row(y - 1), u.row(y), u.row(y + 1), tile.columns(), [&](int x, int c, Vector sum, Vector centre) {
       store(row + x * hidden_ + c, centre + gelu<Factor>(sum));
     });
-    const Factor *a = factors<Factor>(row, static_cast<size_t>(tile.columns()) * hidden_);
     const RibsrMap &in = params_.in, &out = params_.out;
-    product<Factor>({{a}, 1, hidden_ / kWide<Factor>}, tile.columns(), contract_,
-                    {writable(out, tile.batch, y, tile.x0), out.column_stride, pixel(in, tile.batch, y, tile.x0),
-                     in.column_stride});
+    product_of_row(row, tile.columns(), hidden_, contract_,
+                   {writable(out, tile.batch, y, tile.x0), out.column_stride, pixel(in, tile.batch, y, tile.x0),
+                    in.column_stride});
   }
 
   const RibsrFeedForwardParams &params_;

@@ -15,7 +15,7 @@ int32_t layer_norm(const RibsrLayerNormParams &params, const RibsrExecutor &exec
       float *out = writable(params.out, tile.batch, y, tile.x0);
       norm(pixel(params.in, tile.batch, y, tile.x0), params.in.column_stride, tile.columns(),
            [&](int p, int c, Vector value) {
-             store_channels(out + p * params.out.column_stride + c, value, params.channels - c);
+             store_up_to(out + p * params.out.column_stride + c, value, params.channels - c);
            });
       gap.clear(out, tile.columns());
     }

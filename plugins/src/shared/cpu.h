@@ -17,6 +17,8 @@ int32_t feed_forward(const RibsrFeedForwardParams &params, const RibsrExecutor &
 int32_t attention_inputs(const RibsrAttentionInputsParams &params, const RibsrExecutor &executor) noexcept;
 int32_t convolution(const RibsrConvolutionParams &params, const RibsrExecutor &executor) noexcept;
 
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Runs task(i) for every i below count as the executor says.
 template <class Task>
 void parallel(const RibsrExecutor &executor, int64_t count, const Task &task) {

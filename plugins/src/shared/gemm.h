@@ -16,13 +16,6 @@
 
 namespace ribsr::RIBSR_ISA {
 
-// Factors of products are `float`, or `uint32_t`: two bfloat16, of neighbouring channels.
-template <class Factor>
-constexpr int kWide = std::is_same_v<Factor, uint32_t> ? 2 : 1;  // numbers in a Factor
-
-inline Vector multiply_add(float a, Vector weights, Vector sum) { return fma(a, weights, sum); }
-inline Vector multiply_add(uint32_t a, Pairs weights, Vector sum) { return dot(sum, broadcast_pair(a), weights); }
-
 // The memory for pixels whose channels become factors: `factors` reads up to two vectors at a time.
 inline size_t row_floats(int pixels, int channels) { return static_cast<size_t>(pixels) * channels + kLanes; }
 
@@ -171,8 +164,8 @@ inline void block(const Operand<Factor> &operand, const Panel<Factor> &panel, co
       const int left = std::max(panel.outputs - v * kLanes, 1);  // never below; compilers cannot know
       if (target.negative_slope != 1.0f) x = x < 0.0f ? x * target.negative_slope : x;
       if (target.residual != nullptr)
-        x += load_channels(target.residual + (first + p) * target.residual_stride + v * kLanes, left);
-      store_channels(target.out + (first + p) * target.stride + v * kLanes, x, left);
+        x += load_up_to(target.residual + (first + p) * target.residual_stride + v * kLanes, left);
+      store_up_to(target.out + (first + p) * target.stride + v * kLanes, x, left);
     }
 }
 
@@ -200,6 +193,13 @@ void product(const Operand<Factor> &operand, int pixels, const Packed<Factor> &w
     else
       blocks<kPixels, 1>(operand, panel, there, 0, pixels);
   }
+}
+
+// The same of pixels in a row, each of so many channels, which become factors where they are.
+template <class Factor>
+void product_of_row(float *row, int pixels, int channels, const Packed<Factor> &weights, const Target &target) {
+  const Factor *a = factors<Factor>(row, static_cast<size_t>(pixels) * channels);
+  product<Factor>({{a}, 1, channels / kWide<Factor>}, pixels, weights, target);
 }
 
 }  // namespace ribsr::RIBSR_ISA

@@ -35,8 +35,8 @@ struct Norm {
     for (int p = 0; p < pixels; ++p)
       for (int c = 0; c < channels; c += kLanes) {
         const int left = channels - c;
-        const Vector deviation = load_channels(from + p * stride + c, left) - mean[p];
-        put(first + p, c, fma(deviation * inverse[p], load_channels(weight + c, left), load_channels(bias + c, left)));
+        const Vector deviation = load_up_to(from + p * stride + c, left) - mean[p];
+        put(first + p, c, fma(deviation * inverse[p], load_up_to(weight + c, left), load_up_to(bias + c, left)));
       }
   }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX512F__)
@@ -62,6 +63,11 @@ inline void store(float *to, Vector x, int count) {
 #endif
 }
 
+// The first `count` lanes, which may be more than there are.
+inline Vector load_up_to(const float *from, int count) { return count >= kLanes ? load(from) : load(from, count); }
+
+inline void store_up_to(float *to, Vector x, int count) { count >= kLanes ? store(to, x) : store(to, x, count); }
+
 // a * b + c, rounded once where the instruction set has it (the build sets -ffp-contract=fast).
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector fma(float a, Vector b, Vector c) { return a * b + c; }
@@ -69,21 +75,6 @@ inline Vector fma(float a, Vector b, Vector c) { return a * b + c; }
 // The larger and the smaller; where one is NaN, b.
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
-
-// Of all lanes, in an order that depends on kLanes alone.
-inline float sum(Vector x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
-inline float maximum(Vector x) {
-  float largest = x[0];
-  for (int i = 1; i < kLanes; ++i) largest = x[i] > largest ? x[i] : largest;
-  return largest;
-}
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
@@ -127,10 +118,7 @@ inline Vector exp2_of_nonpositive(Vector x) {
 #endif
 }
 
-// 2^x, off by 2.5 units in the last place at most. 0 where x < -126.5, infinite where it is > 127.5.
-inline Vector exp2(Vector x) { return exp2_of_nonpositive(minimum(broadcast(128.0f), x)); }
-
-// e^x, likewise.
+// e^x, off by 2.5 units in the last place at most.
 inline Vector exp(Vector x) {
   x = minimum(broadcast(88.7f), maximum(broadcast(-88.0f), x));
   const Vector shifted = 1.44269504f * x + kShift, integer = shifted - kShift;
@@ -219,5 +207,14 @@ inline Vector dot(Vector sum, Pairs a, Pairs b) {
   return sum + from_bits(a & 0xffff0000u) * from_bits(b & 0xffff0000u);
 #endif
 }
+
+// ---- factors of products --------------------------------------------------------------------------------------------
+
+// They are `float`, or `uint32_t`: two bfloat16 that are neighbours in the dimension that is summed over.
+template <class Factor>
+constexpr int kWide = std::is_same_v<Factor, uint32_t> ? 2 : 1;  // numbers in a Factor
+
+inline Vector multiply_add(float a, Vector b, Vector sum) { return fma(a, b, sum); }
+inline Vector multiply_add(uint32_t a, Pairs b, Vector sum) { return dot(sum, broadcast_pair(a), b); }
 
 }  // namespace ribsr::RIBSR_ISA

@@ -16,13 +16,6 @@ namespace ribsr::RIBSR_ISA {
 // Channels as the kernels keep them: whole vectors.
 constexpr int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
-// A vector of a pixel's channels, of which so many are left in memory: others are 0 in a register, and not written.
-inline Vector load_channels(const float *from, int left) { return left >= kLanes ? load(from) : load(from, left); }
-
-inline void store_channels(float *to, Vector x, int left) { left >= kLanes ? store(to, x) : store(to, x, left); }
-
-inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 inline const float *pixel(const RibsrMap &map, int batch, int y, int x) {
   return static_cast<const float *>(map.data) + batch * map.batch_stride + y * map.row_stride + x * map.column_stride;
 }
