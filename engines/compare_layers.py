@@ -69,14 +69,12 @@ def compare_layers(
     reference: Engine,
     half: Callable[[str], Engine],
     x: np.ndarray,
-    *,
     max_error: float = MAX_ERROR,
     half_factor: float = HALF_FACTOR,
-    step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Iterator[LayerDifference]:
     """The layers of `engine` beside those of `reference` on x [B, 3, H, W], in the order in which they are computed.
 
-    half: gives PyTorch in a half precision, for the yardstick. step: is told how many layers are done, and of how many.
+    half: gives PyTorch in a half precision, for the yardstick.
     Layers whose outputs have other shapes, since export has padded heads, are left out.
     Raises EngineError where one of the engines fails or shows no layers.
     """
@@ -87,11 +85,9 @@ def compare_layers(
         found, expected = engine.layer_outputs(x, group), reference.layer_outputs(x, group)
         pytorch = {} if yardstick is None else yardstick.layer_outputs(x, group)
         for name in group:
-            if found[name].shape == expected[name].shape:
-                yield _difference(
-                    name, found[name], expected[name], pytorch.get(name), precision, max_error, half_factor
-                )
-        step(min(start + AT_ONCE, len(names)), len(names))
+            y, wanted = found[name], expected[name]
+            if y.shape == wanted.shape:
+                yield _difference(name, y, wanted, pytorch.get(name), precision, max_error, half_factor)
 
 
 def _difference(

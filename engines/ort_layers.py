@@ -48,8 +48,8 @@ def tensors(model: onnx.ModelProto) -> dict[str, str]:
                 if whole and (total := _behind(node.output[0], "Add", readers)):
                     found[whole["whole"]] = total
             elif kind == "weight" and node.op_type == "LayerNormalization":
-                if first := _behind(node.output[0], "Transpose", readers):
-                    found[module] = first
+                last = _behind(node.output[0], "Transpose", readers)
+                found |= {} if last is None else {module: last}
     return {**found, OUTPUT: OUTPUT}
 
 
