@@ -35,8 +35,10 @@ def tensors(model: onnx.ModelProto) -> dict[str, str]:
             readers.setdefault(name, []).append(node)
     found: dict[str, str] = {}
     for node in model.graph.node:
-        # Weights in another precision are called `….weight/float16`.
-        for weight in (name.partition("/")[0] for name in node.input if name in weights):
+        # Weights in another precision are called `….weight/float16`. Those that several nodes read are of equal values,
+        # as in networks that were never trained, and say nothing.
+        own = (name for name in node.input if name in weights and len(readers[name]) == 1)
+        for weight in (name.partition("/")[0] for name in own):
             module, _, kind = weight.rpartition(".")
             if kind == "rib_q" and node.op_type == operators.CYCLIC_WINDOW_ATTENTION.name:
                 found[f"{module}.core"] = node.output[0]

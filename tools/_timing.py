@@ -329,7 +329,8 @@ def _limits(told: dict[str, Any] | None, gpus: Sequence[str]) -> dict[str, Any] 
     """Those of the GPU that a model ran on: the first visible one."""
     if told is None or told["device"].startswith(("cpu", "CPUExecutionProvider")):
         return None
-    return limits(gpus[0] if gpus else told["device"], told["precision"])
+    name = gpus[0].partition(",")[0] if gpus else told["device"].partition(" ")[2]
+    return limits(name, told["precision"])
 
 
 def report(results: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
