@@ -52,7 +52,7 @@ def _ratio(result: dict[str, Any]) -> str:
 
 def _cells(result: dict[str, Any], batches: bool) -> dict[str, str]:
     """A row, by the names of the columns."""
-    named = {"model": result["file"], "size": result["size"], **({"batch": str(result["batch"])} if batches else {})}
+    named = {"model": result["file"], "size": result["size"], "batch": str(result["batch"] or "") if batches else ""}
     if result["failure"]:
         return {**named, "runs on": "failed"}
     told, times = result["description"], main_times(result)
@@ -65,7 +65,7 @@ def _cells(result: dict[str, Any], batches: bool) -> dict[str, str]:
         "graphs": {True: "yes", False: "no", None: ""}[told["cuda_graphs"]],
         **{column: _ms(times, name) for column, name in TIMES.items()},
         "end to end ms": _ms(result["end_to_end"], "median") if result["device"] else "",
-        "pictures/s": f"{result['pictures_per_second']:.3g}",
+        "pictures/s": f"{result['pictures_per_second']:.4g}",
         "memory MiB": _mib(result["peak_memory"]),
         "GPU MiB": _mib(result["gpu_memory"]),
         "engine MiB": _mib(result["gpu_allocated"]),
@@ -79,7 +79,7 @@ TIMES = {"median ms": "median", "p90": "p90", "p99": "p99", "spread": "spread"}
 def show(out: Console, results: Sequence[dict[str, Any]]) -> None:
     """Prints results with their ratios as a table, without the columns that say nothing, and which clock, failures and
     notes belong to which model."""
-    rows = [_cells(result, any(one["batch"] != 1 for one in results)) for result in results]
+    rows = [_cells(result, any(one["batch"] not in (1, None) for one in results)) for result in results]
     columns = [column for column in max(rows, key=len, default={}) if any(row.get(column) for row in rows)]
     show_table(out, columns, [[row.get(column, "") for column in columns] for row in rows])
     for clock in dict.fromkeys(result["clock"] for result in results if result["clock"]):
@@ -131,10 +131,10 @@ def _speed(name: str, achieved: dict[str, float], limits: dict[str, Any] | None)
     factor = UNITS[name][1]
     limit: Any = limits and limits[name]
     if not limit:
-        return f"{achieved[name] / factor:.3g}"
+        return f"{achieved[name] / factor:.4g}"
     least, *more = [limit] if isinstance(limit, float) else limit
-    top = f"{least / factor:.3g}" + "".join(f" to {most / factor:.3g}" for most in more if most != least)
-    return f"{achieved[name] / factor:.3g} of {top} ({achieved[name] / least:.0%})"
+    top = f"{least / factor:.4g}" + "".join(f" to {most / factor:.4g}" for most in more if most != least)
+    return f"{achieved[name] / factor:.4g} of {top} ({achieved[name] / least:.0%})"
 
 
 def show_layers(out: Console, result: dict[str, Any], count: int) -> None:

@@ -176,13 +176,13 @@ class _Runs:
 
     def once(self) -> float:
         """A turn: one run, on a GPU one of each kind. Returns the milliseconds of the first."""
-        time = self.timer.once()
+        milliseconds = self.timer.once()
         if self._whole is None:
-            self.end_to_end.append(time)
+            self.end_to_end.append(milliseconds)
         else:
-            self.device.append(time)
+            self.device.append(milliseconds)
             self.end_to_end.append(self._whole())
-        return time
+        return milliseconds
 
     def forget(self) -> None:
         self.device.clear()

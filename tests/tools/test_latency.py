@@ -294,7 +294,7 @@ def test_what_is_achieved_stands_beside_the_limits(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.strip().startswith("x2.plan"))
     assert "385 of 770 to 800 (50%)" in row
-    assert "2.15e+03 of 4.3e+03 (50%)" in row
+    assert "2150 of 4300 (50%)" in row
     assert "2 of 4.17 (48%)" in row
     assert printed.count("x2.plan") == 1, "nothing is known of the other one"
     assert "Limits of NVIDIA H200: measured on one H200" in printed
