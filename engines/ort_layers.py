@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from plugins import channels_last, operators
+from plugins import operators
 
 if TYPE_CHECKING:
     import onnx
@@ -64,6 +64,8 @@ def _behind(tensor: str, operator: str, readers: dict[str, list[onnx.NodeProto]]
 
 def turned(model: onnx.ModelProto) -> set[str]:
     """Of a file that was rewritten for our kernels: the tensors that are channels-last."""
+    from plugins import channels_last  # which needs onnx
+
     found: set[str] = set()
     ours = (operators.DOMAIN, operators.CPU_BFLOAT16_DOMAIN)
     for node in model.graph.node:

@@ -20,7 +20,9 @@ from engines.compare_layers import LayerDifference, compare_layers, first_outsid
 from ribsr import ESCRIBConfig, SSTConfig  # noqa: E402
 from tests.engines import fakes  # noqa: E402
 
-NETWORK = {"dim": 32, "blocks": 2, "expansion": 1.5, "upsampler": "direct"}  # heads as wide as kernels like them
+NETWORK: dict[str, Any] = {"dim": 32, "blocks": 2, "expansion": 1.5, "upsampler": "direct"}
+"""Heads are as wide as kernels like them, so that export does not pad them."""
+
 NETWORKS = (
     SSTConfig(name="sst", heads=(2, 2), windows=(4, 8), ranks=(4, 4), **NETWORK),
     ESCRIBConfig(name="escrib", heads=(2,), windows=(8,), ranks=(4,), pdim=8, kernel_size=5, conv_blocks=1, **NETWORK),
@@ -57,12 +59,11 @@ def damaged(path: Path, weight: str) -> Path:
 
 
 def compared(path: Path, files: dict[str, Path]) -> list[LayerDifference]:
-    def half(precision: str) -> Engine:
-        return open_engine(files["checkpoint"], precision=precision, device="cpu")
+    def in_pytorch(precision: str = "fp32") -> Engine:
+        return open_engine(files["checkpoint"], precision=precision, device="cpu", threads=1)
 
-    reference = open_engine(files["checkpoint"], device="cpu")
-    with reference, open_engine(path, runtime="onnxruntime", device="cpu") as engine:
-        return list(compare_layers(engine, reference, half, fakes.picture(11, 19)))
+    with in_pytorch() as reference, open_engine(path, runtime="onnxruntime", device="cpu", threads=1) as engine:
+        return list(compare_layers(engine, reference, in_pytorch, fakes.picture(11, 19)))
 
 
 @pytest.mark.parametrize("form", ["canonical", "mha", "fp16"])
