@@ -31,7 +31,7 @@ from tools._common import (
     progress,
     provenance,
 )
-from tools._statistics import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
+from tools._measured import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ size_option = click.option(
 class Setup:
     """How models are timed: runs that count and runs before, the options that engines open with, and what opens them.
 
-    rounds, warmup: None leaves their number to the rules of `tools._statistics`. All of it is sent to other processes,
+    rounds, warmup: None leaves their number to the rules of `tools._measured`. All of it is sent to other processes,
     so it must be picklable.
     """
 

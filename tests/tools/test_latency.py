@@ -28,7 +28,7 @@ from tools import _chips, latency
 from tools._common import ModelName, console
 from tools._kinds import grouped, kind_of
 from tools._latency_tables import show, show_layers, show_speeds
-from tools._statistics import LEAST_ROUNDS, MOST_ROUNDS, is_stable, ratio_interval, rounds_for, statistics
+from tools._measured import LEAST_ROUNDS, MOST_ROUNDS, is_stable, ratio_interval, rounds_for, statistics
 from tools._timing import Child, Setup, _grown, _rotated, _Runs, _warm_up, with_ratios, worker
 from tools.latency import main
 
