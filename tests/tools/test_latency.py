@@ -163,8 +163,9 @@ def test_files_are_merged_into_one_table(models: Path) -> None:
         ("{", "not a JSON file; give one that tools/latency.py --json wrote"),
         ("[1]", "was not written by tools/latency.py --json"),
         ('{"results": []}', "was not written by tools/latency.py --json"),
-        ('{"kind": "parity", "version": 1}', "was written by tools/'parity'.py; give one of tools/latency.py --json"),
+        ('{"kind": "parity", "version": 1}', "was written by another tool ('parity'); give one of"),
         ('{"tool": "latency", "results": []}', "is of before there were versions, this release reads 1; measure again"),
+        ('{"kind": "latency", "version": 1, "results": [{}], "runs": []}', "lacks what tools/latency.py --json writes"),
         ('{"kind": "latency", "version": 2}', "has version 2, this release reads 1; measure again"),
     ],
 )
