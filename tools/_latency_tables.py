@@ -43,6 +43,12 @@ def _mib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.0f}"
 
 
+def _at(result: dict[str, Any]) -> str:
+    """The size, and how many pictures where they are several."""
+    many = f"{result['batch']} of " if result["batch"] not in (1, None) else ""
+    return f"{many}{result['size']}"
+
+
 def _ratio(result: dict[str, Any]) -> str:
     if result["ratio_interval"] is None:
         return f"{result['ratio']:.3f}"
@@ -88,7 +94,7 @@ def show(out: Console, results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         _show_conditions(out, result)
         if result["failure"]:
-            out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
+            out.print(f"FAIL {result['file']} at {_at(result)}: {result['failure']}", style="red", soft_wrap=True)
         for note in (result["description"] or {}).get("notes", ()):
             out.print(f"Note: {note}", style="yellow", soft_wrap=True)
     if any(result["device"] and not result["clocks"] for result in results):
@@ -101,7 +107,7 @@ def _show_conditions(out: Console, result: dict[str, Any]) -> None:
         return
     warmup = result["warmup"]
     settled = {True: ", stable then", False: ", not stable then", None: ""}[warmup["stable"]]
-    line = f"{result['file']} at {result['size']}: {times['runs']} runs after {warmup['runs']} to warm up{settled}"
+    line = f"{result['file']} at {_at(result)}: {times['runs']} runs after {warmup['runs']} to warm up{settled}"
     for when, seen in (result["clocks"] or {}).items():
         units = {"sm_mhz": "SM {} MHz", "memory_mhz": "memory {} MHz", "temperature_c": "{} °C", "power_w": "{:.0f} W"}
         told = [text.format(seen[name]) for name, text in units.items() if seen[name] is not None]
@@ -118,7 +124,7 @@ def show_speeds(out: Console, results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         if result["achieved"]:
             cells = [_speed(name, result["achieved"], result["limits"]) for name in UNITS]
-            rows.append([result["file"], result["size"], f"{result['work']['operations'] / 1e12:.3g}", *cells])
+            rows.append([result["file"], _at(result), f"{result['work']['operations'] / 1e12:.3g}", *cells])
     if not rows:
         return
     show_table(out, ("model", "size", "TFLOP a run", *(unit for unit, _ in UNITS.values())), rows)
@@ -139,7 +145,7 @@ def _speed(name: str, achieved: dict[str, float], limits: dict[str, Any] | None)
 
 def show_layers(out: Console, result: dict[str, Any], count: int) -> None:
     """Prints where a model's time goes: by kind of layer, and the `count` layers that take longest."""
-    name, layers = f"{result['file']} at {result['size']}", result["layers"]
+    name, layers = f"{result['file']} at {_at(result)}", result["layers"]
     if layers["failure"]:
         out.print(f"FAIL {layers['failure']}", style="red", soft_wrap=True)
         return

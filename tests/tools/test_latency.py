@@ -398,7 +398,7 @@ def test_layers_are_shown_by_kind_and_by_time(
     assert first["layers"]["groups"].items() >= {"attention": 6.0, "convolutions": 3.0, "norms": 1.0}.items()
     show_layers(console(), first, 2)
     printed = capsys.readouterr().out
-    assert "2 of 3 layers of x2.plan at 20x10" in printed
+    assert "2 of 3 layers of x2.plan at 2 of 20x10" in printed
     assert re.search(r"^ *a +6\.000 +60\.0% +attention", printed, re.M)
     assert re.search(r"^ *convolution +3\.000 +30\.0% +convolutions", printed, re.M)
     assert "[norm]" not in printed
