@@ -402,6 +402,7 @@ def kernel_times(run: Callable[[], object], runs: int) -> list[LayerTime]:
     """`operator_times` of what this process runs on the GPU, by whatever library. Raises EngineError without a GPU."""
     if not torch.cuda.is_available():
         raise EngineError(f"kernels are timed by PyTorch, and PyTorch {torch.__version__} finds no usable GPU")
+    torch.cuda.synchronize()  # PyTorch has its context then, without which its profiler sees nothing
     return operator_times(run, torch.device("cuda"), runs)
 
 
