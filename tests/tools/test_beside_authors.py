@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,10 +182,22 @@ def test_which_of_the_authors_rows_run_can_be_said(options: Path) -> None:
     assert [row["file"] for row in json.loads(result.stdout)["results"]] == [f"{options}", "authors@fp16"]
 
 
-def test_products_are_as_the_row_says_whatever_ran_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def products() -> Iterator[tuple[Any, Any]]:
+    """PyTorch's settings of products and of convolutions, as they were afterwards."""
     import torch
 
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [setting.allow_tf32 for setting in settings]
+    yield settings
+    for setting, value in zip(settings, before, strict=True):
+        setting.allow_tf32 = value
+
+
+def test_products_are_as_the_row_says_whatever_ran_before(products: tuple[Any, Any]) -> None:
+    import torch
+
+    matmul, cudnn = products
     seen = list[tuple[bool, bool]]()
 
     class Probe(torch.nn.Module):
@@ -194,9 +207,8 @@ def test_products_are_as_the_row_says_whatever_ran_before(monkeypatch: pytest.Mo
 
     engine = OthersEngine(ModelName("authors"), Network(Probe(), "probe", 2, "peer", autocast=True), "cpu")
     for own in (True, False):
-        monkeypatch.setattr(matmul, "allow_tf32", not own)
-        monkeypatch.setattr(cudnn, "allow_tf32", False)
-        monkeypatch.setattr(engine, "_tf32", own)
+        matmul.allow_tf32, cudnn.allow_tf32 = not own, False
+        engine._tf32 = own
         engine.run(fakes.picture(4, 5))
     assert seen == [(True, True), (False, True)]
 
