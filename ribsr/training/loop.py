@@ -37,7 +37,7 @@ from ribsr.layers import RIBModel
 from ribsr.models import build
 from ribsr.training import fast
 from ribsr.training.data import Batches, Crops, read_pairs, storage_device
-from ribsr.training.processes import Process, TrainingError, interruptions, joined
+from ribsr.training.processes import Exchange, Process, TrainingError, interruptions, joined
 from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 
@@ -76,7 +76,7 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
             if process.first:
                 sets = check(recipe, process.world)
                 held.enter_context(alone(Path(recipe.output)))
-        Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
+        Run(recipe, process, report if process.first else Report(), process.shared(sets)).go(stop_after)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 class Run:
-    """A run in progress. sets: what `check` finds, in the first process."""
+    """A run in progress. sets: what `check` finds."""
 
     def __init__(self, recipe: Recipe, process: Process, report: Report, sets: dict[str, list[Path]]):
         self.recipe, self.process, self.report, self.sets = recipe, process, report, sets
@@ -134,16 +134,14 @@ class Run:
             self.step = state["step"]
             report.say(f"going on from step {self.step} in {self.state_path}")
         self.saved = self.step if state is not None else None
-        self.parallel: nn.Module = self.model
-        if process.world > 1:
-            devices = [process.device] if on_gpu else None
-            self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
-        # Not with DistributedDataParallel, whose exchange a graph would have to hold.
-        self.replayed = fast.Replayed(self._advance) if on_gpu and process.world == 1 else None
+        self.exchange = Exchange(self.parameters) if process.world > 1 else None
+        self.differentiate = fast.Replayed(self._differentiate) if on_gpu else self._differentiate
+        self.apply = fast.Replayed(self._apply) if on_gpu else self._apply
         self.updating = threading.RLock()  # held while weights, averaged weights, optimizer and step change together
         self.saving = False
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
+        self.share = torch.tensor(1 / process.world, device=process.device)  # of the loss of all, in gradients
 
     def _restore(self, part: nn.Module | torch.optim.Optimizer, values: dict[str, Any]) -> None:
         try:
@@ -170,7 +168,8 @@ class Run:
         with interruptions() as came, interrupt.at_last(self.keep):
             try:
                 if self._due(self.recipe.validate_every):
-                    self.validate({name for step, name, *_ in kept if int(step) == self.step})
+                    scored = {name for step, name, *_ in kept if int(step) == self.step}
+                    self.validate(self.process.shared(scored))
                 self._train(stop_after, came)
             except RuntimeError as error:
                 if not came:
@@ -212,22 +211,21 @@ class Run:
         """One step. Does not wait for the GPU."""
         self.rate.fill_(self.recipe.learning_rate(self.step))
         low, high = self.batches[self.step]
-        if self.replayed is None:
-            self._differentiate(low, high)
+        self.differentiate(low, high)
         with self.updating:
-            self._apply() if self.replayed is None else self.replayed(low, high)
+            if self.exchange is not None:
+                self.exchange.sum()
+            self.apply()
             self.step += 1
-
-    def _advance(self, low: Tensor, high: Tensor) -> None:
-        self._differentiate(low, high)
-        self._apply()
 
     def _differentiate(self, low: Tensor, high: Tensor) -> None:
         """Forward, backward."""
         self.optimizer.zero_grad()
         with self.autocast:
-            loss = F.l1_loss(self.parallel(low), high)
-        loss.backward()
+            loss = F.l1_loss(self.model(low), high)
+        loss.backward(self.share)
+        if self.exchange is not None:
+            self.exchange.take()
         self.loss += loss.detach()
 
     def _apply(self) -> None:
@@ -324,24 +322,28 @@ class Run:
                 csv.writer(file).writerow(values)
 
     def validate(self, scored: Collection[str] = ()) -> None:
-        """Scores the averaged weights on the benchmark sets, in the first process; the others wait for it.
+        """Scores the averaged weights on the benchmark sets; every process takes a share of each.
 
         scored: sets whose scores of this step are written already, when the run goes on from it.
         """
-        with self.process.ahead():
-            if self.process.first:
-                for name, paths in self.sets.items():
-                    if name not in scored:
-                        self._score(name, paths)
+        for name, paths in self.sets.items():
+            if name not in scored:
+                self._score(name, paths)
 
     def _score(self, name: str, paths: list[Path]) -> None:
         """One set's row; none where a picture cannot be read any more, or enlarged in this memory: a mean of the others
         would mislead, and training goes on."""
+        share, reason = [], None
         try:
-            scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
+            mine = paths[self.process.rank :: self.process.world]
+            share = list(benchmark.score(self.upscale, mine, self.recipe.scale))
         except (DataError, torch.cuda.OutOfMemoryError, MemoryError) as error:
-            self.report.say(f"step {self.step}: {name} is not scored: {first_line(error)}")
+            reason = first_line(error)
+        shares, reasons = zip(*self.process.gathered((share, reason)), strict=True)
+        if any(reasons):
+            self.report.say(f"step {self.step}: {name} is not scored: {next(filter(None, reasons))}")
             return
+        scores = [*chain(*shares)]
         psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
         self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
         self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")
