@@ -225,4 +225,8 @@ def open_beside(repository: Path, network: str, scale: int, name: ModelName, opt
         return open_model(name, options)
     torch.manual_seed(0)
     made = authors_network(repository, network, scale) if name.path == AUTHORS else peer_network(Path(name.path))
+    if made.scale != scale:
+        raise EngineError(
+            f"{name.path}: enlarges by {made.scale}, the authors' model by {scale}: add --scale {made.scale}"
+        )
     return OthersEngine(name, made, options["device"], options["threads"])

@@ -243,6 +243,7 @@ def test_half_precision_of_a_peer_is_autocast(options: Path) -> None:
         ),
         ("scale: 2\n", "names no network (network_g with its type)"),
         (OPTIONS.replace("scale: 2", "scale: two"), "scale must be a whole number, got 'two'"),
+        (OPTIONS.replace("scale: 2", "scale: 4"), "enlarges by 4, the authors' model by 2: add --scale 4"),
         ("{", "not YAML"),
     ],
 )
