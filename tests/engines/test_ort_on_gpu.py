@@ -264,8 +264,8 @@ def test_times_and_profiles(engine: Engine) -> None:
     timer.once()
     assert 0 < min(timer.once() for _ in range(5)) < 100
     np.testing.assert_array_equal(engine.run(x), before)
-    with pytest.raises(EngineError, match="times nodes on a CPU only"):
-        engine.profile(x)
+    layers = engine.profile(x)
+    assert any("attention" in layer.name for layer in layers), "kernels by their names"
     engine.close()
     for call in (timer.once, lambda: engine.run(x)):
         with pytest.raises(EngineError, match="the engine is closed"):
