@@ -68,7 +68,7 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     Goes on from the output folder's state.pt if there is one. Raises DataError before anything takes long (`check`),
     TrainingError (another recipe's state there, another run in the folder, loss or weights not finite),
     CheckpointError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the last step written (several
-    processes stop at the next record, or are ended by `interrupt.watch` before it).
+    processes all stop after the same step).
     """
     with joined() as process, ExitStack() as held:
         sets: dict[str, list[Path]] = {}
@@ -139,6 +139,7 @@ class Run:
         self.apply = fast.Replayed(self._apply) if on_gpu else self._apply
         self.updating = threading.RLock()  # held while weights, averaged weights, optimizer and step change together
         self.saving = False
+        self.together = False  # a step is under way in which processes wait for each other
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
         self.share = torch.tensor(1 / process.world, device=process.device)  # of the loss of all, in gradients
@@ -176,6 +177,7 @@ class Run:
                     raise
                 # Mostly since another process ended first, by the same signal; if not, nothing else would tell it.
                 self.report.say(f"after the signal: {first_line(error)}")
+                self.together = False
                 self.keep()
                 raise came[0] from None
 
@@ -184,7 +186,7 @@ class Run:
         since, clock = self.step, start
         while not stop and self.step < recipe.steps:
             self.update()
-            if record := self._due(recipe.log_every):
+            if self._due(recipe.log_every):
                 loss = self.mean_loss(self.step - since)
                 rate = (self.step - since) / (time.monotonic() - clock)
                 lr = recipe.learning_rate(self.step - 1)
@@ -192,16 +194,19 @@ class Run:
                 self.report.progress(self.step, loss, rate)
                 since, clock = self.step, time.monotonic()
             late = stop_after is not None and time.monotonic() - start > stop_after
-            late, interrupted = self._agree(late, bool(came), record)
+            late, interrupted = self.process.agreed(late, bool(came))
             stop = late or interrupted
+            self.together = self.exchange is not None and not stop
             if stop or self._due(recipe.save_every):
                 self.save()
             if interrupted:
                 self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
                 raise came[0] if came else KeyboardInterrupt
             if stop or self._due(recipe.validate_every):
+                together, self.together = self.together, False
                 self.validate()
                 clock = time.monotonic()  # the rate is that of training alone
+                self.together = together
 
     def _due(self, every: int) -> bool:
         """Whether this is a step for what is done every so many steps, and after the last."""
@@ -235,19 +240,6 @@ class Run:
         self.optimizer.step()
         self.to_average(self.averaged, self.parameters, 0)
 
-    def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
-        """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
-
-        Several processes ask each other only when they record, since that waits for the GPU.
-        """
-        if self.process.world == 1:
-            return late, interrupted
-        if not record:
-            return False, False
-        votes = torch.tensor([float(late), float(interrupted)], device=self.process.device)
-        distributed.all_reduce(votes)
-        return bool(votes[0]), bool(votes[1])
-
     def mean_loss(self, steps: int) -> float:
         """Over the last `steps` steps and all processes. Raises TrainingError when it or a weight is not finite."""
         total = self.loss.clone()
@@ -275,8 +267,12 @@ class Run:
     def keep(self) -> None:
         """Of a run that is told to end in the middle of a step that takes long: writes the state of the last one.
 
-        Another thread calls it. Where a step compiles within the lock, which only a GPU's do, that state is lost.
+        Another thread calls it. Several processes have their main threads stop after one and the same step: one that
+        ended now would have the others' GPUs wait for ever.
         """
+        end = time.monotonic() + interrupt.LONGEST
+        while self.together and time.monotonic() < end:
+            time.sleep(0.05)
         if self.updating.acquire(timeout=interrupt.LONGEST if self.saving else 0.5):
             if self.step and self.saved != self.step:
                 self.save()

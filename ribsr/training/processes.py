@@ -65,6 +65,14 @@ class Process:
             time.sleep(FAREWELL)
             raise TrainingError("the first process cannot go on; what it says tells why")
 
+    def agreed(self, *wishes: bool) -> tuple[bool, ...]:
+        """Each wish, once any process has it. Does not wait for GPUs."""
+        if self.waiting is None:
+            return wishes
+        votes = torch.tensor(wishes, dtype=torch.float32)
+        distributed.all_reduce(votes, group=self.waiting)
+        return tuple(bool(vote) for vote in votes)
+
     def shared(self, value: T) -> T:
         """What the first process gives, in all of them."""
         values = [value]
