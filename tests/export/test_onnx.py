@@ -28,8 +28,7 @@ from export.canonical import trace
 from export.convert import Options, default_name
 from export.fold import fold, folded_numbers
 from ribsr.base.sizes import Size
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.terminal import ROOT, on_terminal, redirected
 
 
 @pytest.fixture
