@@ -38,6 +38,13 @@ def capability() -> str:
     return f"{major.value}.{minor.value}"
 
 
+def pci_bus_id() -> str:
+    """Where the GPU is on the host's bus, "0000:1B:00.0": its name for other libraries of the driver. Raises NoGPU."""
+    text = ctypes.create_string_buffer(16)
+    _call("cuDeviceGetPCIBusId", text, len(text), 0)
+    return text.value.decode()
+
+
 def free_memory() -> int:
     """Bytes of the GPU's memory that nobody holds. Raises NoGPU."""
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()

@@ -284,11 +284,15 @@ class _Graphs:
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     """Mean times of nodes in ONNX Runtime's trace of 1 + runs, the first not counted. Nodes may share a name."""
-    times: dict[str, list[float]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)  # from µs
-    return [LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
+            node = (event["name"].removesuffix("_kernel_time"), str(event.get("args", {}).get("op_name", "")))
+            times.setdefault(node, []).append(event["dur"] / 1e3)  # from µs
+    return [
+        LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs, printable(operator))
+        for (name, operator), each in times.items()
+    ]
 
 
 FATAL = 4

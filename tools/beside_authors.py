@@ -25,7 +25,8 @@ from engines.options import engine_options
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
 from tools._common import console, json_option, model_name
-from tools._timing import Setup, publish, size_option, timed
+from tools._latency_tables import publish
+from tools._timing import Setup, size_option, timed
 
 WARMUP = {"cpu": 1, "cuda": 5}
 """Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
