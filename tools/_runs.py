@@ -1,6 +1,6 @@
 """What `--json` of latency, parity and evaluate wrote, for the report: read with care, since files may hold anything.
 
-Every text is fit to be shown (no control characters, not endless), every number finite, every place that is wrong named.
+Texts are fit to be shown (no control characters, not endless), numbers finite, and what is wrong is named.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 from engines.base import EngineError
 from ribsr.base.errors import clipped, printable, shown
 from tools._common import environment_line, read_run, where
+from tools._kinds import KINDS
 
-KINDS = ("latency", "parity", "evaluate")
-
-GROUPS = ("attention", "feed-forward", "convolutions", "norms", "copies", "other")
-"""Kinds of layers, in the order in which they are shown."""
+TOOLS = ("latency", "parity", "evaluate")
 
 LONGEST = 500
 """Characters of a text."""
@@ -206,7 +204,7 @@ def read_runs(paths: list[str]) -> Runs:
     """Raises EngineError, one line, for a file that is none of these tools', damaged, or of another version."""
     runs = Runs()
     for path in paths:
-        values = read_run(path, *KINDS)
+        values = read_run(path, *TOOLS)
         kind, top = values.get("kind"), Value(values, path)
         folder = Path(path).parent
         if kind == "latency":
@@ -236,9 +234,8 @@ def _machine(run: Value, environment: Value) -> Machine:
     }
     seen["cores"] = round(seen["cores"])
     command = " ".join(part.text() for part in run["command"].maybe(Value.list) or [])
-    return Machine(
-        gpus[0] if gpus else seen["cpu"], environment_line(seen), command, run["date"].maybe(Value.text) or ""
-    )
+    date = (run["date"].maybe(Value.text) or "")[:16].replace("T", " ")
+    return Machine(gpus[0] if gpus else seen["cpu"], environment_line(seen), command, date and f"{date} UTC")
 
 
 def _model(result: Value) -> Model:
@@ -271,7 +268,7 @@ def _timing(result: Value, machines: list[Machine]) -> Timing:
         ratio=result["ratio"].maybe(Value.number),
         ratio_interval=(interval[0].number(), interval[1].number()) if interval and len(interval) == 2 else None,
         clock=result["clock"].text(),
-        groups={name: ms for name, ms in groups.items() if name in GROUPS},
+        groups={name: ms for name, ms in groups.items() if name in KINDS},
         use=_use(result),
     )
 

@@ -88,8 +88,8 @@ class Scored:
         return f"{shown} ({count} of {count + len(self.failed)})" if self.failed else shown
 
     def to_json(self, beside: Path) -> dict[str, Any]:
-        """An infinite PSNR (equal pictures) is null, and so are means of no pictures and what is not saved; `saved` is as
-        seen from the folder `beside`."""
+        """Null are an infinite PSNR (equal pictures), means of no pictures, and what is not saved. Paths of files are
+        relative to the folder `beside`."""
         return {
             "psnr": finite(self.mean("psnr")),
             "ssim": finite(self.mean("ssim")),
