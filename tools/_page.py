@@ -33,11 +33,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """rows begin with what they are of."""
+    """rows begin with what they are of. named: whether columns have names that users chose, of any length."""
 
     columns: list[str]
     rows: list[list[Cell]]
     caption: str = ""
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def evaluation_table(of: Evaluation) -> Table:
             told = "" if mean is None or mean.psnr is None else f"{mean.psnr:.2f} dB"
             row.append(Cell(told, "" if mean is None or mean.ssim is None else f"SSIM {mean.ssim:.4f}"))
         rows.append(row)
-    return Table([f"x{of.scale}", *sets], rows, "PSNR and SSIM of the luma, beside the original")
+    return Table([f"x{of.scale}", *sets], rows, "PSNR and SSIM of the luma, beside the original", named=True)
 
 
 def _runs_on(*parts: str) -> str:
@@ -261,10 +262,10 @@ def _digits(values: Sequence[float]) -> int:
 def latency_table(rows: Sequence[Timing], named: Callable[[Timing], str], digits: int) -> Table:
     table = []
     for row in rows:
-        name = Cell(named(row), _runs_on(row.model.runs_on, row.model.form, row.model.precision))
         if row.failure is not None:
-            table.append([name, *[Cell("")] * 6, Cell("failed", row.failure, "bad long")])
+            table.append([Cell(named(row), f"failed: {row.failure}", "bad"), *[Cell("")] * 7])
             continue
+        name = Cell(named(row), _runs_on(row.model.runs_on, row.model.form, row.model.precision))
         interval = f"{row.ratio_interval[0]:.3f} to {row.ratio_interval[1]:.3f}" if row.ratio_interval else ""
         memory = "" if row.gpu_memory is None else f"GPU {row.gpu_memory / 2**20:,.0f}"
         table.append(
@@ -289,14 +290,14 @@ def share_chart(rows: Sequence[Timing]) -> Chart:
         parts.append(charts.Parts(row.model.file, shares, f"{total:,.{_digits([total])}f} ms"))
     kinds = [kind for kind in KINDS if any(kind in part.shares for part in parts)]
     table = [
-        [Cell(kind, kind=KINDS.index(kind)), *(Cell(f"{part.shares.get(kind, 0.0):.1%}") for part in parts)]
-        for kind in kinds
+        [Cell(part.name), *(Cell(f"{part.shares.get(kind, 0.0):.1%}", kind=KINDS.index(kind)) for kind in kinds)]
+        for part in parts
     ]
     told = "Shares of time: " + "; ".join(
         f"{part.name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in part.shares.items()) for part in parts
     )
     drawn = {width: _trusted(svg) for width, svg in charts.shares(parts).items()}
-    return Chart(_setting(rows[0]), drawn, told, Table(["layers", *(part.name for part in parts)], table))
+    return Chart(_setting(rows[0]), drawn, told, Table(["model", *kinds], table))
 
 
 def notes(runs: Runs, pictures: Sequence[object]) -> list[str]:

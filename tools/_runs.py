@@ -6,8 +6,8 @@ Texts are fit to be shown (no control characters, not endless), numbers finite, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -219,7 +219,41 @@ def read_runs(paths: list[str]) -> Runs:
             runs.comparisons.append((machine, compared))
         else:
             runs.evaluations.append(_evaluation(top, machine, folder))
-    return runs
+    return _named_shortly(runs)
+
+
+def _named_shortly(runs: Runs) -> Runs:
+    """Files without their folders, as far as that tells them apart."""
+    files = {row.model.file for row in runs.timings}
+    files |= {file for _, models in runs.comparisons for one in models for file in (one.model.file, one.reference)}
+    files |= {of.model.file for evaluation in runs.evaluations for of in evaluation.models}
+    names = short_names(files)
+
+    def named(model: Model) -> Model:
+        return replace(model, file=names[model.file])
+
+    return replace(
+        runs,
+        timings=[replace(row, model=named(row.model)) for row in runs.timings],
+        comparisons=[
+            (machine, [replace(one, model=named(one.model), reference=names[one.reference]) for one in models])
+            for machine, models in runs.comparisons
+        ],
+        evaluations=[
+            replace(of, models=tuple(replace(scores, model=named(scores.model)) for scores in of.models))
+            for of in runs.evaluations
+        ],
+    )
+
+
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """File → its name, with so many of the folders before it that no two are called alike."""
+    parts = {file: file.split("/") for file in files}
+    for count in range(1, max(map(len, parts.values()), default=1)):
+        names = {file: "/".join(of[-count:]) for file, of in parts.items()}
+        if len({*names.values()}) == len(names):
+            return names
+    return {file: file for file in parts}
 
 
 def _machine(run: Value, environment: Value) -> Machine:

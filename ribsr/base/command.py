@@ -25,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {
     "cuda": ("trt",),
     "flash_attn": ("flash",),
+    "jinja2": ("report",),
+    "markupsafe": ("report",),
     "onnx": ("export", "trt"),
     "onnx_graphsurgeon": ("export", "trt"),
     "onnxruntime": ("ort", "ort-gpu"),
@@ -32,6 +34,7 @@ EXTRAS = {
     "safetensors": ("train", "export"),
     "tensorrt": ("trt",),
     "torch": ("train", "export"),
+    "vl_convert": ("report",),
     "yaml": ("train", "export"),
 }
 """Packages that only some commands need, by the names under which they are imported → what installs them."""

@@ -88,11 +88,11 @@ def parity(*models: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation(folder: Path, names: tuple[str, ...] = samples.NAMES, side: int = 96) -> dict[str, Any]:
-    """Saves pictures in `folder`: photographs, and what bicubic and two models are said to have made of them, of which
-    one gives what the other does."""
+    """Saves pictures in `folder`: photographs (a sample's name, and what tells it from others of it), and what bicubic
+    and two models are said to have made of them, of which one gives what the other does."""
     originals, results = {}, []
     for name in names:
-        pixels = np.rint(samples.sample(name, Size(side, side))[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+        pixels = np.rint(samples.sample(name.split()[0], Size(side, side))[0].transpose(1, 2, 0) * 255).astype(np.uint8)
         originals[f"{name}.png"] = _save(folder / "original" / f"{name}.png", pixels, folder)
     for file, blur, psnr in (("bicubic", 4, 32.2), ("sst-light-x2", 2, 35.1), ("x2.onnx", 2, 35.1)):
         rows = []
