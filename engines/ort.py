@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, driver, memory, ort_kernels
+from engines import base, driver, memory, ort_kernels, ort_layers
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_shapes, read_stamp
 from engines.running import Runner
@@ -29,6 +29,7 @@ from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -82,12 +83,16 @@ class ORTEngine(Engine):
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, bfloat16, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._threads, self._bfloat16 = threads, bfloat16
+        self._providers = opened.providers
         self._description = _describe(ort, self._path, opened)
+        if not self._on_cpu:
+            self._description = replace(self._description, cuda_graphs=cuda_graphs)
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._on_cpu)
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
+        self._layers: _Shown | None = None
 
     @property
     def _on_cpu(self) -> bool:
@@ -176,21 +181,74 @@ class ORTEngine(Engine):
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
-        """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
+        """As `Engine.profile`; on a GPU kernels by PyTorch's profiler: ONNX Runtime knows only when it started a node.
+
+        Raises EngineError there without a PyTorch for GPUs.
+        """
         base.check_input(x, self._description)
-        if not self._on_cpu:
-            raise EngineError(f"{self._path}: ONNX Runtime times nodes on a CPU only; give --device cpu")
-        return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
+        if self._on_cpu:
+            return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
+        from engines.pytorch import kernel_times
+
+        graph, scale = None if self._graphs is None else NOT_RECORDED, self._description.scale
+        bound = self._guarded(x, lambda session: _Bound(session, self._runner, x, scale, graph))
+        return kernel_times(lambda: self._guarded(x, lambda _: bound.once()), runs)
+
+    def layers(self) -> list[str]:
+        """As `Engine.layers`; with our kernels, those whose outputs they write: less than without."""
+        return list(self._shown().tensors)
+
+    def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        base.check_input(x, self._description)
+        shown = self._shown()
+        content = ort_layers.with_outputs(shown.model, [shown.tensors[name] for name in names])
+        return self._guarded(x, lambda _: self._computed(x, shown, content, names))
+
+    def _computed(self, x: np.ndarray, shown: _Shown, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+        import onnxruntime as ort
+
+        session = _create(
+            ort, self._path, self._providers, self._threads, own=content, kernels=self._description.form == "kernel"
+        )
+        outputs: Any = session.run([shown.tensors[name] for name in names], {"input": x})
+        found = {name: y.astype(np.float32) for name, y in zip(names, outputs, strict=True)}
+        return {name: np.moveaxis(y, -1, 1) if shown.tensors[name] in shown.turned else y for name, y in found.items()}
+
+    def _shown(self) -> _Shown:
+        """The file as it is run, and which tensors of it are layers' outputs. Raises EngineError without onnx."""
+        if self._layers is None:
+            try:
+                import onnx
+            except ModuleNotFoundError:
+                raise NotInstalled(
+                    f"to look into a file needs onnx, which is not installed: {pip_install('ort')}"
+                ) from None
+            model, found = onnx.load(self._path), set[str]()
+            named = ort_layers.tensors(model)
+            if (own := self._rewritten()) is not None:
+                model = onnx.load_from_string(own)
+                written = {name for node in model.graph.node for name in node.output}
+                named = {module: tensor for module, tensor in named.items() if tensor in written}
+                found = ort_layers.turned(model) - {ort_layers.OUTPUT}
+            self._layers = _Shown(model, named, found)
+        return self._layers
+
+    def _rewritten(self) -> bytes | None:
+        """The file as our kernels run it; None: they do not. Raises NoKernels."""
+        if self._description.form != "kernel":
+            return None
+        if self._on_cpu:
+            return ort_kernels.rewritten_for_cpu(self._path, self._stamp, self._bfloat16)
+        return ort_kernels.rewritten(self._path, self._stamp, driver.capability())
 
     def _trace(self, x: np.ndarray, runs: int) -> list[dict[str, Any]]:
         """The events of runs in a session of their own, since a session is traced from its start or never."""
         import onnxruntime as ort
 
         with temporary_folder() as folder:
-            profile, own = folder / "profile", None
-            if self._description.form == "kernel":
-                own = ort_kernels.rewritten_for_cpu(self._path, self._stamp, self._bfloat16)
-            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=profile, own=own)
+            session = _create(
+                ort, self._path, self._providers, self._threads, profile=folder / "profile", own=self._rewritten()
+            )
             for _ in range(runs):
                 self._infer(session, x)
             return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -200,6 +258,15 @@ class ORTEngine(Engine):
         self._runner.close()
         if self._graphs is not None:
             self._graphs.close()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A model whose tensors can be seen. tensors: of layers, by their names. turned: those that are channels-last."""
+
+    model: onnx.ModelProto
+    tensors: dict[str, str]
+    turned: set[str]
 
 
 def _shrink(session: onnxruntime.InferenceSession, x: np.ndarray) -> None:
@@ -399,12 +466,13 @@ class _Wishes:
 class _Opened:
     """A session and what it computes: the file's stamp, but for what was asked for.
 
-    isa: the instruction set of our kernels, on a CPU. notes: for the user: the GPU and our kernels are used, or it is
-    said why not.
+    providers: those asked for, and their options without CUDA graphs. isa: the instruction set of our kernels, on a
+    CPU. notes: for the user: the GPU and our kernels are used, or it is said why not.
     """
 
     session: onnxruntime.InferenceSession
     stamp: Stamp
+    providers: dict[str, dict[str, str]]
     isa: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -443,14 +511,14 @@ def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tupl
         else:
             session = _create(ort, path, {CPU: {}}, wishes.threads, own=own)
             told = replace(stamp, form="kernel", precision="bf16" if wishes.bfloat16 else stamp.precision)
-            return _Opened(session, told, library.cpu_isas()[-1], notes)
+            return _Opened(session, told, {CPU: {}}, library.cpu_isas()[-1], notes)
     if wishes.bfloat16:
         raise EngineError(f"{path}: precision bf16 needs our kernels, but {reason}")
     if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
     if wishes.kernels and stamp.form in ort_kernels.FORMS and library.cpu_path().exists():
         notes = (*notes, f"{path}: runs ONNX Runtime's own operators, which take longer than ours, since {reason}")
-    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes=notes)
+    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, {CPU: {}}, notes=notes)
 
 
 def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
@@ -476,7 +544,8 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
             reason = str(error)
         else:
             notes = _placed(path, session, complaint)
-            return _Opened(session, replace(stamp, form="kernel"), notes=tuple(notes))
+            own_options = {CUDA: options | KERNEL_OPTIONS, CPU: {}}
+            return _Opened(session, replace(stamp, form="kernel"), own_options, notes=tuple(notes))
     if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
     if wishes.cuda_graphs:
@@ -486,7 +555,7 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
     notes = _placed(path, session, complaint)
     if wishes.kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp, notes=tuple(notes))
+    return _Opened(session, stamp, {CUDA: options, CPU: {}}, notes=tuple(notes))
 
 
 def _preload(ort: Any) -> str:
@@ -515,11 +584,13 @@ def _create(
     *,
     profile: Path | None = None,
     own: bytes | None = None,
+    kernels: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """A session. providers: each with its options. own: the file rewritten for our kernels."""
-    options = _session_options(ort, threads, profile, patterns=CUDA in providers and own is None)
+    """A session. providers: each with its options. own: what is run instead of the file; kernels: it is for ours."""
+    kernels = kernels and own is not None
+    options = _session_options(ort, threads, profile, patterns=CUDA in providers and not kernels)
     try:
-        if own is not None:
+        if kernels:
             operators = library.onnxruntime_path() if CUDA in providers else library.cpu_path()
             options.register_custom_ops_library(str(operators.resolve()))
         return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)

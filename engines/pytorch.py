@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,6 +139,7 @@ class PyTorchEngine(Engine):
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
             notes=notes,
+            cuda_graphs=self._graphs is not None if self._device.type == "cuda" else None,
         )
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -217,6 +219,40 @@ class PyTorchEngine(Engine):
             self._graphs.forget()  # for a run that is not recorded, which takes as much memory again
         placed = self._guarded(x, lambda _: self._place(x))
         return operator_times(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device, runs)
+
+    def layers(self) -> list[str]:
+        """As `Engine.layers`, found by a run on a small picture: all modules that return a map, and the network."""
+        found: list[str] = []
+        self._watch(np.zeros((1, 3, 8, 8), np.float32), None, lambda name, y: found.append(name))
+        return found
+
+    def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        base.check_input(x, self._description)
+        found: dict[str, np.ndarray] = {}
+        self._watch(x, names, lambda name, y: found.update({name: y.float().cpu().numpy()}))
+        return found
+
+    def _watch(self, x: np.ndarray, names: Sequence[str] | None, see: Callable[[str, torch.Tensor], None]) -> None:
+        """Runs x, and calls see(name, what it returns) for modules of these names, or for all. Nothing is recorded."""
+
+        def watched(model: RIBModel) -> None:
+            for name, module in model.named_modules():
+                if names is None or (name or "output") in names:
+                    hooks.append(module.register_forward_hook(partial(seen, name or "output")))
+            self._forward(model, self._place(x))
+
+        def seen(name: str, module: torch.nn.Module, inputs: Any, y: Any) -> None:
+            if isinstance(y, torch.Tensor) and y.dim() == 4:
+                see(name, y)
+
+        hooks: list[Any] = []
+        if self._graphs is not None:
+            self._graphs.forget()  # as for `profile`
+        try:
+            self._guarded(x, watched)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def close(self) -> None:
         graphs, self._graphs, self._model = self._graphs, None, None
@@ -368,6 +404,13 @@ def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
         return start.elapsed_time(end)
 
     return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(device))
+
+
+def kernel_times(run: Callable[[], object], runs: int) -> list[LayerTime]:
+    """`operator_times` of what this process runs on the GPU, by whatever library. Raises EngineError without a GPU."""
+    if not torch.cuda.is_available():
+        raise EngineError(f"kernels are timed by PyTorch, and PyTorch {torch.__version__} finds no usable GPU")
+    return operator_times(run, torch.device("cuda"), runs)
 
 
 def operator_times(run: Callable[[], object], device: torch.device, runs: int) -> list[LayerTime]:
