@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,15 +171,6 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-@contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Shows on a terminal's stderr what takes so long."""
-    from rich.markup import escape
-
-    with console(stderr=True).status(escape(text)):
-        yield
-
-
 def show_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Prints a table, its first column left-aligned, or, where that is wider than the terminal, a list: a block a row.
 
@@ -235,6 +226,12 @@ def json_option(command: F) -> F:
     return click.option(
         "--json", "json_target", metavar="FILE", callback=check, help="Also write the results as JSON; - for stdout."
     )(command)
+
+
+def seen_from(json_target: str | None, path: str | Path) -> str:
+    """How the JSON of --json names a file: as seen from its own folder, with slashes on every system."""
+    folder = Path(json_target).parent if json_target and json_target != "-" else Path()
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def write_json(target: str, values: Any) -> None:

@@ -48,11 +48,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Map:
-    """An error map. mean: error of all pixels in steps of 8 bits."""
+    """An error map. mean: error of all pixels in steps of 8 bits. psnr: dB of the whole picture, as it was scored."""
 
     name: str
     uri: str
     mean: float
+    psnr: float | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Comparison:
     """A picture with all that was made of it. size: of what is shown, which is the middle of `whole`.
 
     left, right: the layers that the slider begins with. full_scale: error, in steps of 8 bits, that the maps show
-    lightest. scores: of each model, its name, PSNR and SSIM.
+    lightest.
     """
 
     name: str
@@ -71,7 +72,6 @@ class Comparison:
     right: int
     maps: list[Map]
     full_scale: float
-    scores: list[tuple[str, float | None, float | None]]
 
 
 ORIGINAL = "original"
@@ -89,7 +89,7 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
             }
             pictures = {model: read(one.saved) for model, one in scored.items() if one.saved is not None}
             if pictures:
-                scores = [(model, one.psnr, one.ssim) for model, one in scored.items()]
+                scores = {model: one.psnr for model, one in scored.items()}
                 found.append(compare(name, read(file), pictures, scores))
     return found
 
@@ -106,9 +106,9 @@ def compare(
     name: str,
     original: np.ndarray,
     pictures: dict[str, np.ndarray],
-    scores: list[tuple[str, float | None, float | None]],
+    psnr: dict[str, float | None],
 ) -> Comparison:
-    """original, pictures: uint8 [H, W, 3] of one size; by the models' names."""
+    """original, pictures: uint8 [H, W, 3] of one size. pictures, psnr: by the models' names."""
     for model, pixels in pictures.items():
         if pixels.shape != original.shape:
             raise EngineError(f"{name}: {model}'s picture is not of the original's size; write the run again")
@@ -123,9 +123,9 @@ def compare(
     for layer in layers:
         if ORIGINAL not in layer.names:
             error = errors[layer.names[0]]
-            maps.append(Map(layer.label, map_uri(error / full_scale), float(error.mean())))
-    sizes = (Size(*pixels.shape[:2]) for pixels in (shown[ORIGINAL], original))
-    return Comparison(name, *sizes, layers, first, ours, maps, full_scale, scores)
+            maps.append(Map(layer.label, map_uri(error / full_scale), float(error.mean()), psnr.get(layer.names[0])))
+    size, whole = Size(*shown[ORIGINAL].shape[:2]), Size(*original.shape[:2])
+    return Comparison(name, size, whole, layers, first, ours, maps, full_scale)
 
 
 def middle(pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ published ones), models get and give 8-bit pictures, and the luma is compared wi
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, message, report
 from ribsr.base.progress import Progress
-from tools._common import conclude, console, json_option, model_name, open_model, show_table, where
+from tools._common import conclude, console, json_option, model_name, open_model, seen_from, show_table, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,16 +86,15 @@ class Scored:
         count = len(self.scores)
         return f"{shown} ({count} of {count + len(self.failed)})" if self.failed else shown
 
-    def to_json(self, beside: Path) -> dict[str, Any]:
-        """Null are an infinite PSNR (equal pictures), means of no pictures, and what is not saved. Paths of files are
-        relative to the folder `beside`."""
+    def to_json(self, json_target: str | None) -> dict[str, Any]:
+        """Null are an infinite PSNR (equal pictures), means of no pictures, and what is not saved."""
         return {
             "psnr": finite(self.mean("psnr")),
             "ssim": finite(self.mean("ssim")),
             "pictures": [
                 {
                     **{"picture": of.picture, "psnr": finite(of.psnr), "ssim": of.ssim},
-                    "saved": relative(self.saved[of.picture], beside) if of.picture in self.saved else None,
+                    "saved": seen_from(json_target, self.saved[of.picture]) if of.picture in self.saved else None,
                 }
                 for of in self.scores
             ],
@@ -106,11 +104,6 @@ class Scored:
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def relative(path: Path, folder: Path) -> str:
-    """With slashes on every system."""
-    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def evaluate(
@@ -152,9 +145,10 @@ def plain(name: str) -> str:
     return re.sub(r"[^\w.@+-]+", "_", name).strip(".") or "_"
 
 
-def save_originals(sets: dict[str, list[Path]], scale: int, folder: Path, beside: Path) -> dict[str, dict[str, str]]:
-    """Writes what the enlarged pictures were compared with, as far as they could be; set → picture → file, as seen from
-    the folder `beside`."""
+def save_originals(
+    sets: dict[str, list[Path]], scale: int, folder: Path, json_target: str | None
+) -> dict[str, dict[str, str]]:
+    """Writes what the enlarged pictures were compared with, as far as they could be; set → picture → file."""
     from ribsr import benchmark
     from ribsr.base.pictures import Picture, write_picture
 
@@ -166,7 +160,7 @@ def save_originals(sets: dict[str, list[Path]], scale: int, folder: Path, beside
                 target = folder / plain(title) / "0-original" / f"{path.name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_picture(target, Picture(benchmark.read_original(path, scale)))
-                saved[title][path.name] = relative(target, beside)
+                saved[title][path.name] = seen_from(json_target, target)
     return saved
 
 
@@ -246,10 +240,9 @@ def main(
     show(out, results)
     complete = not any(scored.failed for result in results for scored in result["sets"].values())
     protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane", "complete": complete}
-    beside = Path(json_target).parent if json_target and json_target != "-" else Path()
-    originals = {} if save is None else save_originals(sets, scale or DEFAULT_SCALE, save, beside)
+    originals = {} if save is None else save_originals(sets, scale or DEFAULT_SCALE, save, json_target)
     for result in results:
-        result["sets"] = {title: scored.to_json(beside) for title, scored in result["sets"].items()}
+        result["sets"] = {title: scored.to_json(json_target) for title, scored in result["sets"].items()}
     conclude(out, "evaluate", {**protocol, "originals": originals, "results": results}, json_target)
     if not complete:
         context.exit(1)

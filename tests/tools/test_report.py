@@ -138,9 +138,9 @@ def test_error_maps_are_lightest_where_the_error_is_largest() -> None:
     better, worse = original.copy(), original.copy()
     worse[:16] = 90
     better[:16] = 30
-    found = compare("a.png", original, {"bicubic": worse, "x2.onnx": better}, [])
+    found = compare("a.png", original, {"bicubic": worse, "x2.onnx": better}, {"bicubic": 8.0})
     assert found.full_scale == 90
-    assert [(one.name, one.mean) for one in found.maps] == [("bicubic", 45.0), ("x2.onnx", 15.0)]
+    assert [(one.name, one.mean, one.psnr) for one in found.maps] == [("bicubic", 45.0, 8.0), ("x2.onnx", 15.0, None)]
     assert error_of(better, original).max() == 30
     light = palette(24).astype(float).sum(axis=1)
     assert (np.diff(light) > 0).all(), "a larger error is lighter"
