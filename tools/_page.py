@@ -318,8 +318,10 @@ def notes(runs: Runs, pictures: Sequence[object]) -> list[str]:
 
 
 def _rate(name: str, rate: float, share: float | None) -> str:
-    unit, size = {"operations": ("TFLOP/s", 1e12), "bytes": ("GB/s", 1e9), "scores": ("1e9 attention scores/s", 1e9)}[
-        name
-    ]
+    unit, size = {
+        "operations": ("TFLOP/s", 1e12) if rate >= 1e12 else ("GFLOP/s", 1e9),
+        "bytes": ("GB/s", 1e9),
+        "scores": ("billion attention scores/s", 1e9),
+    }[name]
     of_chip = "" if share is None else f" ({share:.0%} of what the chip can do)"
     return f"{rate / size:,.3g} {unit}{of_chip}"

@@ -6,6 +6,7 @@ Texts are fit to be shown (no control characters, not endless), numbers finite, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -246,14 +247,21 @@ def _named_shortly(runs: Runs) -> Runs:
     )
 
 
+_BUNDLED = re.compile(r".*/ribsr/checkpoints/([^/]+)\.safetensors(@[^/]*)?")
+
+
 def short_names(files: Iterable[str]) -> dict[str, str]:
-    """File → its name, with so many of the folders before it that no two are called alike."""
-    parts = {file: file.split("/") for file in files}
+    """File → its name, with so many of the folders before it that no two are called alike; bundled checkpoints as users
+    call them."""
+    called = {file: _BUNDLED.sub(r"\1\2", file) for file in files}
+    parts = {name: name.split("/") for name in called.values()}
+    short = {name: name for name in parts}
     for count in range(1, max(map(len, parts.values()), default=1)):
-        names = {file: "/".join(of[-count:]) for file, of in parts.items()}
+        names = {name: "/".join(of[-count:]) for name, of in parts.items()}
         if len({*names.values()}) == len(names):
-            return names
-    return {file: file for file in parts}
+            short = names
+            break
+    return {file: short[name] for file, name in called.items()}
 
 
 def _machine(run: Value, environment: Value) -> Machine:

@@ -210,6 +210,12 @@ def test_what_no_tool_wrote_is_refused_in_one_line_and_changes_nothing(
 def test_files_are_named_without_their_folders_unless_that_mixes_them_up() -> None:
     assert short_names(["/a/b/x2.onnx", "x2.pt"]) == {"/a/b/x2.onnx": "x2.onnx", "x2.pt": "x2.pt"}
     assert short_names(["/a/x2.onnx", "/b/x2.onnx"]) == {"/a/x2.onnx": "a/x2.onnx", "/b/x2.onnx": "b/x2.onnx"}
+    path = "/lib/ribsr/checkpoints/sst-light-x2.safetensors"
+    assert short_names([path, "sst-light-x2", f"{path}@bf16"]) == {
+        path: "sst-light-x2",
+        "sst-light-x2": "sst-light-x2",
+        f"{path}@bf16": "sst-light-x2@bf16",
+    }
     assert short_names(["x2.onnx", "b/x2.onnx"]) == {"x2.onnx": "x2.onnx", "b/x2.onnx": "b/x2.onnx"}
 
 
