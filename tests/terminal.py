@@ -38,9 +38,9 @@ def on_terminal(*arguments: str) -> Shown:
     return Shown(done.returncode, done.stdout, shown)
 
 
-def redirected(*arguments: str) -> tuple[int, str, str]:
-    """`python ARGUMENTS` with pipes, where colours are forced: exit code, stdout and stderr."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "FORCE_COLOR": "1"}
+def redirected(*arguments: str, **variables: str) -> tuple[int, str, str]:
+    """`python ARGUMENTS` with pipes: exit code, stdout and stderr. variables: of the environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **variables}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr

@@ -41,7 +41,7 @@ def test_a_terminal_shows_phases_and_the_time_left_and_pipes_get_the_rest_alone(
     assert " left" not in before, "nobody knows how long it takes"
     assert ", 0:01 left" in after
     assert "tactics" in after
-    assert redirected("-c", WORK) == (0, shown.stdout, "")
+    assert redirected("-c", WORK, FORCE_COLOR="1") == (0, shown.stdout, "")
 
 
 @pytest.mark.parametrize(
