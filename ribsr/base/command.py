@@ -26,7 +26,6 @@ EXTRAS = {
     "cuda": ("trt",),
     "flash_attn": ("flash",),
     "jinja2": ("report",),
-    "markupsafe": ("report",),
     "onnx": ("export", "trt"),
     "onnx_graphsurgeon": ("export", "trt"),
     "onnxruntime": ("ort", "ort-gpu"),

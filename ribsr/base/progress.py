@@ -54,16 +54,16 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._display.stop()
 
-    def phase(self, name: str, total: float | None = None) -> None:
+    def phase(self, name: str, total: float | None = None, done: float = 0.0) -> None:
         """The work goes on to `name`. total: how much work that is, in whatever unit; None where nobody knows, and
-        then it is told since when it goes on, but not how long it will."""
+        then it is told since when it goes on, but not how long it will. done: how much of it was done before."""
         with self._lock:
             self._display.remove_task(self._phase)
-            self._phase = self._begin(name, total)
+            self._phase = self._begin(name, total, done)
 
-    def _begin(self, name: str, total: float | None) -> Any:
-        self._began, self._done = time.monotonic(), 0.0
-        return self._display.add_task(printable(name), total=total, reached=0.0)
+    def _begin(self, name: str, total: float | None, done: float = 0.0) -> Any:
+        self._began, self._done = time.monotonic(), done
+        return self._display.add_task(printable(name), total=total, completed=done, before=done, reached=0.0)  # pyright: ignore[reportArgumentType] (whole numbers are declared)
 
     def advance(self, amount: float = 1) -> None:
         """So much more of the phase is done."""
@@ -96,7 +96,7 @@ class Progress:
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
-            self._parts[name] = self._display.add_task(f"  {printable(name)}", total=steps, reached=0.0)
+            self._parts[name] = self._display.add_task(f"  {printable(name)}", total=steps, before=0.0, reached=0.0)
 
     def step(self, name: str, index: int) -> bool:
         with self._lock:
@@ -131,8 +131,9 @@ def _columns() -> list[ProgressColumn]:
         """For how long, and for how much longer."""
 
         def render(self, task: Task) -> Text:
-            elapsed = task.elapsed or 0.0
-            left = time_left(elapsed, task.fields["reached"], task.completed / task.total if task.total else 0.0)
+            elapsed, before = task.elapsed or 0.0, task.fields["before"]
+            share = (task.completed - before) / (task.total - before) if task.total and task.total > before else 0.0
+            left = time_left(elapsed, task.fields["reached"], share)
             return Text(clock(elapsed) + ("" if left is None else f", {clock(left)} left"), "progress.elapsed")
 
     name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))

@@ -13,7 +13,7 @@ class Report:
     """
 
     def __init__(self, steps: int | None = None):
-        self._steps = steps
+        self._steps, self._begun = steps, False
         self._bar = Progress("training", steps, shown=steps is not None)
 
     def __enter__(self) -> Report:
@@ -33,7 +33,11 @@ class Report:
         if self._steps is None:
             return
         line = f"step {step}/{self._steps}: loss {loss:.5f}, {rate:.2f} steps/s"
-        self._bar.reach(step, name=line)
+        if self._begun:
+            self._bar.reach(step, name=line)
+        else:  # from where an earlier run has come to, perhaps
+            self._bar.phase(line, self._steps, step)
+            self._begun = True
         if not self._bar.shown:
             minutes = round((self._steps - step) / rate / 60)
             self.say(f"{line}, {minutes // 60}:{minutes % 60:02} h left")
