@@ -49,7 +49,10 @@ class LayerDifference:
         return not self.nan and self.error <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "within": self.within}
+        """The fields; numbers that are not finite are null, as the limit where PyTorch overflows."""
+        numbers = {name: getattr(self, name) for name in ("error", "limit", "largest")}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {**vars(self), **finite, "within": self.within}
 
 
 def shared_layers(engine: Engine, reference: Engine) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, driver, memory, ort_kernels, ort_layers
+from engines import base, driver, memory, ort_kernels, ort_layers, pinned
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from engines.metadata import Stamp, read_shapes, read_stamp
 from engines.running import Runner
@@ -89,6 +89,7 @@ class ORTEngine(Engine):
             self._description = replace(self._description, cuda_graphs=cuda_graphs)
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._on_cpu)
+        self._results = pinned.Pool()  # on a GPU
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
@@ -101,9 +102,11 @@ class ORTEngine(Engine):
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         if (graphs := self._graphs) is None:
-            y = self._guarded(x, lambda session: self._infer(session, x))
+            infer = self._infer if self._on_cpu else self._infer_on_gpu
+            y = self._guarded(x, lambda session: infer(session, x))
         else:
-            y = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+            y = self._results.array(self._result_shape(x))
+            self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x, y)))
         # A recorded run keeps all that it took: nothing of that is for other sizes.
         recorded = graphs is not None and graphs.has(x.shape)
         held = memory.FIRST_RUN["onnxruntime"] if recorded else self._total(Size.of(x), len(x))
@@ -116,6 +119,19 @@ class ORTEngine(Engine):
         options = ort.RunOptions()
         outputs: Any = self._runner.run(options, lambda: session.run(["output"], {"input": x}, options))
         return outputs[0]
+
+    def _infer_on_gpu(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+        import onnxruntime as ort
+
+        options, binding = ort.RunOptions(), session.io_binding()
+        x, y = np.ascontiguousarray(x), self._results.array(self._result_shape(x))
+        binding.bind_input("input", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        binding.bind_output("output", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        self._runner.run(options, lambda: session.run_with_iobinding(binding, options))
+        return y
+
+    def _result_shape(self, x: np.ndarray) -> tuple[int, ...]:
+        return (*x.shape[:2], *Size.of(x).times(self._description.scale))
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         if self._graphs is not None and self._graphs.has((batch, 3, *size)):
@@ -142,6 +158,7 @@ class ORTEngine(Engine):
         """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
         loaded = 0 if self._on_cpu else memory.FIRST_RUN["onnxruntime"]
         self._held = min(self._held, loaded)
+        self._results.clear()
         limits, batch = self._description.limits, self._description.batch or 1
         if limits.fixed or self._graphs is not None:  # as large as any other
             return
@@ -256,6 +273,7 @@ class ORTEngine(Engine):
     def close(self) -> None:
         self._session = None
         self._runner.close()
+        self._results.clear()
         if self._graphs is not None:
             self._graphs.close()
 
@@ -311,10 +329,11 @@ class _Bound:
         """Runs the network on what is in the input buffer; returns when the work is done."""
         self._runner.run(self._options, lambda: self._session.run_with_iobinding(self._binding, self._options))
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Puts what the network makes of x into y, which is contiguous."""
         self._input.update_inplace(np.ascontiguousarray(x))
         self.once()
-        return self._output.numpy()
+        driver.copy_to_host(self._output.data_ptr(), y)
 
 
 class _Graphs:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from plugins import channels_last, operators
+from plugins import operators
 
 if TYPE_CHECKING:
     import onnx
@@ -35,8 +35,10 @@ def tensors(model: onnx.ModelProto) -> dict[str, str]:
             readers.setdefault(name, []).append(node)
     found: dict[str, str] = {}
     for node in model.graph.node:
-        # Weights in another precision are called `….weight/float16`.
-        for weight in (name.partition("/")[0] for name in node.input if name in weights):
+        # Weights in another precision are called `….weight/float16`. Those that several nodes read are of equal values,
+        # as in networks that were never trained, and say nothing.
+        own = (name for name in node.input if name in weights and len(readers[name]) == 1)
+        for weight in (name.partition("/")[0] for name in own):
             module, _, kind = weight.rpartition(".")
             if kind == "rib_q" and node.op_type == operators.CYCLIC_WINDOW_ATTENTION.name:
                 found[f"{module}.core"] = node.output[0]
@@ -62,6 +64,8 @@ def _behind(tensor: str, operator: str, readers: dict[str, list[onnx.NodeProto]]
 
 def turned(model: onnx.ModelProto) -> set[str]:
     """Of a file that was rewritten for our kernels: the tensors that are channels-last."""
+    from plugins import channels_last  # which needs onnx
+
     found: set[str] = set()
     ours = (operators.DOMAIN, operators.CPU_BFLOAT16_DOMAIN)
     for node in model.graph.node:

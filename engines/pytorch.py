@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,8 +39,6 @@ from ribsr.configs import Config, ESCRIBConfig
 
 if TYPE_CHECKING:
     from ribsr.layers import RIBModel
-
-T = TypeVar("T")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -145,15 +143,8 @@ class PyTorchEngine(Engine):
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         if (graphs := self._graphs) is not None:
-            return self._guarded(x, lambda _: graphs.run(x, lambda y: y.copy()))
+            return self._guarded(x, lambda _: graphs.run(x))
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
-
-    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
-        if (graphs := self._graphs) is None:
-            return super().run_into(x, out, part)
-        base.check_input(x, self._description)
-        base.check_out(out, x, self._description, part)
-        return self._guarded(x, lambda _: graphs.run(x, lambda y: np.copyto(out, y[(..., *part)])))
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         told = self._description
@@ -285,18 +276,19 @@ class Graphs:
         self._model, self._device = model, device
         self._lock = threading.Lock()
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()  # the one used last is the last
-        self._pinned: dict[str, torch.Tensor] = {}
+        self._on_gpu = device.type == "cuda"
+        self._pinned = torch.empty(0)
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # where the model comes to be
 
-    def run(self, x: np.ndarray, use: Callable[[np.ndarray], T]) -> T:
-        """use(y) of y [B, 3, sH, sW], which the next run overwrites."""
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """x [B, 3, H, W] → [B, 3, sH, sW], in memory that the GPU writes to; PyTorch uses it again once it is free."""
         with self._alone():
             recording = self._launched(x)
-            y = self._host("output", recording.output.shape)
+            y = torch.empty(recording.output.shape, pin_memory=self._on_gpu)
             y.copy_(recording.output, non_blocking=True)
             self._stream.synchronize()
-            return use(y.numpy())
+            return y.numpy()
 
     def has(self, shape: tuple[int, ...]) -> bool:
         """Whether the work for inputs of this shape is recorded."""
@@ -343,19 +335,19 @@ class Graphs:
             while len(self._recordings) >= RECORDINGS:
                 self._recordings.popitem(last=False)
             recording = Recording(self._model, x.shape, self._device)
-        pinned = self._host("input", recording.input.shape)
+        pinned = self._input(recording.input.shape)
         np.copyto(pinned.numpy(), x)
         recording.input.copy_(pinned, non_blocking=True)
         recording.launch()
         self._recordings[x.shape] = recording  # one that failed is not kept
         return recording
 
-    def _host(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """Memory of the host that the GPU copies from or to; the next call of that name has the same."""
+    def _input(self, shape: Sequence[int]) -> torch.Tensor:
+        """Memory of the host that the GPU reads from; the next call has the same."""
         size = math.prod(shape)
-        if name not in self._pinned or self._pinned[name].numel() < size:
-            self._pinned[name] = torch.empty(size, pin_memory=self._device.type == "cuda")
-        return self._pinned[name][:size].view(*shape)
+        if self._pinned.numel() < size:
+            self._pinned = torch.empty(size, pin_memory=self._on_gpu)
+        return self._pinned[:size].view(*shape)
 
 
 class Recording:
@@ -410,6 +402,7 @@ def kernel_times(run: Callable[[], object], runs: int) -> list[LayerTime]:
     """`operator_times` of what this process runs on the GPU, by whatever library. Raises EngineError without a GPU."""
     if not torch.cuda.is_available():
         raise EngineError(f"kernels are timed by PyTorch, and PyTorch {torch.__version__} finds no usable GPU")
+    torch.cuda.synchronize()  # PyTorch has its context then, without which its profiler sees nothing
     return operator_times(run, torch.device("cuda"), runs)
 
 

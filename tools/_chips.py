@@ -13,7 +13,7 @@ from engines.base import HALVES, Description
 class Chip:
     """What a GPU reaches, a second. A range where measurements differ.
 
-    name: what its own name contains. half, tf32, float32: operations of matrix products in these precisions. bytes: to
+    name: as the driver gives it. half, tf32, float32: operations of matrix products in these precisions. bytes: to
     and from its memory, both ways together. scores: of attentions, bound by its exponentials. source: of the figures.
     """
 
@@ -52,9 +52,9 @@ CHIPS = (
 """A chip whose limits nobody wrote down here is not compared with any."""
 
 
-def limits(gpu: str, precision: str) -> dict[str, Any] | None:
+def limits(name: str, precision: str) -> dict[str, Any] | None:
     """What --json says of a GPU's limits in a precision; None where it is not in the table."""
-    chip = next((chip for chip in CHIPS if chip.name in gpu), None)
+    chip = next((chip for chip in CHIPS if chip.name == name), None)
     if chip is None:
         return None
     operations = chip.operations(precision)

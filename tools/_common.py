@@ -265,7 +265,7 @@ def read_run(path: str, *kinds: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not ({"kind", "tool"} & {*values}):
         raise EngineError(f"{path}: was not written by {tools} --json")
     if (kind := values.get("kind", values.get("tool"))) not in kinds:
-        raise EngineError(f"{path}: was written by tools/{shown(kind)}.py; give one of {tools} --json")
+        raise EngineError(f"{path}: was written by another tool ({shown(kind)}); give one of {tools} --json")
     if values.get("version") != VERSION:
         found = f"has version {shown(values['version'])}" if "version" in values else "is of before there were versions"
         raise EngineError(f"{path}: {found}, this release reads {VERSION}; measure again")

@@ -43,6 +43,12 @@ def _mib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.0f}"
 
 
+def _at(result: dict[str, Any]) -> str:
+    """The size, and how many pictures where they are several."""
+    many = f"{result['batch']} of " if result["batch"] not in (1, None) else ""
+    return f"{many}{result['size']}"
+
+
 def _ratio(result: dict[str, Any]) -> str:
     if result["ratio_interval"] is None:
         return f"{result['ratio']:.3f}"
@@ -52,7 +58,7 @@ def _ratio(result: dict[str, Any]) -> str:
 
 def _cells(result: dict[str, Any], batches: bool) -> dict[str, str]:
     """A row, by the names of the columns."""
-    named = {"model": result["file"], "size": result["size"], **({"batch": str(result["batch"])} if batches else {})}
+    named = {"model": result["file"], "size": result["size"], "batch": str(result["batch"] or "") if batches else ""}
     if result["failure"]:
         return {**named, "runs on": "failed"}
     told, times = result["description"], main_times(result)
@@ -65,7 +71,7 @@ def _cells(result: dict[str, Any], batches: bool) -> dict[str, str]:
         "graphs": {True: "yes", False: "no", None: ""}[told["cuda_graphs"]],
         **{column: _ms(times, name) for column, name in TIMES.items()},
         "end to end ms": _ms(result["end_to_end"], "median") if result["device"] else "",
-        "pictures/s": f"{result['pictures_per_second']:.3g}",
+        "pictures/s": f"{result['pictures_per_second']:.4g}",
         "memory MiB": _mib(result["peak_memory"]),
         "GPU MiB": _mib(result["gpu_memory"]),
         "engine MiB": _mib(result["gpu_allocated"]),
@@ -79,7 +85,7 @@ TIMES = {"median ms": "median", "p90": "p90", "p99": "p99", "spread": "spread"}
 def show(out: Console, results: Sequence[dict[str, Any]]) -> None:
     """Prints results with their ratios as a table, without the columns that say nothing, and which clock, failures and
     notes belong to which model."""
-    rows = [_cells(result, any(one["batch"] != 1 for one in results)) for result in results]
+    rows = [_cells(result, any(one["batch"] not in (1, None) for one in results)) for result in results]
     columns = [column for column in max(rows, key=len, default={}) if any(row.get(column) for row in rows)]
     show_table(out, columns, [[row.get(column, "") for column in columns] for row in rows])
     for clock in dict.fromkeys(result["clock"] for result in results if result["clock"]):
@@ -88,7 +94,7 @@ def show(out: Console, results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         _show_conditions(out, result)
         if result["failure"]:
-            out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
+            out.print(f"FAIL {result['file']} at {_at(result)}: {result['failure']}", style="red", soft_wrap=True)
         for note in (result["description"] or {}).get("notes", ()):
             out.print(f"Note: {note}", style="yellow", soft_wrap=True)
     if any(result["device"] and not result["clocks"] for result in results):
@@ -101,7 +107,7 @@ def _show_conditions(out: Console, result: dict[str, Any]) -> None:
         return
     warmup = result["warmup"]
     settled = {True: ", stable then", False: ", not stable then", None: ""}[warmup["stable"]]
-    line = f"{result['file']} at {result['size']}: {times['runs']} runs after {warmup['runs']} to warm up{settled}"
+    line = f"{result['file']} at {_at(result)}: {times['runs']} runs after {warmup['runs']} to warm up{settled}"
     for when, seen in (result["clocks"] or {}).items():
         units = {"sm_mhz": "SM {} MHz", "memory_mhz": "memory {} MHz", "temperature_c": "{} °C", "power_w": "{:.0f} W"}
         told = [text.format(seen[name]) for name, text in units.items() if seen[name] is not None]
@@ -118,7 +124,7 @@ def show_speeds(out: Console, results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         if result["achieved"]:
             cells = [_speed(name, result["achieved"], result["limits"]) for name in UNITS]
-            rows.append([result["file"], result["size"], f"{result['work']['operations'] / 1e12:.3g}", *cells])
+            rows.append([result["file"], _at(result), f"{result['work']['operations'] / 1e12:.3g}", *cells])
     if not rows:
         return
     show_table(out, ("model", "size", "TFLOP a run", *(unit for unit, _ in UNITS.values())), rows)
@@ -131,15 +137,15 @@ def _speed(name: str, achieved: dict[str, float], limits: dict[str, Any] | None)
     factor = UNITS[name][1]
     limit: Any = limits and limits[name]
     if not limit:
-        return f"{achieved[name] / factor:.3g}"
+        return f"{achieved[name] / factor:.4g}"
     least, *more = [limit] if isinstance(limit, float) else limit
-    top = f"{least / factor:.3g}" + "".join(f" to {most / factor:.3g}" for most in more if most != least)
-    return f"{achieved[name] / factor:.3g} of {top} ({achieved[name] / least:.0%})"
+    top = f"{least / factor:.4g}" + "".join(f" to {most / factor:.4g}" for most in more if most != least)
+    return f"{achieved[name] / factor:.4g} of {top} ({achieved[name] / least:.0%})"
 
 
 def show_layers(out: Console, result: dict[str, Any], count: int) -> None:
     """Prints where a model's time goes: by kind of layer, and the `count` layers that take longest."""
-    name, layers = f"{result['file']} at {result['size']}", result["layers"]
+    name, layers = f"{result['file']} at {_at(result)}", result["layers"]
     if layers["failure"]:
         out.print(f"FAIL {layers['failure']}", style="red", soft_wrap=True)
         return

@@ -31,7 +31,7 @@ from tools._common import (
     open_model,
     provenance,
 )
-from tools._statistics import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
+from tools._measured import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ size_option = click.option(
 class Setup:
     """How models are timed: runs that count and runs before, the options that engines open with, and what opens them.
 
-    rounds, warmup: None leaves their number to the rules of `tools._statistics`. All of it is sent to other processes,
+    rounds, warmup: None leaves their number to the rules of `tools._measured`. All of it is sent to other processes,
     so it must be picklable.
     """
 
@@ -176,13 +176,13 @@ class _Runs:
 
     def once(self) -> float:
         """A turn: one run, on a GPU one of each kind. Returns the milliseconds of the first."""
-        time = self.timer.once()
+        milliseconds = self.timer.once()
         if self._whole is None:
-            self.end_to_end.append(time)
+            self.end_to_end.append(milliseconds)
         else:
-            self.device.append(time)
+            self.device.append(milliseconds)
             self.end_to_end.append(self._whole())
-        return time
+        return milliseconds
 
     def forget(self) -> None:
         self.device.clear()
@@ -330,7 +330,8 @@ def _limits(told: dict[str, Any] | None, gpus: Sequence[str]) -> dict[str, Any] 
     """Those of the GPU that a model ran on: the first visible one."""
     if told is None or told["device"].startswith(("cpu", "CPUExecutionProvider")):
         return None
-    return limits(gpus[0] if gpus else told["device"], told["precision"])
+    name = gpus[0].partition(",")[0] if gpus else told["device"].partition(" ")[2]
+    return limits(name, told["precision"])
 
 
 def report(results: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ribsr.base.sizes import Size
 from tools._common import console, json_option, model_name, open_model, read_run
 from tools._kinds import grouped
 from tools._latency_tables import publish
-from tools._timing import Setup, picture, report, size_option, timed
+from tools._timing import Setup, picture, report, size_option, timed, with_ratios
 
 
 def add_layers(made: dict[str, Any], options: dict[str, Any]) -> None:
@@ -43,8 +43,12 @@ def merge(paths: Sequence[str]) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for path in paths:
         part = read_run(path, "latency")
-        results.extend({**result, "run": result["run"] + len(runs)} for result in part["results"])
-        runs.extend({**run, "source": run["source"] or path} for run in part["runs"])
+        try:
+            added = [{**result, "run": result["run"] + len(runs)} for result in with_ratios(part["results"])]
+            runs += [{**run, "source": run["source"] or path} for run in part["runs"]]
+        except (KeyError, TypeError, AttributeError):
+            raise EngineError(f"{path}: lacks what tools/latency.py --json writes; measure again") from None
+        results += added
     return report(results, runs)
 
 
