@@ -82,8 +82,7 @@ def main(
             return
     allowed = None if memory is None else round(memory * GIB)
     with Progress(f"opening {model_file}") as progress, open_engine(model_file, **options) as engine:
-        note_above = progress.aside(_note)
-        description = engine.describe()
+        note_above, description = progress.aside(_note), engine.describe()
         for note in description.notes:
             note_above(note)
         _make_ready(todo, jobs, engine, tile)
@@ -100,8 +99,8 @@ def main(
             most=room(allowed),
             advance=progress.reach if len(of_pictures) == 1 else lambda done, count: None,
         )
-        failed = _tell(pictures, todo.one, progress)
-        failed += _tell(_videos(jobs, upscaler, codec, crf, progress), todo.one, progress)
+        videos = _videos(jobs, upscaler, codec, crf, progress)
+        failed = _tell(pictures, todo.one, progress) + _tell(videos, todo.one, progress)
     _summarise(description, upscaler.seconds, len(jobs), failed, todo.one)
 
 

@@ -164,7 +164,7 @@ def _changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("values", "message"),
     [
         ([], "bad.json: was not written by tools/latency.py or tools/parity.py or tools/evaluate.py --json"),
-        ({"kind": "doctor", "version": 1}, "bad.json: was written by tools/'doctor'.py"),
+        ({"kind": "doctor", "version": 1}, "bad.json: was written by another tool ('doctor')"),
         ({**runs.latency(), "version": 99}, "bad.json: has version 99"),
         (
             _changed(runs.latency(), "results.0.end_to_end.median", "1"),
