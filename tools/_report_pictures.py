@@ -90,7 +90,7 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
             pictures = {model: read(one.saved) for model, one in scored.items() if one.saved is not None}
             if pictures:
                 scores = {model: one.psnr for model, one in scored.items()}
-                found.append(compare(name, read(file), pictures, scores))
+                found.append(compare(f"{name}, x{evaluation.scale}", read(file), pictures, scores))
     return found
 
 

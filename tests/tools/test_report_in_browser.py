@@ -124,9 +124,13 @@ def test_any_two_pictures_are_put_side_by_side(opened: Opened) -> None:
     assert opened.shown()["left"].endswith(": bicubic")
     right = opened.page.get_by_role("combobox", name="picture at the right").first
     right.select_option(label="original")
-    assert opened.shown()["right"] == "astronaut.png: original"
+    assert opened.shown()["right"] == "astronaut.png, x2: original"
     opened.page.get_by_role("combobox", name="picture at the left").first.select_option(label="original")
-    assert opened.shown() == {"left": "astronaut.png: original", "right": "astronaut.png: original", "cut": "none"}
+    assert opened.shown() == {
+        "left": "astronaut.png, x2: original",
+        "right": "astronaut.png, x2: original",
+        "cut": "none",
+    }
 
 
 def test_controls_and_pictures_have_names(opened: Opened) -> None:
