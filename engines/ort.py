@@ -19,6 +19,7 @@ import numpy as np
 
 from engines import base, driver, memory, ort_kernels, ort_layers, pinned
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
+from engines.choice import has_amx
 from engines.metadata import Stamp, read_shapes, read_stamp
 from engines.running import Runner
 from plugins import library
@@ -530,6 +531,8 @@ def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tupl
         else:
             session = _create(ort, path, {CPU: {}}, wishes.threads, own=own)
             told = replace(stamp, form="kernel", precision="bf16" if wishes.bfloat16 else stamp.precision)
+            if wishes.bfloat16 and has_amx():
+                notes = (*notes, f"{path}: on CPUs with AMX products of bfloat16 take 1.5 times as long as float32's")
             return _Opened(session, told, {CPU: {}}, library.cpu_isas()[-1], notes)
     if wishes.bfloat16:
         raise EngineError(f"{path}: precision bf16 needs our kernels, but {reason}")
