@@ -11,13 +11,13 @@ from engines.trt.gpu import GPU
 from engines.trt.manifest import Manifest, manifest_path, write_manifest
 from engines.trt.plan import Plan
 from engines.trt.versions import TensorRT
-from export.progress import Progress
 from export.trt.build import Built, build, in_background
 from export.trt.graph import Graph, prepare
 from export.trt.inspection import Inspection, inspect_plan
 from export.trt.source import Options, Shapes, Source, check_targets, choose_shapes, read
 from export.trt.verify import verify
 from ribsr.base.files import amount, atomic, sha256, temporary_folder
+from ribsr.base.progress import Progress
 
 
 def export_trt(onnx_file: Path, output: Path, options: Options, say: Callable[[str], None] = lambda line: None) -> None:
