@@ -76,6 +76,7 @@ RUNTIMES = (
     ),
     Runtime("openvino", "engines.ov:OpenVINOEngine", (".onnx",), ("threads", "precision", "hint", "cache")),
     Runtime("tensorrt", "engines.trt.engine:TensorRTEngine", (".plan",), ("cuda_graphs",)),
+    Runtime("tensorrt-rtx", "engines.trt.rtx_engine:RTXEngine", (".rtx",), ("cuda_graphs", "specialization", "cache")),
 )
 
 SUFFIXES = tuple(dict.fromkeys(suffix for runtime in RUNTIMES for suffix in runtime.suffixes))
@@ -109,6 +110,7 @@ def open_engine(
     cuda_graphs: bool = False,
     hint: str | None = None,
     cache: str | Path | None = None,
+    specialization: str | None = None,
 ) -> Engine:
     """Opens a model file with the runtime that its suffix names, or a bundled checkpoint by its name.
 
@@ -122,7 +124,8 @@ def open_engine(
     tf32: float32 on a GPU multiplies in TF32, with 10 bits of mantissa; the description's precision is `tf32` then.
     kernels: False leaves out our own (checkpoints have attention for it). cuda_graphs: launch the work of
     repeated sizes as a whole.
-    hint, cache: of OpenVINO: `latency` (default) or `throughput`, and the folder where it keeps compiled models.
+    hint: of OpenVINO: `latency` (default) or `throughput`. specialization: of TensorRT RTX: `lazy`, `eager` or `none`.
+    cache: of both, the folder where they keep what they compile.
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
@@ -149,6 +152,7 @@ def open_engine(
         "cuda_graphs": cuda_graphs or None,
         "hint": hint,
         "cache": cache,
+        "specialization": specialization,
     }
     given = {name: value for name, value in options.items() if value is not None}
     taken, why = _choose(path, _named(path, runtimes, runtime), device, given)

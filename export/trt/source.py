@@ -24,6 +24,9 @@ Shapes = tuple[Size, Size, Size]
 SHAPES: Shapes = (Size(64, 64), Size(360, 640), Size(720, 1280))
 """From thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
 
+PLAN, RTX_PLAN = ".plan", ".rtx"
+"""Of the names of plans, for TensorRT and for TensorRT RTX."""
+
 LONGEST_NAME = 255
 """Bytes that file systems allow a name."""
 
@@ -35,7 +38,8 @@ class Options:
     precision: None: that of the file. shapes: None: SHAPES, or the file's only size. timing_cache: None: one for this
     TensorRT and GPU in the user's cache folder. workspace: GiB of scratch memory for a layer; None: all there is.
     plugin: False: without, even where it could be had. score_limit: GiB of attention scores in the form `matmul`.
-    verify: None checks the engine on pictures where that is quick.
+    verify: None checks the engine on pictures where that is quick. rtx: TensorRT RTX or TensorRT; None: the latter,
+    unless the former alone is installed. gpu: compute capabilities, or `current`, for TensorRT RTX; none: all of them.
     """
 
     precision: Literal["fp32", "fp16", "bf16"] | None = None
@@ -46,6 +50,8 @@ class Options:
     plugin: bool = True
     score_limit: float = 4.0
     verify: bool | None = None
+    rtx: bool | None = None
+    gpu: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,14 @@ class Source:
     static: Size | None
 
 
-def check_targets(output: Path, options: Options) -> None:
-    """Raises ExportError for a name by which no engine would open the plan, OSError for what cannot be written."""
-    if output.suffix != ".plan":
-        raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
+def check_targets(output: Path, options: Options, suffix: str = PLAN) -> None:
+    """Raises ExportError for a name by which no engine would open the plan, OSError for what cannot be written.
+
+    suffix: PLAN or RTX_PLAN.
+    """
+    if output.suffix != suffix:
+        whose = "a plan's name" if suffix == PLAN else "the name of a plan for TensorRT RTX"
+        raise ExportError(f"{output}: {whose} ends in {suffix}, by which the engines know what it is")
     manifest = manifest_path(output)
     if (length := len(os.fsencode(manifest.name))) > LONGEST_NAME:
         raise ExportError(f"{output}: its manifest's name, {length} bytes, is too long; {LONGEST_NAME} are possible")

@@ -31,6 +31,7 @@ EXTRAS = {
     "onnxscript": ("export",),
     "safetensors": ("train", "export"),
     "tensorrt": ("trt",),
+    "tensorrt_rtx_bindings": ("rtx",),
     "torch": ("train", "export"),
     "yaml": ("train", "export"),
 }
