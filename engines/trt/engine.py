@@ -256,19 +256,29 @@ def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
 
 
 def _load(path: str, manifest: Manifest) -> TensorRT:
-    """The TensorRT that built the plan, of whatever version. Raises EngineError where only the other one is here."""
+    """The TensorRT that built the plan, of whatever version.
+
+    Raises EngineError where only the other one is here, and for a plan that has the suffix of the other one's.
+    """
+    suffix = ".rtx" if manifest.rtx else ".plan"
     try:
-        return TensorRT.load(manifest.rtx)
+        trt = TensorRT.load(manifest.rtx)
     except NotInstalled as error:
         try:
             other = TensorRT.load(not manifest.rtx)
         except NotInstalled:
             raise error from None
-    raise EngineError(
-        f"{path}: was built by TensorRT {manifest.tensorrt}, and here is TensorRT {other.version} alone: "
-        f"{pip_install('rtx' if manifest.rtx else 'trt')}, or build it for that one: "
-        f"python -m export.trt --onnx {manifest.onnx}"
-    )
+        raise EngineError(
+            f"{path}: was built by TensorRT {manifest.tensorrt}, and here is TensorRT {other.version} alone: "
+            f"{pip_install('rtx' if manifest.rtx else 'trt')}, or build it for that one: "
+            f"python -m export.trt --onnx {manifest.onnx}"
+        ) from None
+    if Path(path).suffix != suffix:
+        right = Path(path).with_suffix(suffix).name
+        raise EngineError(
+            f"{path}: is a plan of TensorRT {manifest.tensorrt}: call it {right}, and its manifest {right}.json"
+        )
+    return trt
 
 
 def _load_plugins(plan: Path, manifest: Manifest, trt: TensorRT) -> None:

@@ -62,9 +62,14 @@ class TensorRT:
         try:
             return cls(_module(False))
         except NotInstalled:
-            with suppress(NotInstalled):
-                return cls(_module(True), rtx=True)
-            raise
+            pass
+        try:
+            return cls(_module(True), rtx=True)
+        except NotInstalled as error:
+            raise NotInstalled(
+                f"TensorRT for Python is not installed: {pip_install('trt')}, or install NVIDIA's wheel for this "
+                f"Python; for GeForce and RTX cards, TensorRT RTX will do: {pip_install('rtx')}"
+            ) from error
 
     def start(self, name: str, log: Log) -> Any:
         """A `Runtime` or `Builder`. Raises EngineError.
@@ -93,7 +98,4 @@ def _module(rtx: bool) -> Any:
                 f"{title} is installed but cannot be loaded ({first_line(error)}); its libraries must be on "
                 "LD_LIBRARY_PATH or beside it, and fit this Python"
             ) from None
-    otherwise = "" if rtx else ", or install NVIDIA's wheel for this Python"
-    raise NotInstalled(
-        f"{title} for Python is not installed: {pip_install('rtx' if rtx else 'trt')}{otherwise}"
-    ) from None
+    raise NotInstalled(f"{title} for Python is not installed: {pip_install('rtx' if rtx else 'trt')}")

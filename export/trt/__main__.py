@@ -4,8 +4,8 @@ With --rtx, or where TensorRT RTX is the only TensorRT: x2.fp16.rtx, for GeForce
 
 Needs TensorRT (8.6 or later) and a GPU, or TensorRT RTX, and onnx, onnx-graphsurgeon and ONNX Runtime, but no PyTorch,
 unless the file is to be made of a checkpoint first (--ckpt). What comes out is checked in two ways before it gets its
-name: the engine's layers must compute in the precision asked for, and pictures must come out as ONNX Runtime makes them,
-where there is a GPU that runs it.
+name: the engine's layers must compute in the precision asked for, and, where there is a GPU that runs it, pictures must
+come out as ONNX Runtime makes them.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def listen(child: subprocess.Popen[bytes], progress: Progress) -> dict[str, Any]
 
 def environment(trt: TensorRT, folder: Path) -> dict[str, str]:
     """The child's: with what Python imports here, and a folder in which the parser finds TensorRT's library."""
-    names = folder / "lib"
+    names = folder.resolve() / "lib"
     names.mkdir()
     (names / LIBRARY).symlink_to(loaded(trt))
     path = [str(names), os.environ.get("LD_LIBRARY_PATH", "")]
