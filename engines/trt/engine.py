@@ -14,7 +14,7 @@ from engines.base import Description, Engine, EngineError, LayerTime, NotInstall
 from engines.trt import gpu as cuda
 from engines.trt import rtx
 from engines.trt.gpu import GPU, CUDAError
-from engines.trt.manifest import Manifest, read_manifest
+from engines.trt.manifest import PLAN, RTX_PLAN, Manifest, read_manifest
 from engines.trt.plan import Context, Plan, Shape
 from engines.trt.versions import RTX, TensorRT
 from ribsr.base.files import sha256
@@ -260,7 +260,7 @@ def _load(path: str, manifest: Manifest) -> TensorRT:
 
     Raises EngineError where only the other one is here, and for a plan that has the suffix of the other one's.
     """
-    suffix = ".rtx" if manifest.rtx else ".plan"
+    suffix = RTX_PLAN if manifest.rtx else PLAN
     try:
         trt = TensorRT.load(manifest.rtx)
     except NotInstalled as error:

@@ -20,6 +20,9 @@ from ribsr.base.files import atomic, sha256
 from ribsr.base.settings import checked, read_settings
 from ribsr.base.sizes import Size
 
+PLAN, RTX_PLAN = ".plan", ".rtx"
+"""What the names of plans end in, for TensorRT and for TensorRT RTX."""
+
 FORMAT = 2
 """Of what is written; it changes when fields change their names or meaning. 1, with other names, is read, too."""
 

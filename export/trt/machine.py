@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from engines.trt import gpu as cuda
 from engines.trt import rtx
 from engines.trt.gpu import GPU
+from engines.trt.manifest import PLAN, RTX_PLAN
 from engines.trt.versions import TensorRT
 from export import ExportError
-from export.trt.source import PLAN, RTX_PLAN, Options
+from export.trt.source import Options
 
 
 @dataclass(frozen=True)

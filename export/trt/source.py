@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engines.base import EngineError
 from engines.metadata import Stamp, read_stamp
-from engines.trt.manifest import manifest_path
+from engines.trt.manifest import PLAN, manifest_path
 from export import ExportError
 from ribsr.base.files import check_target
 from ribsr.base.installation import pip_install
@@ -23,9 +23,6 @@ Shapes = tuple[Size, Size, Size]
 
 SHAPES: Shapes = (Size(64, 64), Size(360, 640), Size(720, 1280))
 """From thumbnails over what makes a 1280x720 picture at x2 to that size itself."""
-
-PLAN, RTX_PLAN = ".plan", ".rtx"
-"""Of the names of plans, for TensorRT and for TensorRT RTX."""
 
 LONGEST_NAME = 255
 """Bytes that file systems allow a name."""
