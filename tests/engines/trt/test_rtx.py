@@ -174,6 +174,9 @@ class Played(test_engine.TensorRT):
     """The module of TensorRT RTX, whose configurations are made of the recorded surface."""
 
     __version__ = "1.7.1.116"
+    ComputeCapability: Any
+    CudaGraphStrategy: Any
+    DynamicShapesKernelSpecializationStrategy: Any
 
     def __init__(self, played_cuda: test_engine.CUDA):
         super().__init__(played_cuda)
