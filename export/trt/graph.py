@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.trt import rtx
-from engines.trt.versions import TensorRT
 from export import ExportError, Form
 from export.trt.machine import Machine
 from export.trt.source import Options, Shapes, Source
@@ -51,7 +50,7 @@ def prepare(machine: Machine, source: Source, shapes: Shapes, options: Options, 
 
     stamp, trt = source.stamp, machine.trt
     capability = None if machine.gpu is None else machine.gpu.compute_capability  # None: any may come
-    precision = check_precision(trt, source, options)
+    precision = check_precision(machine, source, options)
     opset = lower.opset_of(source.model)
     if opset > trt.newest_opset:
         raise ExportError(
@@ -73,12 +72,14 @@ def prepare(machine: Machine, source: Source, shapes: Shapes, options: Options, 
     return Graph(model, form, precision, library, plugins, float32_products(model, attentions))
 
 
-def check_precision(trt: TensorRT, source: Source, options: Options) -> str:
+def check_precision(machine: Machine, source: Source, options: Options) -> str:
     """fp32, fp16 or bf16: what was asked for, or what the file is in. Raises ExportError if it cannot be."""
-    stamp = source.stamp
+    stamp, trt = source.stamp, machine.trt
     wanted = options.precision or stamp.precision
     if wanted == "bf16" and not trt.has_bfloat16:
         raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.version}; use --fp16")
+    if wanted == "bf16" and (old := [one for one in machine.capabilities if rtx.number(one) < (8, 0)]):
+        raise ExportError(f"bfloat16 needs cards of compute capability 8.0 or later, --gpu names {', '.join(old)}")
     if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.form != "canonical"):
         raise ExportError(
             f"{source.path}: is in {stamp.precision} and form '{stamp.form}', which leaves no choice of "

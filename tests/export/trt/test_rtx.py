@@ -146,6 +146,11 @@ def test_float32_takes_basic_operators(plays, here, files) -> None:
             ["--fp16", "--gpu", "7.5,8.9"],
             "has no code for compute capability 7.5, only sm_80, compute_80, sm_90a",
         ),
+        (
+            "x2",
+            ["--bf16", "--gpu", "7.5,8.9"],
+            "bfloat16 needs cards of compute capability 8.0 or later, --gpu names 7.5",
+        ),
         ("x2", ["--fp16", "--verify"], "--verify: there is no NVIDIA driver here; leave it out"),
         ("x2", ["--fp16", "--timing-cache", "a"], "times nothing while it builds: leave --timing-cache out"),
         ("x2", ["--fp16", "-o", "x2.plan"], "x2.plan: the name of a plan for TensorRT RTX ends in .rtx"),
