@@ -131,14 +131,7 @@ def open_engine(
     for options that do not fit the file.
     """
     path = bundled.find(path)
-    runtimes = runtimes_of(path)
-    if not runtimes:
-        raise EngineError(
-            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
-            f"names: {', '.join(bundled.names())}"
-        )
-    if what := no_file(path, "a model"):
-        raise EngineError(f"{path}: {what}")
+    runtimes = _of_file(path)
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise EngineError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
     options = {
@@ -160,6 +153,19 @@ def open_engine(
     if why:
         engine.chosen(f"{taken.name}: {why}")
     return engine
+
+
+def _of_file(path: Path) -> tuple[Runtime, ...]:
+    """Who opens a file that exists. Raises EngineError for any other."""
+    runtimes = runtimes_of(path)
+    if not runtimes:
+        raise EngineError(
+            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
+            f"names: {', '.join(bundled.names())}"
+        )
+    if what := no_file(path, "a model"):
+        raise EngineError(f"{path}: {what}")
+    return runtimes
 
 
 def _named(path: Path, runtimes: tuple[Runtime, ...], name: str) -> tuple[Runtime, ...]:

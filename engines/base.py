@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ class Description(Stamp):
     limits: the sizes of pictures that it takes.
     notes: what the user should know about this choice, e.g. why it does not run on the GPU. One line each.
     chosen: why `auto` took this runtime, where there were others to take; empty where there was nothing to choose.
+    cuda_graphs: whether the work of a repeated size is launched as a whole; None where there is no such thing.
     """
 
     path: str
@@ -87,6 +88,11 @@ class Description(Stamp):
     limits: Limits = Limits()
     notes: tuple[str, ...] = ()
     chosen: str = ""
+    cuda_graphs: bool | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return not self.device.startswith(("cpu", "CPUExecutionProvider"))
 
     def to_json(self) -> dict[str, Any]:
         """The fields, but instead of batch and limits: the `shape` [B, 3, H, W] that it takes, null where any will do,
@@ -100,10 +106,14 @@ class Description(Stamp):
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What one layer or operator of a network takes: its name in the runtime, and mean milliseconds a run."""
+    """What one layer or operator of a network takes: its name in the runtime, and mean milliseconds a run.
+
+    operator: what it computes, as the runtime calls that; empty where the name says it, as a kernel's does.
+    """
 
     name: str
     milliseconds: float
+    operator: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,25 @@ class Engine(ABC):
 
         Layers are timed one by one, which costs time: together they take longer than a run.
         """
+
+    def layers(self) -> list[str]:
+        """Names of the network's layers that `layer_outputs` has, in the order in which they are computed.
+
+        They are those of the model's modules in PyTorch: `body.0.0.attn.to_qkv`. Raises EngineError where the runtime
+        shows no layer's output.
+        """
+        raise self._no_layers()
+
+    def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """What some of `layers` give on x [B, 3, H, W]: float32 [B, C, H, W] of each.
+
+        All of them are in memory at once, so ask for few. Raises EngineError as `layers` and `run` do.
+        """
+        raise self._no_layers()
+
+    def _no_layers(self) -> EngineError:
+        told = self.describe()
+        return EngineError(f"{told.path}: {told.runtime} does not show here what its layers compute")
 
     def __enter__(self) -> Self:
         return self

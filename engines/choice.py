@@ -22,7 +22,9 @@ def for_onnx(path: str | Path, device: str, precision: str | None, kernels: bool
     |---|---|---|---|
     | AMD EPYC with AVX-512, without AMX, 128x128 | 1.84 | 3.02 | 3.70 (Attention 4.62, basic operators 3.75) |
     | the same with products of bfloat16 | 1.20 | none | 2.58 |
-    | Intel with AMX, times of one form beside each other | not measured | 1 | 0.64 to 0.89 |
+    | Intel with AMX, times of one form beside each other | | 1 | 0.64 to 0.89 |
+    | Intel with AMX, two threads, 256x256, seconds | 3.0 to 3.2 | | 9.9 |
+    | the same with products of bfloat16 | 4.7 to 5.0 | none | 5.7 |
 
     At 256x256 ONNX Runtime's own operators took 12.65 and OpenVINO 15.96, at the first run of that size. So our
     kernels, in ONNX Runtime, are the fastest where they are built; without them ONNX Runtime is faster than OpenVINO

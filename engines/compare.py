@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +192,10 @@ class RunningReference(ExitStack):
             self.outputs[key] = self._engine(precision).run(x)
         return self.outputs[key]
 
+    def engine(self, half: str | None = None) -> Engine:
+        """The reference, or PyTorch in a half precision where it is a checkpoint. Raises EngineError."""
+        return self._engine(half or self._precision)
+
     def output(self, name: str, x: np.ndarray) -> np.ndarray:
         import numpy as np
 
@@ -229,9 +233,11 @@ def prove(
     pictures: Pictures,
     rule: Rule | None = None,
     half_factor: float = HALF_FACTOR,
+    see: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
 ) -> Proof:
     """Compares an engine with the reference on pictures. rule: instead of the one for the engine's precision.
 
+    see: is called with the name of each picture, the reference's output and the engine's, of one shape.
     Raises EngineError where one of them fails, and CannotJudge where half precision has no yardstick.
     """
     import numpy as np
@@ -240,7 +246,10 @@ def prove(
     differences = {}
     for name, x in pictures:
         y = engine.run(np.repeat(x, described.batch or 1, axis=0))
-        differences[name] = Difference.between(np.broadcast_to(reference.output(name, x), y.shape), y)
+        expected = np.broadcast_to(reference.output(name, x), y.shape)
+        differences[name] = Difference.between(expected, y)
+        if see is not None:
+            see(name, expected, y)
     if rule is not None:
         return Proof(differences, rule)
     if described.precision == "tf32":

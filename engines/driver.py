@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.base import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class NoGPU(EngineError):
@@ -38,16 +43,56 @@ def capability() -> str:
     return f"{major.value}.{minor.value}"
 
 
+def pci_bus_id() -> str:
+    """Where the GPU is on the host's bus, "0000:1B:00.0": its name for other libraries of the driver. Raises NoGPU."""
+    text = ctypes.create_string_buffer(16)
+    _call("cuDeviceGetPCIBusId", text, len(text), 0)
+    return text.value.decode()
+
+
 def free_memory() -> int:
     """Bytes of the GPU's memory that nobody holds. Raises NoGPU."""
-    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)  # the one that every runtime uses; kept until the end
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    with _current():
+        _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value
+
+
+def lock_memory(size: int) -> int:
+    """The address of `size` bytes of the host that the GPU reads and writes itself. Raises NoGPU if there are none."""
+    address = ctypes.c_void_p()
+    with _current():
+        _call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(size), _FOR_ALL_CONTEXTS)
+    assert address.value is not None
+    return address.value
+
+
+def free_locked(address: int) -> None:
+    """Frees what `lock_memory` gave, unless the GPU is gone."""
+    with suppress(NoGPU), _current():
+        _call("cuMemFreeHost", ctypes.c_void_p(address))
+
+
+def copy_to_host(address: int, array: np.ndarray) -> None:
+    """Fills a contiguous array from the GPU's memory at `address`; what writes there must be done. Raises NoGPU."""
+    with _current():
+        _call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), array.nbytes)
+
+
+_FOR_ALL_CONTEXTS = 1
+"""CU_MEMHOSTALLOC_PORTABLE"""
+
+
+@contextmanager
+def _current() -> Iterator[None]:
+    """The context that every runtime uses, for this thread. It is kept until the end of the process."""
+    context = ctypes.c_void_p()
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
     _call("cuCtxPushCurrent_v2", context)
     try:
-        _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        yield
     finally:
         _call("cuCtxPopCurrent_v2", ctypes.byref(context))
-    return free.value
 
 
 def cuda_version() -> str:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, driver, memory, ort_kernels
+from engines import base, driver, memory, ort_kernels, ort_layers, pinned
 from engines.base import HALVES, Description, Engine, EngineError, LayerTime, NotInstalled, Timer
+from engines.choice import has_amx
 from engines.metadata import Stamp, read_shapes, read_stamp
 from engines.running import Runner
 from plugins import library
@@ -29,6 +30,7 @@ from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Limits, Size
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -82,12 +84,17 @@ class ORTEngine(Engine):
         opened = _open(ort, self._path, stamp, _Wishes(device, threads, bfloat16, tf32, kernels, cuda_graphs))
         self._session: onnxruntime.InferenceSession | None = opened.session
         self._threads, self._bfloat16 = threads, bfloat16
+        self._providers = opened.providers
         self._description = _describe(ort, self._path, opened)
+        if not self._on_cpu:
+            self._description = replace(self._description, cuda_graphs=cuda_graphs)
         # On a GPU it keeps handles and graphs for each thread, and a run is soon over.
         self._runner = Runner(in_background=self._on_cpu)
+        self._results = pinned.Pool()  # on a GPU
         self._graphs = _Graphs(stamp.scale, self._runner) if cuda_graphs else None
         self._network = memory.Network.of(read_shapes(path), stamp.windows)
         self._held = 0
+        self._layers: _Shown | None = None
 
     @property
     def _on_cpu(self) -> bool:
@@ -96,9 +103,11 @@ class ORTEngine(Engine):
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         if (graphs := self._graphs) is None:
-            y = self._guarded(x, lambda session: self._infer(session, x))
+            infer = self._infer if self._on_cpu else self._infer_on_gpu
+            y = self._guarded(x, lambda session: infer(session, x))
         else:
-            y = self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x)))
+            y = self._results.array(self._result_shape(x))
+            self._guarded(x, lambda session: graphs.use(session, x, lambda bound: bound.run(x, y)))
         # A recorded run keeps all that it took: nothing of that is for other sizes.
         recorded = graphs is not None and graphs.has(x.shape)
         held = memory.FIRST_RUN["onnxruntime"] if recorded else self._total(Size.of(x), len(x))
@@ -111,6 +120,19 @@ class ORTEngine(Engine):
         options = ort.RunOptions()
         outputs: Any = self._runner.run(options, lambda: session.run(["output"], {"input": x}, options))
         return outputs[0]
+
+    def _infer_on_gpu(self, session: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+        import onnxruntime as ort
+
+        options, binding = ort.RunOptions(), session.io_binding()
+        x, y = np.ascontiguousarray(x), self._results.array(self._result_shape(x))
+        binding.bind_input("input", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        binding.bind_output("output", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        self._runner.run(options, lambda: session.run_with_iobinding(binding, options))
+        return y
+
+    def _result_shape(self, x: np.ndarray) -> tuple[int, ...]:
+        return (*x.shape[:2], *Size.of(x).times(self._description.scale))
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         if self._graphs is not None and self._graphs.has((batch, 3, *size)):
@@ -137,6 +159,7 @@ class ORTEngine(Engine):
         """A run on the smallest picture, after which ONNX Runtime drops what its arena does not need."""
         loaded = 0 if self._on_cpu else memory.FIRST_RUN["onnxruntime"]
         self._held = min(self._held, loaded)
+        self._results.clear()
         limits, batch = self._description.limits, self._description.batch or 1
         if limits.fixed or self._graphs is not None:  # as large as any other
             return
@@ -176,21 +199,74 @@ class ORTEngine(Engine):
         return Timer("host clock around a synchronous run, pictures on the GPU", once)
 
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
-        """As `Engine.profile`; an EngineError on a GPU, of which ONNX Runtime knows only when it started a node."""
+        """As `Engine.profile`; on a GPU kernels by PyTorch's profiler: ONNX Runtime knows only when it started a node.
+
+        Raises EngineError there without a PyTorch for GPUs.
+        """
         base.check_input(x, self._description)
-        if not self._on_cpu:
-            raise EngineError(f"{self._path}: ONNX Runtime times nodes on a CPU only; give --device cpu")
-        return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
+        if self._on_cpu:
+            return _layer_times(self._guarded(x, lambda _: self._trace(x, 1 + runs)), runs)
+        from engines.pytorch import kernel_times
+
+        graph, scale = None if self._graphs is None else NOT_RECORDED, self._description.scale
+        bound = self._guarded(x, lambda session: _Bound(session, self._runner, x, scale, graph))
+        return kernel_times(lambda: self._guarded(x, lambda _: bound.once()), runs)
+
+    def layers(self) -> list[str]:
+        """As `Engine.layers`; with our kernels, those whose outputs they write: less than without."""
+        return list(self._shown().tensors)
+
+    def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        base.check_input(x, self._description)
+        shown = self._shown()
+        content = ort_layers.with_outputs(shown.model, [shown.tensors[name] for name in names])
+        return self._guarded(x, lambda _: self._computed(x, shown, content, names))
+
+    def _computed(self, x: np.ndarray, shown: _Shown, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+        import onnxruntime as ort
+
+        session = _create(
+            ort, self._path, self._providers, self._threads, own=content, kernels=self._description.form == "kernel"
+        )
+        outputs: Any = session.run([shown.tensors[name] for name in names], {"input": x})
+        found = {name: y.astype(np.float32) for name, y in zip(names, outputs, strict=True)}
+        return {name: np.moveaxis(y, -1, 1) if shown.tensors[name] in shown.turned else y for name, y in found.items()}
+
+    def _shown(self) -> _Shown:
+        """The file as it is run, and which tensors of it are layers' outputs. Raises EngineError without onnx."""
+        if self._layers is None:
+            try:
+                import onnx
+            except ModuleNotFoundError:
+                raise NotInstalled(
+                    f"to look into a file needs onnx, which is not installed: {pip_install('ort')}"
+                ) from None
+            model, found = onnx.load(self._path), set[str]()
+            named = ort_layers.tensors(model)
+            if (own := self._rewritten()) is not None:
+                model = onnx.load_from_string(own)
+                written = {name for node in model.graph.node for name in node.output}
+                named = {module: tensor for module, tensor in named.items() if tensor in written}
+                found = ort_layers.turned(model) - {ort_layers.OUTPUT}
+            self._layers = _Shown(model, named, found)
+        return self._layers
+
+    def _rewritten(self) -> bytes | None:
+        """The file as our kernels run it; None: they do not. Raises NoKernels."""
+        if self._description.form != "kernel":
+            return None
+        if self._on_cpu:
+            return ort_kernels.rewritten_for_cpu(self._path, self._stamp, self._bfloat16)
+        return ort_kernels.rewritten(self._path, self._stamp, driver.capability())
 
     def _trace(self, x: np.ndarray, runs: int) -> list[dict[str, Any]]:
         """The events of runs in a session of their own, since a session is traced from its start or never."""
         import onnxruntime as ort
 
         with temporary_folder() as folder:
-            profile, own = folder / "profile", None
-            if self._description.form == "kernel":
-                own = ort_kernels.rewritten_for_cpu(self._path, self._stamp, self._bfloat16)
-            session = _create(ort, self._path, {CPU: {}}, self._threads, profile=profile, own=own)
+            session = _create(
+                ort, self._path, self._providers, self._threads, profile=folder / "profile", own=self._rewritten()
+            )
             for _ in range(runs):
                 self._infer(session, x)
             return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -198,8 +274,18 @@ class ORTEngine(Engine):
     def close(self) -> None:
         self._session = None
         self._runner.close()
+        self._results.clear()
         if self._graphs is not None:
             self._graphs.close()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A model whose tensors can be seen. tensors: of layers, by their names. turned: those that are channels-last."""
+
+    model: onnx.ModelProto
+    tensors: dict[str, str]
+    turned: set[str]
 
 
 def _shrink(session: onnxruntime.InferenceSession, x: np.ndarray) -> None:
@@ -244,10 +330,11 @@ class _Bound:
         """Runs the network on what is in the input buffer; returns when the work is done."""
         self._runner.run(self._options, lambda: self._session.run_with_iobinding(self._binding, self._options))
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Puts what the network makes of x into y, which is contiguous."""
         self._input.update_inplace(np.ascontiguousarray(x))
         self.once()
-        return self._output.numpy()
+        driver.copy_to_host(self._output.data_ptr(), y)
 
 
 class _Graphs:
@@ -284,11 +371,15 @@ class _Graphs:
 
 def _layer_times(events: list[dict[str, Any]], runs: int) -> list[LayerTime]:
     """Mean times of nodes in ONNX Runtime's trace of 1 + runs, the first not counted. Nodes may share a name."""
-    times: dict[str, list[float]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)  # from µs
-    return [LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs) for name, each in times.items()]
+            node = (event["name"].removesuffix("_kernel_time"), str(event.get("args", {}).get("op_name", "")))
+            times.setdefault(node, []).append(event["dur"] / 1e3)  # from µs
+    return [
+        LayerTime(printable(name), sum(each[len(each) // (1 + runs) :]) / runs, printable(operator))
+        for (name, operator), each in times.items()
+    ]
 
 
 FATAL = 4
@@ -395,12 +486,13 @@ class _Wishes:
 class _Opened:
     """A session and what it computes: the file's stamp, but for what was asked for.
 
-    isa: the instruction set of our kernels, on a CPU. notes: for the user: the GPU and our kernels are used, or it is
-    said why not.
+    providers: those asked for, and their options without CUDA graphs. isa: the instruction set of our kernels, on a
+    CPU. notes: for the user: the GPU and our kernels are used, or it is said why not.
     """
 
     session: onnxruntime.InferenceSession
     stamp: Stamp
+    providers: dict[str, dict[str, str]]
     isa: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -439,14 +531,16 @@ def _open_on_cpu(ort: Any, path: str, stamp: Stamp, wishes: _Wishes, notes: tupl
         else:
             session = _create(ort, path, {CPU: {}}, wishes.threads, own=own)
             told = replace(stamp, form="kernel", precision="bf16" if wishes.bfloat16 else stamp.precision)
-            return _Opened(session, told, library.cpu_isas()[-1], notes)
+            if wishes.bfloat16 and has_amx():
+                notes = (*notes, f"{path}: on CPUs with AMX products of bfloat16 take 1.5 times as long as float32's")
+            return _Opened(session, told, {CPU: {}}, library.cpu_isas()[-1], notes)
     if wishes.bfloat16:
         raise EngineError(f"{path}: precision bf16 needs our kernels, but {reason}")
     if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
     if wishes.kernels and stamp.form in ort_kernels.FORMS and library.cpu_path().exists():
         notes = (*notes, f"{path}: runs ONNX Runtime's own operators, which take longer than ours, since {reason}")
-    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, notes=notes)
+    return _Opened(_create(ort, path, {CPU: {}}, wishes.threads), stamp, {CPU: {}}, notes=notes)
 
 
 def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened:
@@ -472,7 +566,8 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
             reason = str(error)
         else:
             notes = _placed(path, session, complaint)
-            return _Opened(session, replace(stamp, form="kernel"), notes=tuple(notes))
+            own_options = {CUDA: options | KERNEL_OPTIONS, CPU: {}}
+            return _Opened(session, replace(stamp, form="kernel"), own_options, notes=tuple(notes))
     if stamp.form == "plugin":
         raise EngineError(f"{path}: is in plugin form, which needs our kernels, but {reason}")
     if wishes.cuda_graphs:
@@ -482,7 +577,7 @@ def _open_on_cuda(ort: Any, path: str, stamp: Stamp, wishes: _Wishes) -> _Opened
     notes = _placed(path, session, complaint)
     if wishes.kernels and stamp.precision in HALVES:
         notes.append(f"{path}: runs ONNX Runtime's own operators, which take several times as long, since {reason}")
-    return _Opened(session, stamp, notes=tuple(notes))
+    return _Opened(session, stamp, {CUDA: options, CPU: {}}, notes=tuple(notes))
 
 
 def _preload(ort: Any) -> str:
@@ -511,11 +606,13 @@ def _create(
     *,
     profile: Path | None = None,
     own: bytes | None = None,
+    kernels: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """A session. providers: each with its options. own: the file rewritten for our kernels."""
-    options = _session_options(ort, threads, profile, patterns=CUDA in providers and own is None)
+    """A session. providers: each with its options. own: what is run instead of the file; kernels: it is for ours."""
+    kernels = kernels and own is not None
+    options = _session_options(ort, threads, profile, patterns=CUDA in providers and not kernels)
     try:
-        if own is not None:
+        if kernels:
             operators = library.onnxruntime_path() if CUDA in providers else library.cpu_path()
             options.register_custom_ops_library(str(operators.resolve()))
         return ort.InferenceSession(own or path, options, providers=list(providers.items()), enable_fallback=0)

@@ -173,14 +173,14 @@ class OpenVINOEngine(Engine):
         ov = import_runtime()
         loaded = _Loaded(_compiled(ov, new_core(ov), self._file, counting=True), one_by_one=True)
         request = loaded.request()
-        times: dict[str, float] = {}
+        times: dict[tuple[str, str], float] = {}
         for number in range(1 + runs):
             self._guarded(x, partial(self._infer, loaded, request, x))
             for layer in request.profiling_info if number else ():
                 if layer.status == ov.ProfilingInfo.Status.EXECUTED:
-                    name = printable(layer.node_name)
-                    times[name] = times.get(name, 0.0) + layer.real_time.total_seconds() * 1e3 / runs
-        return [LayerTime(name, milliseconds) for name, milliseconds in times.items()]
+                    node = (printable(layer.node_name), printable(layer.node_type))
+                    times[node] = times.get(node, 0.0) + layer.real_time.total_seconds() * 1e3 / runs
+        return [LayerTime(name, milliseconds, operator) for (name, operator), milliseconds in times.items()]
 
     def close(self) -> None:
         self._loaded = None

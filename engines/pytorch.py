@@ -8,8 +8,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,8 +39,6 @@ from ribsr.configs import Config, ESCRIBConfig
 
 if TYPE_CHECKING:
     from ribsr.layers import RIBModel
-
-T = TypeVar("T")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -138,20 +137,14 @@ class PyTorchEngine(Engine):
             version=ribsr.__version__,
             checkpoint_sha256=sha256(self._path),
             notes=notes,
+            cuda_graphs=self._graphs is not None if self._device.type == "cuda" else None,
         )
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)
         if (graphs := self._graphs) is not None:
-            return self._guarded(x, lambda _: graphs.run(x, lambda y: y.copy()))
+            return self._guarded(x, lambda _: graphs.run(x))
         return self._guarded(x, lambda model: self._forward(model, self._place(x)).float().cpu().numpy())
-
-    def run_into(self, x: np.ndarray, out: np.ndarray, part: tuple[slice, slice] = base.WHOLE) -> None:
-        if (graphs := self._graphs) is None:
-            return super().run_into(x, out, part)
-        base.check_input(x, self._description)
-        base.check_out(out, x, self._description, part)
-        return self._guarded(x, lambda _: graphs.run(x, lambda y: np.copyto(out, y[(..., *part)])))
 
     def needs(self, size: Size, batch: int = 1) -> int | None:
         told = self._description
@@ -218,6 +211,40 @@ class PyTorchEngine(Engine):
         placed = self._guarded(x, lambda _: self._place(x))
         return operator_times(lambda: self._guarded(x, lambda model: self._forward(model, placed)), self._device, runs)
 
+    def layers(self) -> list[str]:
+        """As `Engine.layers`, found by a run on a small picture: all modules that return a map, and the network."""
+        found: list[str] = []
+        self._watch(np.zeros((1, 3, 8, 8), np.float32), None, lambda name, y: found.append(name))
+        return found
+
+    def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        base.check_input(x, self._description)
+        found: dict[str, np.ndarray] = {}
+        self._watch(x, names, lambda name, y: found.update({name: y.float().cpu().numpy()}))
+        return found
+
+    def _watch(self, x: np.ndarray, names: Sequence[str] | None, see: Callable[[str, torch.Tensor], None]) -> None:
+        """Runs x, and calls see(name, what it returns) for modules of these names, or for all. Nothing is recorded."""
+
+        def watched(model: RIBModel) -> None:
+            for name, module in model.named_modules():
+                if names is None or (name or "output") in names:
+                    hooks.append(module.register_forward_hook(partial(seen, name or "output")))
+            self._forward(model, self._place(x))
+
+        def seen(name: str, module: torch.nn.Module, inputs: Any, y: Any) -> None:
+            if isinstance(y, torch.Tensor) and y.dim() == 4:
+                see(name, y)
+
+        hooks: list[Any] = []
+        if self._graphs is not None:
+            self._graphs.forget()  # as for `profile`
+        try:
+            self._guarded(x, watched)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def close(self) -> None:
         graphs, self._graphs, self._model = self._graphs, None, None
         if graphs is not None:
@@ -249,18 +276,19 @@ class Graphs:
         self._model, self._device = model, device
         self._lock = threading.Lock()
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()  # the one used last is the last
-        self._pinned: dict[str, torch.Tensor] = {}
+        self._on_gpu = device.type == "cuda"
+        self._pinned = torch.empty(0)
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # where the model comes to be
 
-    def run(self, x: np.ndarray, use: Callable[[np.ndarray], T]) -> T:
-        """use(y) of y [B, 3, sH, sW], which the next run overwrites."""
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """x [B, 3, H, W] → [B, 3, sH, sW], in memory that the GPU writes to; PyTorch uses it again once it is free."""
         with self._alone():
             recording = self._launched(x)
-            y = self._host("output", recording.output.shape)
+            y = torch.empty(recording.output.shape, pin_memory=self._on_gpu)
             y.copy_(recording.output, non_blocking=True)
             self._stream.synchronize()
-            return use(y.numpy())
+            return y.numpy()
 
     def has(self, shape: tuple[int, ...]) -> bool:
         """Whether the work for inputs of this shape is recorded."""
@@ -307,19 +335,19 @@ class Graphs:
             while len(self._recordings) >= RECORDINGS:
                 self._recordings.popitem(last=False)
             recording = Recording(self._model, x.shape, self._device)
-        pinned = self._host("input", recording.input.shape)
+        pinned = self._input(recording.input.shape)
         np.copyto(pinned.numpy(), x)
         recording.input.copy_(pinned, non_blocking=True)
         recording.launch()
         self._recordings[x.shape] = recording  # one that failed is not kept
         return recording
 
-    def _host(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """Memory of the host that the GPU copies from or to; the next call of that name has the same."""
+    def _input(self, shape: Sequence[int]) -> torch.Tensor:
+        """Memory of the host that the GPU reads from; the next call has the same."""
         size = math.prod(shape)
-        if name not in self._pinned or self._pinned[name].numel() < size:
-            self._pinned[name] = torch.empty(size, pin_memory=self._device.type == "cuda")
-        return self._pinned[name][:size].view(*shape)
+        if self._pinned.numel() < size:
+            self._pinned = torch.empty(size, pin_memory=self._on_gpu)
+        return self._pinned[:size].view(*shape)
 
 
 class Recording:
@@ -368,6 +396,14 @@ def cuda_timer(run: Callable[[], object], device: torch.device) -> Timer:
         return start.elapsed_time(end)
 
     return Timer("CUDA events, pictures on the GPU", once, lambda: torch.cuda.max_memory_allocated(device))
+
+
+def kernel_times(run: Callable[[], object], runs: int) -> list[LayerTime]:
+    """`operator_times` of what this process runs on the GPU, by whatever library. Raises EngineError without a GPU."""
+    if not torch.cuda.is_available():
+        raise EngineError(f"kernels are timed by PyTorch, and PyTorch {torch.__version__} finds no usable GPU")
+    torch.cuda.synchronize()  # PyTorch has its context then, without which its profiler sees nothing
+    return operator_times(run, torch.device("cuda"), runs)
 
 
 def operator_times(run: Callable[[], object], device: torch.device, runs: int) -> list[LayerTime]:

@@ -303,11 +303,12 @@ class Tiled(Engine):
     def profile(self, x: np.ndarray, runs: int = 5) -> list[LayerTime]:
         """As `Engine.profile`, each layer's time summed up over the picture's tiles."""
         check_input(x, self.describe())
-        total: dict[str, float] = {}
+        total: dict[tuple[str, str], float] = {}
         for tile, _, _ in _tiles_of(x, self.spans(Size.of(x), FLOATS, len(x))):
             for layer in self._engine.profile(tile, runs):
-                total[layer.name] = total.get(layer.name, 0.0) + layer.milliseconds
-        return [LayerTime(name, milliseconds) for name, milliseconds in total.items()]
+                key = (layer.name, layer.operator)
+                total[key] = total.get(key, 0.0) + layer.milliseconds
+        return [LayerTime(name, milliseconds, operator) for (name, operator), milliseconds in total.items()]
 
     def close(self) -> None:
         self._engine.close()

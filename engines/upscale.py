@@ -15,9 +15,9 @@ import click
 from engines import video
 from engines.base import PRECISIONS, Description, Engine, EngineError
 from engines.jobs import MOST_NAMED, Job, JobList, find_jobs, is_video, unfinished
-from engines.memory import GIB
+from engines.memory import GIB, keep_heap_small
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
-from engines.pipeline import EnlargedPicture, enlarge_all, room
+from engines.pipeline import EnlargedPicture, enlarge_all, on_cpu, room
 from engines.tiles import Tiled
 from engines.upscaler import Advance, Upscaler
 from ribsr.base.command import Command, echo, message, report
@@ -85,6 +85,8 @@ def main(
             _note(note)
         _make_ready(todo, jobs, engine, tile)
         upscaler = Upscaler(engine, tile=tile, memory=allowed, say=_note)
+        if on_cpu(upscaler):
+            keep_heap_small()
         pictures = enlarge_all(
             (job for job in jobs if not is_video(job.source)),
             upscaler,

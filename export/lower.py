@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from export import Form, cyclic_window
 from plugins import fuse
+from ribsr import work
 from ribsr.base.sizes import Size
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -188,9 +189,8 @@ def attention_scores(bare: onnx.ModelProto, size: Size) -> list[Scores]:
     for node in bare.graph.node:
         if node.op_type == cyclic_window.NAME:
             attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-            wh, ww = attributes["window"]
-            pixels = -(-size.height // wh) * wh * (-(-size.width // ww) * ww)
-            layers.append(Scores(Size(wh, ww), attributes["heads"] * pixels * wh * ww))
+            window = Size(*attributes["window"])
+            layers.append(Scores(window, work.scores(size, window, attributes["heads"])))
     return layers
 
 

@@ -59,6 +59,7 @@ NO_TORCH = (
     "ribsr/resize.py",
     "ribsr/training/recipe.py",
     "ribsr/training/report.py",
+    "ribsr/work.py",
     "export/trt/",
     "export/__init__.py",
     "export/cyclic_window.py",

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines import RUNTIMES, Tiled, open_engine, runtimes_of
-from engines.base import PRECISIONS
+from engines.base import PRECISIONS, EngineError
 from ribsr import bundled
 from ribsr.base.command import F
+from ribsr.base.errors import shown
 from ribsr.base.files import atomic, check_target
 
 if TYPE_CHECKING:
@@ -31,14 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model as a user names it: a file, and optionally what it runs in behind it: a precision, a runtime, or both."""
+    """A model as a user names it: a file, and behind it a runtime, a precision, `graphs` or `no-graphs`."""
 
     path: str
     precision: str | None = None
     runtime: str | None = None
+    graphs: str | None = None
 
     def __str__(self) -> str:
-        return "@".join([self.path, *(part for part in (self.runtime, self.precision) if part)])
+        return "@".join([self.path, *(part for part in (self.runtime, self.precision, self.graphs) if part)])
 
 
 def model_name(text: str) -> ModelName:
@@ -55,7 +58,14 @@ def model_name(text: str) -> ModelName:
     return ModelName(str(bundled.find(path)), **named)
 
 
-_NAMED = {**dict.fromkeys(PRECISIONS, "precision"), **{runtime.name: "runtime" for runtime in RUNTIMES}}
+GRAPHS = {"graphs": True, "no-graphs": False}
+"""What stands behind a model's name → whether the work of repeated sizes is recorded as CUDA graphs."""
+
+_NAMED = {
+    **dict.fromkeys(PRECISIONS, "precision"),
+    **{runtime.name: "runtime" for runtime in RUNTIMES},
+    **dict.fromkeys(GRAPHS, "graphs"),
+}
 """What may stand behind a file's name, and what it is."""
 
 
@@ -65,6 +75,8 @@ def engine_options_for(name: ModelName, options: dict[str, Any]) -> dict[str, An
     asked = name.runtime or options.get("runtime", "auto")
     named = [runtime for runtime in runtimes if runtime.name == asked]
     told: dict[str, Any] = {"runtime": asked} if named or name.runtime else {}
+    if name.graphs:  # said of this model: an error where it has none
+        told["cuda_graphs"] = GRAPHS[name.graphs]
     taken = {"device", *(option for runtime in named or runtimes for option in runtime.options)}
     return {**{option: options[option] for option in options if option in taken}, **told}
 
@@ -81,12 +93,19 @@ def where(description: dict[str, Any]) -> str:
     return f"{description['runtime']} {description['runtime_version']}, {device}"
 
 
+_PACKAGES = (
+    *("numpy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-bindings"),
+    *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+)
+"""Whose versions figures depend on."""
+
+
 def environment() -> dict[str, Any]:
     """The machine and the software that figures depend on."""
     import importlib.metadata
 
     versions = {"python": platform.python_version()}
-    for package in ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "cuda-bindings"):
+    for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
@@ -228,9 +247,45 @@ def write_json(target: str, values: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def conclude(out: Console, tool: str, values: dict[str, Any], json_target: str | None) -> None:
+VERSION = 1
+"""Of what --json writes. Raise it when a field changes its meaning or goes."""
+
+
+def document(kind: str, **values: Any) -> dict[str, Any]:
+    """What a tool's --json writes: what it is, in which version, and `values`. `read_run` reads it."""
+    return {"kind": kind, "version": VERSION, **values}
+
+
+def read_run(path: str, *kinds: str) -> dict[str, Any]:
+    """A file that --json of one of the tools `kinds` wrote. Raises EngineError for any other, and other versions."""
+    tools = " or ".join(f"tools/{kind}.py" for kind in kinds)
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise EngineError(f"{path}: not a JSON file; give one that {tools} --json wrote") from None
+    if not isinstance(values, dict) or not ({"kind", "tool"} & {*values}):
+        raise EngineError(f"{path}: was not written by {tools} --json")
+    if (kind := values.get("kind", values.get("tool"))) not in kinds:
+        raise EngineError(f"{path}: was written by another tool ({shown(kind)}); give one of {tools} --json")
+    if values.get("version") != VERSION:
+        found = f"has version {shown(values['version'])}" if "version" in values else "is of before there were versions"
+        raise EngineError(f"{path}: {found}, this release reads {VERSION}; measure again")
+    return values
+
+
+def provenance() -> dict[str, Any]:
+    """The command line that runs, without its folder, and the time, as ISO 8601 in UTC."""
+    from datetime import datetime, timezone
+
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {"command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def conclude(out: Console, kind: str, values: dict[str, Any], json_target: str | None) -> None:
     """Prints the machine and the software that `values` come from, and writes all of it where --json says."""
     seen = environment()
     out.print(environment_line(seen), style="dim", soft_wrap=True)
     if json_target:
-        write_json(json_target, {"tool": tool, **values, "environment": seen})
+        write_json(json_target, document(kind, **provenance(), **values, environment=seen))

@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.base import HALVES, Description, host_clock
+from ribsr import work
 from ribsr.base.command import SizeType, is_verbose, message
 from ribsr.base.sizes import Size
+from tools._chips import clocks, limits
 from tools._common import (
     ModelName,
+    document,
     environment,
-    environment_line,
     gpu_query,
     open_model,
     progress,
-    show_table,
-    where,
-    write_json,
+    provenance,
 )
+from tools._measured import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.console import Console
     from typing_extensions import Self
 
     from engines import Engine
@@ -56,11 +57,12 @@ size_option = click.option(
 class Setup:
     """How models are timed: runs that count and runs before, the options that engines open with, and what opens them.
 
-    All of it is sent to other processes, so it must be picklable.
+    rounds, warmup: None leaves their number to the rules of `tools._measured`. All of it is sent to other processes,
+    so it must be picklable.
     """
 
-    rounds: int
-    warmup: int
+    rounds: int | None
+    warmup: int | None
     options: dict[str, Any]
     opener: Callable[[ModelName, dict[str, Any]], Engine] = open_model
 
@@ -135,22 +137,26 @@ def failure(error: BaseException, line: str) -> dict[str, str]:
     return {"failure": line, "traceback": "".join(traceback.format_exception(error))}
 
 
-def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
+def worker(pipe: Connection, name: ModelName, size: Size, batch: int | None, setup: Setup) -> None:
     """A model's process. Sends fields of its `outcome` once it is open and warmed up, and the others at False.
 
-    In between it runs once for every True, and answers with no fields. Whatever fails, it sends why.
+    In between it has a turn for every True, and answers with no fields. Whatever fails, it sends why. The field `turn`
+    is the seconds that a turn takes; None after a warm-up of none.
     """
-    times = []
     try:
         with setup.opener(name, setup.options) as engine:
-            timer = engine.timer(picture(engine, size))
-            for _ in range(setup.warmup):
-                timer.once()
-            pipe.send({"description": engine.describe().to_json(), "clock": timer.clock})
+            told = engine.describe()
+            runs = _Runs(engine, picture(engine, size, batch))
+            warmup, turn = _warm_up(runs, setup.warmup)
+            before = clocks(told)
+            opened = {"description": told.to_json(), "clock": runs.timer.clock, "batch": len(runs.x), "warmup": warmup}
+            pipe.send({**opened, "turn": turn, "work": _work(told, runs.x)})
             while pipe.recv():
-                times.append(timer.once())
+                runs.once()
                 pipe.send({})
-            pipe.send({"times": times, "peak_memory": _peak_memory(), "gpu_allocated": timer.peak_memory()})
+            after = clocks(told)
+            seen = {"clocks": before and after and {"before": before, "after": after}, **runs.statistics()}
+            pipe.send({**seen, "peak_memory": _peak_memory(), "gpu_allocated": runs.timer.peak_memory()})
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
         with suppress(OSError):  # nobody is there any more
             pipe.send(failure(error, message(error).removeprefix(f"{name.path}: ")))
@@ -158,11 +164,69 @@ def worker(pipe: Connection, name: ModelName, size: Size, setup: Setup) -> None:
         pass
 
 
-def picture(engine: Engine, size: Size) -> np.ndarray:
-    """The picture that is timed, as often as the engine's batch wants it."""
+class _Runs:
+    """Runs an engine on x, and keeps the times: of the network alone, where it runs on a GPU, and from host to host."""
+
+    def __init__(self, engine: Engine, x: np.ndarray):
+        self.x = x
+        self.timer = engine.timer(x)
+        self.device: list[float] = []
+        self.end_to_end: list[float] = []
+        self._whole = host_clock(lambda: engine.run(x)) if engine.describe().on_gpu else None
+
+    def once(self) -> float:
+        """A turn: one run, on a GPU one of each kind. Returns the milliseconds of the first."""
+        milliseconds = self.timer.once()
+        if self._whole is None:
+            self.end_to_end.append(milliseconds)
+        else:
+            self.device.append(milliseconds)
+            self.end_to_end.append(self._whole())
+        return milliseconds
+
+    def forget(self) -> None:
+        self.device.clear()
+        self.end_to_end.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        kinds = {"device": self.device, "end_to_end": self.end_to_end}
+        return {kind: statistics(times) if times else None for kind, times in kinds.items()}
+
+
+def _warm_up(runs: _Runs, fixed: int | None) -> tuple[dict[str, Any], float | None]:
+    """Turns that do not count: what `outcome` says of them, and the seconds that one takes in the end.
+
+    fixed: their number; None: two at least, and on until the times are stable or WARMUP_SECONDS are over since the
+    first, in which runtimes load and choose.
+    """
+    times, seconds = list[float](), list[float]()
+    start = time.perf_counter()
+    while len(times) < (2 if fixed is None else fixed) or (
+        fixed is None and sum(seconds[1:]) < WARMUP_SECONDS and not is_stable(times[1:])
+    ):
+        begun = time.perf_counter()
+        times.append(runs.once())
+        seconds.append(time.perf_counter() - begun)
+    runs.forget()
+    stable = None if fixed is not None else is_stable(times[1:])
+    told = {"runs": len(times), "seconds": time.perf_counter() - start, "stable": stable}
+    return told, seconds[-1] if seconds else None
+
+
+def _work(told: Description, x: np.ndarray) -> dict[str, float] | None:
+    """What one run on x takes, by the model's name; None for a network that is no published one."""
+    network = work.known_config(told.model, told.scale, told.windows)
+    if network is None:
+        return None
+    halves = told.precision in HALVES and (told.on_gpu or told.runtime == "pytorch")  # other CPU runtimes widen it
+    return vars(work.count(network, Size.of(x), 2 if halves else 4, len(x)))
+
+
+def picture(engine: Engine, size: Size, batch: int | None = None) -> np.ndarray:
+    """The picture that is timed, `batch` times or else as often as the engine's batch wants it."""
     from engines.samples import sample
 
-    return sample("astronaut", size).repeat(engine.describe().batch or 1, axis=0)
+    return sample("astronaut", size).repeat(batch or engine.describe().batch or 1, axis=0)
 
 
 def _peak_memory() -> int:
@@ -192,47 +256,55 @@ def _grown(before: int | None, device: str) -> int | None:
     return None if on_cpu or used is None or before is None else used - before
 
 
-def outcome(name: ModelName, size: Size, told: dict[str, Any]) -> dict[str, Any]:
+MEASURED = (
+    *("failure", "description", "clock", "warmup", "device", "end_to_end", "peak_memory", "gpu_memory"),
+    *("gpu_allocated", "clocks", "work"),
+)
+
+
+def outcome(name: ModelName, size: Size, batch: int | None, told: dict[str, Any]) -> dict[str, Any]:
     """What --json says of one model at one size. Times in ms, memory in bytes; `failure` instead if it did not run.
 
+    device: the times of the network alone, on a GPU; end_to_end: from host to host.
     gpu_memory: by how much the GPU's used memory grew: context, weights, workspace and caches, whatever the runtime.
     gpu_allocated: most that the engine itself held of it, where it says: weights, activations, inputs and outputs.
+    work: operations, bytes and scores of a run; achieved: those a second.
     """
-    empty = {"description": None, "clock": "", "times": []}
-    empty |= dict.fromkeys(("peak_memory", "gpu_memory", "gpu_allocated", "failure"))
-    return {"file": str(name), "size": str(size), **empty, **told, **statistics(told.get("times", []))}
+    known = {field: told.get(field) for field in MEASURED}
+    result = {"file": str(name), "size": str(size), "batch": told.get("batch", batch), **known, "layers": None}
+    times = main_times(result)
+    seconds = times and times["median"] / 1e3
+    rate = result["end_to_end"] and 1e3 * result["batch"] / result["end_to_end"]["median"]
+    achieved = seconds and known["work"] and {unit: amount / seconds for unit, amount in known["work"].items()}
+    return {**result, "pictures_per_second": rate, "achieved": achieved or None}
 
 
-def statistics(times: Sequence[float]) -> dict[str, float]:
-    """Median, 95th percentile, spread (between the quartiles) and fastest of times; empty for none."""
-    if not times:
-        return {}
-    import numpy as np
-
-    low, median, high, p95 = (float(value) for value in np.percentile(times, (25, 50, 75, 95)))
-    return {"median": median, "p95": p95, "spread": high - low, "fastest": min(times)}
+def main_times(result: dict[str, Any]) -> dict[str, Any] | None:
+    """Those that tables and ratios are of: of the network alone, or on a CPU from host to host."""
+    return result["device"] or result["end_to_end"]
 
 
-def measure(names: Sequence[ModelName], size: Size, setup: Setup) -> list[dict[str, Any]]:
+def measure(names: Sequence[ModelName], size: Size, batch: int | None, setup: Setup) -> list[dict[str, Any]]:
     """Times models at one size, interleaved. A model that fails is left out of further rounds."""
     with ExitStack() as stack:
         children: list[Child] = []
         for name in names:
             with progress(f"{size}: opening and warming up {name}"):
                 before = _gpu_memory()
-                child = stack.enter_context(Child(worker, name, size, setup))
+                child = stack.enter_context(Child(worker, name, size, batch, setup))
                 child.listen()
                 if not child.failed:
                     child.told["gpu_memory"] = _grown(before, child.told["description"]["device"])
                 children.append(child)
         with progress(f"{size}: timing"):
-            for number in range(setup.rounds):
+            rounds = setup.rounds or rounds_for(max((child.told.get("turn") or 0 for child in children), default=0))
+            for number in range(rounds):
                 for child in _rotated([child for child in children if not child.failed], number):
                     time.sleep(PAUSE)
                     child.ask(True)
         for child in children:
             child.ask(False)
-        return [outcome(name, size, child.told) for name, child in zip(names, children, strict=True)]
+        return [outcome(name, size, batch, child.told) for name, child in zip(names, children, strict=True)]
 
 
 def _rotated(items: list[Any], number: int) -> list[Any]:
@@ -240,74 +312,46 @@ def _rotated(items: list[Any], number: int) -> list[Any]:
     return items[start:] + items[:start]
 
 
-def timed(names: Sequence[ModelName], sizes: Sequence[Size], setup: Setup) -> dict[str, Any]:
-    """The report of models at several sizes, timed on this machine."""
-    results = [result for size in sizes for result in measure(names, size, setup)]
-    settings = {"rounds": setup.rounds, "warmup": setup.warmup}
-    settings |= {name: setup.options[name] for name in ("device", "threads")}
-    return report(results, [environment()], [settings])
+def timed(
+    names: Sequence[ModelName], sizes: Sequence[Size], setup: Setup, batches: Sequence[int | None] = (None,)
+) -> dict[str, Any]:
+    """The report of models at several sizes and batches (None: each model's own), timed on this machine."""
+    seen = environment()
+    results = [one for size in sizes for batch in batches for one in measure(names, size, batch, setup)]
+    for one in results:
+        one |= {"run": 0, "limits": _limits(one["description"], seen["gpus"])}
+    settings = {"rounds": setup.rounds, "warmup": setup.warmup, **setup.options}
+    settings = {name: str(value) if isinstance(value, Size) else value for name, value in settings.items()}
+    return report(results, [{**provenance(), "source": None, "settings": settings, "environment": seen}])
 
 
-def report(results: list[dict[str, Any]], environments: list[dict[str, Any]], settings: list[Any]) -> dict[str, Any]:
-    """What --json writes: the results with their ratios, and the machines and settings they come from."""
-    return {"tool": "latency", "results": with_ratios(results), "environments": environments, "settings": settings}
+def _limits(told: dict[str, Any] | None, gpus: Sequence[str]) -> dict[str, Any] | None:
+    """Those of the GPU that a model ran on: the first visible one."""
+    if told is None or told["device"].startswith(("cpu", "CPUExecutionProvider")):
+        return None
+    name = gpus[0].partition(",")[0] if gpus else told["device"].partition(" ")[2]
+    return limits(name, told["precision"])
+
+
+def report(results: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json writes: the results with their ratios, and for each command that measured them when and where."""
+    return document("latency", runs=runs, results=with_ratios(results))
 
 
 def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds `ratio`: the median over that of the first model of the list at the same size."""
-    first: dict[str, float] = {}
+    """Adds `ratio`: the median over that of the first model that ran at the same size and batch; its interval of 95 %;
+    and whether that is of rounds which both ran in."""
+    first: dict[tuple[str, int], dict[str, Any]] = {}
     rated = []
     for result in results:
-        median = result.get("median")
-        ratio = median and median / first.setdefault(result["size"], median)
-        rated.append({**result, "ratio": ratio})
+        ratio = interval = paired = None
+        if (times := main_times(result)) is not None:
+            base = first.setdefault((result["size"], result["batch"]), result)
+            theirs = main_times(base)
+            assert theirs is not None
+            ratio = times["median"] / theirs["median"]
+            if base is not result:
+                paired = base["run"] == result["run"]
+                interval = ratio_interval(times["times"], theirs["times"], paired)
+        rated.append({**result, "ratio": ratio, "ratio_interval": interval and list(interval), "paired": paired})
     return rated
-
-
-def publish(out: Console, made: dict[str, Any], json_target: str | None) -> bool:
-    """Prints a report, and writes it where --json says. Returns whether every model ran."""
-    show(out, made["results"])
-    for seen in made["environments"]:
-        out.print(environment_line(seen), style="dim", soft_wrap=True)
-    # What is installed on a machine does not make it another one.
-    if len({(seen["cpu"], seen["cores"], tuple(seen["gpus"])) for seen in made["environments"]}) > 1:
-        out.print("Warning: these figures come from different machines", style="yellow")
-    if json_target:
-        write_json(json_target, made)
-    return not any(result["failure"] for result in made["results"])
-
-
-COLUMNS = (
-    "model", "size", "runs on", "form", "precision", "median ms", "p95", "spread",
-    "memory MiB", "GPU MiB", "engine MiB", "ratio",
-)  # fmt: skip
-
-
-def _row(result: dict[str, Any]) -> list[str]:
-    if result["failure"]:
-        return [result["file"], result["size"], "failed"]
-    description = result["description"]
-    memory = (result[column] for column in ("peak_memory", "gpu_memory", "gpu_allocated"))
-    return [
-        result["file"],
-        result["size"],
-        where(description),
-        description["form"],
-        description["precision"],
-        *(f"{result[column]:.2f}" for column in ("median", "p95", "spread")),
-        *("" if amount is None else f"{amount / 2**20:.0f}" for amount in memory),
-        f"{result['ratio']:.3f}",
-    ]
-
-
-def show(out: Console, results: list[dict[str, Any]]) -> None:
-    """Prints results with their ratios as a table, and which clock, failures and notes belong to which model."""
-    show_table(out, COLUMNS, map(_row, results))
-    for clock in dict.fromkeys(result["clock"] for result in results if result["clock"]):
-        files = dict.fromkeys(result["file"] for result in results if result["clock"] == clock)
-        out.print(f"Clock of {', '.join(files)}: {clock}", style="dim", soft_wrap=True)
-    for result in results:
-        if result["failure"]:
-            out.print(f"FAIL {result['file']} at {result['size']}: {result['failure']}", style="red", soft_wrap=True)
-        for note in (result["description"] or {}).get("notes", ()):
-            out.print(f"Note: {note}", style="yellow", soft_wrap=True)

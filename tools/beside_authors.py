@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""Our files beside the paper authors' own PyTorch code, in one run: the ratio that their users would see.
+"""Our files beside the paper authors' own PyTorch code and its peers, in one run: the ratio that their users would see.
 
     tools/beside_authors.py SST_REPO sst-light x2.onnx --size 128x128 --size 256x256
     tools/beside_authors.py SST_REPO sst-light --device cuda --size 640x360 --json authors.json
+    tools/beside_authors.py SST_REPO sst-l+ l.pt@fp16 PFT-SR/options/test/001_PFT_SRx2_scratch.yml --device cuda
 
 SST_REPO is a checkout of github dslisleedh/SST, which needs einops; none of its code is here. Their model runs as they
 run it: on a CPU float32 with the attention in bfloat16; on a GPU float32 with TF32, and half precision as a second row.
-Weights are random, since only the time counts. Where a plan needs another Python than PyTorch does, time it there with
-tools/latency.py --json and put both files into one table with tools/latency.py --merge authors.json plan.json.
+A peer is a network of somebody else: the options file of a checkout made with BasicSR, whose kernels are built and
+installed as its README says. Weights are random, since only the time counts. tools/README.md says more.
+
+Where a plan needs another Python than PyTorch does, time it there with tools/latency.py --json and put both files into
+one table with tools/latency.py --merge authors.json plan.json.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from engines.options import engine_options
 from ribsr.base.command import Command
 from ribsr.base.sizes import Size
 from tools._common import console, json_option, model_name
-from tools._timing import Setup, publish, size_option, timed
+from tools._latency_tables import publish
+from tools._timing import Setup, size_option, timed
 
-WARMUP = {"cpu": 1, "cuda": 5}
-"""Runs before the first that counts: on a GPU cuDNN tries its algorithms first."""
+WARMUP = {"cpu": 1, "cuda": 2}
+"""Runs before the first that counts. On a GPU one more has gone before: `OthersEngine.timer`."""
 
 
 @click.command(cls=Command)
@@ -52,14 +57,19 @@ def main(
     json_target: str | None,
     **options: Any,
 ) -> None:
-    """Times MODELs beside the authors' PyTorch NETWORK (e.g. sst-light); ratios are to theirs. On the CPU, unless
-    --device cuda."""
-    from tools._authors import AUTHORS, import_authors, open_beside
+    """Times MODELs beside the authors' PyTorch NETWORK (e.g. sst-light); ratios are to the first. On the CPU, unless
+    --device cuda.
+
+    A MODEL that ends in .yml is a peer: a BasicSR options file in its checkout. `authors` among the MODELs stands for
+    the authors' network; without, it comes first, on a GPU as authors@fp16, too."""
+    from tools._authors import AUTHORS, ROWS, import_authors, open_beside
 
     out = console(stderr=json_target == "-")
     import_authors(repository)
     device = "cuda" if options["device"] == "cuda" else "cpu"
-    models = [*AUTHORS[device], *map(model_name, names)]
+    models = [model_name(name) for name in names]
+    if not any(model.path == AUTHORS for model in models):
+        models = [*ROWS[device], *models]
     opener = partial(open_beside, repository, network, scale)
     setup = Setup(rounds, WARMUP[device], {**options, "device": device}, opener)
     if not publish(out, timed(models, sizes, setup), json_target):

@@ -41,7 +41,9 @@ import click
 
 from plugins import library, operators
 from plugins.operators import Operator
+from ribsr import work
 from ribsr.base.command import Command
+from ribsr.base.sizes import Size
 from tools._common import json_option, write_json
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class Layer:
     @property
     def scores(self) -> int:
         """Of an attention."""
-        return self.windows * self.widths["heads"] * self.widths["window"] ** 4
+        return work.scores(Size(self.height, self.width), (self.widths["window"],) * 2, self.widths["heads"])
 
     def speed(self, ms: float) -> str:
         """What a time means: scores a second of an attention, else bytes a second, and the time in floors."""

@@ -18,31 +18,72 @@ import click
 from engines import SUFFIXES, is_checkpoint
 from engines.base import EngineError
 from engines.compare import HALF_FACTOR, MAX_ERROR, CannotJudge, Pictures, Proof, Rule, prove
+from engines.compare_layers import LayerDifference, compare_layers, first_outside
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType, show_traceback
 from ribsr.base.files import check_target
 from ribsr.base.sizes import Limits, Size
 from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, show_table, where
+from tools._error_map import ErrorMaps, file_for
 from tools._recordings import ModelReference, RecordedReference
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from engines import Description
+    from engines import Description, Engine
     from engines.metadata import Stamp
 
 References = ModelReference | RecordedReference
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for, besides models, pictures and how engines are opened.
+
+    max_error: of any model, instead of the rule; half_factor: of the rule. layers: compare them, too. error_map: the
+    file to draw errors into; several: there is more than one model, so that each has a file of its own.
+    """
+
+    max_error: float | None = None
+    half_factor: float = HALF_FACTOR
+    layers: bool = False
+    error_map: Path | None = None
+    several: bool = False
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A model's layers beside the reference's. picture: on which one. failure: why they cannot be compared."""
+
+    found: list[LayerDifference]
+    picture: str = ""
+    failure: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        first, before = first_outside(self.found)
+        return {
+            "failure": self.failure,
+            "picture": self.picture,
+            "first": first and first.to_json(),
+            "before": before if first else None,
+            "layers": [layer.to_json() for layer in self.found],
+        }
+
+
 @dataclass
 class Measured:
-    """A model beside the reference: what it is, how far it is off, and whether that passes."""
+    """A model beside the reference: what it is, how far it is off, and whether that passes.
+
+    layers: the same of its layers, on the picture on which it is farthest off. error_map: what was drawn where.
+    """
 
     name: str
     description: Description | None = None
     proof: Proof = field(default_factory=lambda: Proof({}, Rule("")))
     failure: str | None = None
     warnings: list[str] = field(default_factory=list)
+    layers: Layers | None = None
+    error_map: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,21 +95,25 @@ class Measured:
             **self.proof.total.to_json(),
             "pictures": {name: found.to_json() for name, found in self.proof.pictures.items()},
             "warnings": self.warnings,
+            "layers": self.layers.to_json() if self.layers else None,
+            "error_map": self.error_map,
         }
 
 
-def measure(
-    name: ModelName, reference: References, options: dict[str, Any], rule: Rule | None, half_factor: float
-) -> Measured:
+def measure(name: ModelName, reference: References, options: dict[str, Any], asked: Asked) -> Measured:
     """Runs a model on the reference's pictures. What stops it from running is its failure, not an exception."""
-    measured = Measured(str(name))
+    measured, maps = Measured(str(name)), None if asked.error_map is None else ErrorMaps()
+    rule = None if asked.max_error is None else Rule.exact(asked.max_error)
     try:
         with progress(f"{name} beside {reference.description['path']}"), open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
             pictures, left_out = _within(description, reference)
             measured.warnings += [f"{name}: {line}" for line in left_out]
-            measured.proof = prove(engine, reference, pictures, rule, half_factor)
+            see = None if maps is None else maps.see
+            measured.proof = prove(engine, reference, pictures, rule, asked.half_factor, see)
+            if asked.layers:
+                measured.layers = _compare_layers(engine, reference, pictures, measured.proof, asked)
         measured.warnings += [f"{name}: {note}" for note in measured.proof.notes]
         measured.failure = measured.proof.failure
     except CannotJudge as error:
@@ -77,7 +122,23 @@ def measure(
     except EngineError as error:
         show_traceback(error)
         measured.failure = str(error).removeprefix(f"{name.path}: ")
+    if maps is not None and asked.error_map is not None:
+        measured.error_map = maps.write(file_for(asked.error_map, str(name), asked.several))
     return measured
+
+
+def _compare_layers(engine: Engine, reference: References, pictures: Pictures, proof: Proof, asked: Asked) -> Layers:
+    """On the picture on which the model is farthest off, NaN first."""
+    if isinstance(reference, RecordedReference):
+        return Layers([], failure="a recording has no layers; give the checkpoint as REF")
+    worst = max(proof.pictures, key=lambda name: (proof.pictures[name].nan, proof.pictures[name].max_error))
+    x = dict(pictures)[worst].repeat(engine.describe().batch or 1, axis=0)
+    limits = (MAX_ERROR if asked.max_error is None else asked.max_error, asked.half_factor)
+    try:
+        return Layers(list(compare_layers(engine, reference.engine(), reference.engine, x, *limits)), worst)
+    except EngineError as error:
+        show_traceback(error)
+        return Layers([], worst, failure=str(error))
 
 
 def _within(description: Description, reference: References) -> tuple[Pictures, list[str]]:
@@ -186,6 +247,37 @@ def _show(out: Any, reference: References, results: list[Measured]) -> None:
             out.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
         if result.failure:
             out.print(f"FAIL {result.name}: {result.failure}", style="red", soft_wrap=True)
+        if result.layers:
+            _show_layers(out, result.name, result.layers)
+        if drawn := result.error_map:
+            shown = f"white is {drawn['full_scale']:.3g}" + (", magenta NaN or infinite" if drawn["nan"] else "")
+            out.print(f"Errors of {result.name} drawn in {drawn['file']}: {shown}", soft_wrap=True)
+
+
+def _show_layers(out: Any, name: str, layers: Layers) -> None:
+    """Says which layer is the first that leaves the tolerance, and lists it and those around it."""
+    if layers.failure:
+        out.print(f"No layers of {name}: {layers.failure}", style="yellow", soft_wrap=True)
+        return
+    first, before = first_outside(layers.found)
+    if first is None:
+        shown = [max(layers.found, key=lambda layer: layer.error / layer.limit if layer.limit else 0.0)]
+        told = f"all {len(layers.found)} are within the tolerance; closest to it is {shown[0].name}"
+    else:
+        at = layers.found.index(first)
+        shown = layers.found[max(0, at - 2) : at + 3]
+        told = f"{first.name} is the first of {len(layers.found)} out of tolerance, after {before or 'the picture'}"
+    out.print(f"Layers of {name} on {layers.picture}: {told}", soft_wrap=True)
+    columns = ("layer", "error", "limit", "of", "largest value", "NaN", "")
+    show_table(out, columns, [_layer_row(layer) for layer in shown])
+
+
+def _layer_row(layer: LayerDifference) -> list[str | Text]:
+    from rich.text import Text
+
+    verdict = Text("within", "green") if layer.within else Text("OUTSIDE", "bold red")
+    error, limit, largest = (f"{number:.2e}" for number in (layer.error, layer.limit, layer.largest))
+    return [layer.name, error, limit, layer.measure, largest, str(layer.nan), verdict]
 
 
 COLUMNS = (
@@ -258,6 +350,8 @@ def _open_reference(name: ModelName, options: dict[str, Any], images: Pictures, 
     show_default=True,
     help="Half precision: how many times PyTorch's error.",
 )
+@click.option("--layers", is_flag=True, help="Compare layer by layer, too: which is the first that is off.")
+@click.option("--error-map", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw where models are off.")
 @json_option
 @engine_options
 @tile_option
@@ -271,6 +365,8 @@ def main(
     no_half: bool,
     max_error: float | None,
     half_factor: float,
+    layers: bool,
+    error_map: Path | None,
     json_target: str | None,
     **options: Any,
 ) -> None:
@@ -287,20 +383,16 @@ def main(
     """
     from ribsr.base.pictures import read_input
 
-    if record is not None and not record.endswith(".npz"):
-        raise click.UsageError(f"--record writes .npz files, got {record}")
-    if record is not None:
-        check_target(record)
-    if images and sizes:
-        raise click.UsageError("--image and --size exclude each other")
+    _check_options(record, images, sizes, layers, error_map, options)
     out = console(stderr=json_target == "-")
     pictures = [(path, read_input(path)) for path in images]
     comparisons, skipped = _comparisons(names, record, options)
-    rule = None if max_error is None else Rule.exact(max_error)
+    several = sum(len(models) - 1 for models in comparisons) > 1
+    asked = Asked(max_error, half_factor, layers, error_map, several)
     reports, passed = [], True
     for name, *models in comparisons:
         with _open_reference(name, options, pictures, sizes) as reference:
-            results = [measure(name, reference, options, rule, half_factor) for name in models]
+            results = [measure(name, reference, options, asked) for name in models]
             if results:
                 _show(out, reference, results)
             if record:
@@ -317,6 +409,28 @@ def main(
         )
     if not passed:
         context.exit(1)
+
+
+def _check_options(
+    record: str | None,
+    images: Sequence[str],
+    sizes: Sequence[Size],
+    layers: bool,
+    error_map: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Raises click.UsageError for options that do not fit together, OSError for files that cannot be written."""
+    if record is not None and not record.endswith(".npz"):
+        raise click.UsageError(f"--record writes .npz files, got {record}")
+    if error_map is not None and error_map.suffix != ".png":
+        raise click.UsageError(f"--error-map writes .png files, got {error_map}")
+    for target in (record, error_map):
+        if target is not None:
+            check_target(target)
+    if images and sizes:
+        raise click.UsageError("--image and --size exclude each other")
+    if layers and options.get("tile"):
+        raise click.UsageError("--layers compares whole pictures; leave out --tile")
 
 
 def _record(out: Any, reference: References, path: str, halves: bool) -> None:

@@ -17,6 +17,7 @@ from engines.trt.gpu import GPU, CUDAError
 from engines.trt.manifest import PLAN, RTX_PLAN, Manifest, read_manifest
 from engines.trt.plan import Context, Plan, Shape
 from engines.trt.versions import RTX, TensorRT
+from ribsr.base.errors import printable
 from ribsr.base.files import sha256
 from ribsr.base.installation import build_kernels, pip_install
 from ribsr.base.sizes import Limits, Size
@@ -56,6 +57,7 @@ class TensorRTEngine(Engine):
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             batch=smallest[0] if smallest[0] == largest[0] else None,
             limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
+            cuda_graphs=self._cuda_graphs,
         )
         self._plan: Plan | None = plan
         self._lock = threading.Lock()
@@ -119,7 +121,20 @@ class TensorRTEngine(Engine):
             with lane.context.profiling() as layers:
                 for _ in range(runs):
                     lane.run(x, graphs=False)
-        return [LayerTime(name, milliseconds / runs) for name, milliseconds in layers.items()]
+        with self._lock:
+            told = [] if self._plan is None else self._plan.layers()
+        # A plugin's layer has the name of its node, which does not say what it does.
+        operators = {str(layer.get("Name")): str(layer.get("PluginType") or layer.get("LayerType")) for layer in told}
+        return [
+            LayerTime(name, milliseconds / runs, printable(operators.get(name, "")))
+            for name, milliseconds in layers.items()
+        ]
+
+    def _no_layers(self) -> EngineError:
+        return EngineError(
+            f"{self._path}: a plan shows its output alone (TensorRT 10 and later show tensors that were marked for it "
+            "when the plan was built; export.trt marks none); compare the .onnx file that it was made of"
+        )
 
     def _check(self, x: np.ndarray) -> None:
         base.check_input(x, self._description, f"or build one for that size: {self._manifest.rebuild(self._path)}")

@@ -46,7 +46,9 @@ class RTXEngine(TensorRTEngine):
         self._cuda_graphs = False  # none of our own
         self._cache, notes = open_cache(str(path), cache, "tensorrt-rtx")
         self._open(path, device)
-        self._description = replace(self._description, notes=(*self._description.notes, *notes))
+        self._description = replace(
+            self._description, notes=(*self._description.notes, *notes), cuda_graphs=cuda_graphs
+        )
 
     def _read(self, trt: TensorRT) -> Plan:
         plan, (specialization, cuda_graphs) = super()._read(trt), self._chosen

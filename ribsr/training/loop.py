@@ -37,7 +37,7 @@ from ribsr.layers import RIBModel
 from ribsr.models import build
 from ribsr.training import fast
 from ribsr.training.data import Batches, Crops, read_pairs, storage_device
-from ribsr.training.processes import Process, TrainingError, interruptions, joined
+from ribsr.training.processes import Exchange, Process, TrainingError, interruptions, joined
 from ribsr.training.recipe import Recipe, to_dict
 from ribsr.training.report import Report
 
@@ -68,7 +68,7 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
     Goes on from the output folder's state.pt if there is one. Raises DataError before anything takes long (`check`),
     TrainingError (another recipe's state there, another run in the folder, loss or weights not finite),
     CheckpointError; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state of the last step written (several
-    processes stop at the next record, or are ended by `interrupt.watch` before it).
+    processes all stop after the same step).
     """
     with joined() as process, ExitStack() as held:
         sets: dict[str, list[Path]] = {}
@@ -76,7 +76,7 @@ def train(recipe: Recipe, stop_after: float | None, report: Report) -> None:
             if process.first:
                 sets = check(recipe, process.world)
                 held.enter_context(alone(Path(recipe.output)))
-        Run(recipe, process, report if process.first else Report(), sets).go(stop_after)
+        Run(recipe, process, report if process.first else Report(), process.shared(sets)).go(stop_after)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 class Run:
-    """A run in progress. sets: what `check` finds, in the first process."""
+    """A run in progress. sets: what `check` finds."""
 
     def __init__(self, recipe: Recipe, process: Process, report: Report, sets: dict[str, list[Path]]):
         self.recipe, self.process, self.report, self.sets = recipe, process, report, sets
@@ -134,16 +134,15 @@ class Run:
             self.step = state["step"]
             report.say(f"going on from step {self.step} in {self.state_path}")
         self.saved = self.step if state is not None else None
-        self.parallel: nn.Module = self.model
-        if process.world > 1:
-            devices = [process.device] if on_gpu else None
-            self.parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
-        # Not with DistributedDataParallel, whose exchange a graph would have to hold.
-        self.replayed = fast.Replayed(self._advance) if on_gpu and process.world == 1 else None
+        self.exchange = Exchange(self.parameters) if process.world > 1 else None
+        self.differentiate = fast.Replayed(self._differentiate) if on_gpu else self._differentiate
+        self.apply = fast.Replayed(self._apply) if on_gpu else self._apply
         self.updating = threading.RLock()  # held while weights, averaged weights, optimizer and step change together
         self.saving = False
+        self.together = False  # a step is under way in which processes wait for each other
         self.batches = self._batches()
         self.loss = torch.zeros((), device=process.device)
+        self.share = torch.tensor(1 / process.world, device=process.device)  # of the loss of all, in gradients
 
     def _restore(self, part: nn.Module | torch.optim.Optimizer, values: dict[str, Any]) -> None:
         try:
@@ -170,13 +169,15 @@ class Run:
         with interruptions() as came, interrupt.at_last(self.keep):
             try:
                 if self._due(self.recipe.validate_every):
-                    self.validate({name for step, name, *_ in kept if int(step) == self.step})
+                    scored = {name for step, name, *_ in kept if int(step) == self.step}
+                    self.validate(self.process.shared(scored))
                 self._train(stop_after, came)
             except RuntimeError as error:
                 if not came:
                     raise
                 # Mostly since another process ended first, by the same signal; if not, nothing else would tell it.
                 self.report.say(f"after the signal: {first_line(error)}")
+                self.together = False
                 self.keep()
                 raise came[0] from None
 
@@ -185,7 +186,7 @@ class Run:
         since, clock = self.step, start
         while not stop and self.step < recipe.steps:
             self.update()
-            if record := self._due(recipe.log_every):
+            if self._due(recipe.log_every):
                 loss = self.mean_loss(self.step - since)
                 rate = (self.step - since) / (time.monotonic() - clock)
                 lr = recipe.learning_rate(self.step - 1)
@@ -193,16 +194,19 @@ class Run:
                 self.report.progress(self.step, loss, rate)
                 since, clock = self.step, time.monotonic()
             late = stop_after is not None and time.monotonic() - start > stop_after
-            late, interrupted = self._agree(late, bool(came), record)
+            late, interrupted = self.process.agreed(late, bool(came))
             stop = late or interrupted
+            self.together = self.exchange is not None and not stop
             if stop or self._due(recipe.save_every):
                 self.save()
             if interrupted:
                 self.report.say(f"interrupted: step {self.step} is in {self.state_path}; the same command goes on")
                 raise came[0] if came else KeyboardInterrupt
             if stop or self._due(recipe.validate_every):
+                together, self.together = self.together, False
                 self.validate()
                 clock = time.monotonic()  # the rate is that of training alone
+                self.together = together
 
     def _due(self, every: int) -> bool:
         """Whether this is a step for what is done every so many steps, and after the last."""
@@ -212,22 +216,21 @@ class Run:
         """One step. Does not wait for the GPU."""
         self.rate.fill_(self.recipe.learning_rate(self.step))
         low, high = self.batches[self.step]
-        if self.replayed is None:
-            self._differentiate(low, high)
+        self.differentiate(low, high)
         with self.updating:
-            self._apply() if self.replayed is None else self.replayed(low, high)
+            if self.exchange is not None:
+                self.exchange.sum()
+            self.apply()
             self.step += 1
-
-    def _advance(self, low: Tensor, high: Tensor) -> None:
-        self._differentiate(low, high)
-        self._apply()
 
     def _differentiate(self, low: Tensor, high: Tensor) -> None:
         """Forward, backward."""
         self.optimizer.zero_grad()
         with self.autocast:
-            loss = F.l1_loss(self.parallel(low), high)
-        loss.backward()
+            loss = F.l1_loss(self.model(low), high)
+        loss.backward(self.share)
+        if self.exchange is not None:
+            self.exchange.take()
         self.loss += loss.detach()
 
     def _apply(self) -> None:
@@ -236,19 +239,6 @@ class Run:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
         self.to_average(self.averaged, self.parameters, 0)
-
-    def _agree(self, late: bool, interrupted: bool, record: bool) -> tuple[bool, bool]:
-        """The two reasons to stop, once any process has one: all must stop after the same step, and say the same.
-
-        Several processes ask each other only when they record, since that waits for the GPU.
-        """
-        if self.process.world == 1:
-            return late, interrupted
-        if not record:
-            return False, False
-        votes = torch.tensor([float(late), float(interrupted)], device=self.process.device)
-        distributed.all_reduce(votes)
-        return bool(votes[0]), bool(votes[1])
 
     def mean_loss(self, steps: int) -> float:
         """Over the last `steps` steps and all processes. Raises TrainingError when it or a weight is not finite."""
@@ -277,8 +267,12 @@ class Run:
     def keep(self) -> None:
         """Of a run that is told to end in the middle of a step that takes long: writes the state of the last one.
 
-        Another thread calls it. Where a step compiles within the lock, which only a GPU's do, that state is lost.
+        Another thread calls it. Several processes have their main threads stop after one and the same step: one that
+        ended now would have the others' GPUs wait for ever.
         """
+        end = time.monotonic() + interrupt.LONGEST
+        while self.together and time.monotonic() < end:
+            time.sleep(0.05)
         if self.updating.acquire(timeout=interrupt.LONGEST if self.saving else 0.5):
             if self.step and self.saved != self.step:
                 self.save()
@@ -324,24 +318,28 @@ class Run:
                 csv.writer(file).writerow(values)
 
     def validate(self, scored: Collection[str] = ()) -> None:
-        """Scores the averaged weights on the benchmark sets, in the first process; the others wait for it.
+        """Scores the averaged weights on the benchmark sets; every process takes a share of each.
 
         scored: sets whose scores of this step are written already, when the run goes on from it.
         """
-        with self.process.ahead():
-            if self.process.first:
-                for name, paths in self.sets.items():
-                    if name not in scored:
-                        self._score(name, paths)
+        for name, paths in self.sets.items():
+            if name not in scored:
+                self._score(name, paths)
 
     def _score(self, name: str, paths: list[Path]) -> None:
         """One set's row; none where a picture cannot be read any more, or enlarged in this memory: a mean of the others
         would mislead, and training goes on."""
+        share, reason = [], None
         try:
-            scores = list(benchmark.score(self.upscale, paths, self.recipe.scale))
+            mine = paths[self.process.rank :: self.process.world]
+            share = list(benchmark.score(self.upscale, mine, self.recipe.scale))
         except (DataError, torch.cuda.OutOfMemoryError, MemoryError) as error:
-            self.report.say(f"step {self.step}: {name} is not scored: {first_line(error)}")
+            reason = first_line(error)
+        shares, reasons = zip(*self.process.gathered((share, reason)), strict=True)
+        if any(reasons):
+            self.report.say(f"step {self.step}: {name} is not scored: {next(filter(None, reasons))}")
             return
+        scores = [*chain(*shares)]
         psnr, ssim = (float(np.mean([getattr(score, of) for score in scores])) for of in ("psnr", "ssim"))
         self._write_row("validation.csv", self.step, name, f"{psnr:.4f}", f"{ssim:.5f}")
         self.report.say(f"step {self.step}: {name} {psnr:.3f} dB, SSIM {ssim:.4f}")

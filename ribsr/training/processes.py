@@ -7,17 +7,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=365)
 """How long processes wait for the first one: as long as it lives, unlike NCCL, which gives up after ten minutes."""
@@ -62,6 +64,64 @@ class Process:
         if failed.item():
             time.sleep(FAREWELL)
             raise TrainingError("the first process cannot go on; what it says tells why")
+
+    def agreed(self, *wishes: bool) -> tuple[bool, ...]:
+        """Each wish, once any process has it. Does not wait for GPUs."""
+        if self.waiting is None:
+            return wishes
+        votes = torch.tensor(wishes, dtype=torch.float32)
+        distributed.all_reduce(votes, group=self.waiting)
+        return tuple(bool(vote) for vote in votes)
+
+    def shared(self, value: T) -> T:
+        """What the first process gives, in all of them."""
+        values = [value]
+        if self.waiting is not None:
+            distributed.broadcast_object_list(values, 0, group=self.waiting)
+        return values[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What every process gives, by rank, in all of them, however long one takes."""
+        values = [value] * self.world
+        if self.waiting is not None:
+            distributed.all_gather_object(values, value, group=self.waiting)
+        return values
+
+
+class Exchange:
+    """All gradients in one tensor, which processes add up at once, whatever a CUDA graph holds before and after it.
+
+    The parameters, which become those of the first process, have parts of it as their gradients.
+    """
+
+    ALIGNED = 4
+    """Elements, 16 bytes: kernels that work on all gradients at once read as many at a time."""
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self._parameters = parameters
+        sizes = [-(-parameter.numel() // self.ALIGNED) * self.ALIGNED for parameter in parameters]
+        self._joint = torch.zeros(sum(sizes), device=parameters[0].device)
+        parts = zip(parameters, self._joint.split(sizes), strict=True)
+        self._parts = [part.as_strided(parameter.shape, parameter.stride()) for parameter, part in parts]
+        with torch.no_grad():
+            _copy(self._parts, parameters)
+            distributed.broadcast(self._joint, 0)
+            _copy(parameters, self._parts)
+
+    def take(self) -> None:
+        """Puts this process's gradients there."""
+        _copy(self._parts, [parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        for parameter, part in zip(self._parameters, self._parts, strict=True):
+            parameter.grad = part
+
+    def sum(self) -> None:
+        """Adds those of all processes. Does not wait for the GPU."""
+        distributed.all_reduce(self._joint)
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies each source to its target, all in a few kernels."""
+    torch._foreach_copy_(list(targets), list(sources))  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager

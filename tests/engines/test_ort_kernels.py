@@ -25,6 +25,7 @@ ort = pytest.importorskip("onnxruntime")
 import plugins  # noqa: E402
 import ribsr  # noqa: E402
 from engines import EngineError, OutOfMemory, open_engine  # noqa: E402
+from engines.base import LayerTime  # noqa: E402
 from engines.metadata import read_stamp  # noqa: E402
 from engines.ort import CPU, CUDA, MOST_GRAPHS, NOT_RECORDED, ORTEngine  # noqa: E402
 from engines.ort_kernels import NoKernels, rewritten  # noqa: E402
@@ -592,9 +593,28 @@ def test_the_timer_copies_nothing(canonical: Path, graphs: bool) -> None:
         timer.once()
 
 
-def test_profiles_are_for_the_cpu(engine: ORTEngine) -> None:
-    with pytest.raises(EngineError, match="times nodes on a CPU only"):
+def test_on_a_gpu_pytorch_times_what_is_not_recorded(engine: ORTEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime knows only when it started a node."""
+    pytest.importorskip("torch")
+    with pytest.raises(EngineError, match=r"kernels are timed by PyTorch, and PyTorch .* finds no usable GPU"):
         engine.profile(fakes.picture())
+    graphs_run()
+
+    def times(run: Callable[[], object], runs: int) -> list[LayerTime]:
+        run()
+        return [LayerTime("attention", float(runs))]
+
+    monkeypatch.setattr("engines.pytorch.kernel_times", times)
+    assert engine.profile(fakes.picture(), runs=2) == [LayerTime("attention", 2.0)]
+    assert graphs_run() == [str(NOT_RECORDED)]
+
+
+def test_a_description_says_whether_work_is_recorded(engine: ORTEngine, canonical: Path) -> None:
+    assert engine.describe().cuda_graphs is True
+    with open_engine(canonical, device="cuda") as other:
+        assert other.describe().cuda_graphs is False
+    with open_engine(canonical, runtime="onnxruntime", device="cpu") as on_cpu:
+        assert on_cpu.describe().cuda_graphs is None
 
 
 def test_closing_waits_for_a_run(engine: ORTEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def test_what_was_kept_in_float32_changes_nothing(tmp_path: Path) -> None:
 def products_of_bfloat16(path: Path, x: np.ndarray) -> np.ndarray:
     with opened(path, precision="bf16") as engine:
         told = engine.describe()
-        assert (told.form, told.precision, told.notes) == ("kernel", "bf16", ())
+        assert (told.form, told.precision) == ("kernel", "bf16")
         return engine.run(x)
 
 
@@ -209,6 +209,19 @@ def test_products_of_bfloat16(light: Path) -> None:
     assert 1e-6 < rmse(y, exact) < 0.01
     with opened(light) as engine:
         np.testing.assert_allclose(engine.run(x), exact, rtol=0, atol=LIMIT)  # the other mode in the same process
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_where_products_of_bfloat16_are_slow_it_is_told(
+    light: Path, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    if "avx512_bf16" not in library.cpu_isas():
+        pytest.skip("needs AVX512_BF16")
+    monkeypatch.setattr("engines.ort.has_amx", lambda: amx)
+    with opened(light, precision="bf16") as engine:
+        notes = engine.describe().notes
+    assert [note for note in notes if "take 1.5 times as long" in note] == list(notes)
+    assert bool(notes) == amx
 
 
 def test_a_cpu_without_bfloat16_is_told(light: Path, monkeypatch: pytest.MonkeyPatch) -> None:

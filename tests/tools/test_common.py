@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ("x2.pt@int8", ModelName("x2.pt@int8")),
         ("x2.onnx@openvino", ModelName("x2.onnx", None, "openvino")),
         ("x2.onnx@openvino@bf16", ModelName("x2.onnx", "bf16", "openvino")),
+        ("x2.fp16.onnx@graphs", ModelName("x2.fp16.onnx", graphs="graphs")),
+        ("x2.plan@no-graphs", ModelName("x2.plan", graphs="no-graphs")),
         ("@fp16", ModelName("@fp16")),
     ],
 )
@@ -107,6 +109,10 @@ def test_a_runtime_goes_to_the_models_that_it_runs(monkeypatch: pytest.MonkeyPat
         {"precision": None, "runtime": "openvino"},
     ]
     assert model_name("x2.onnx@bf16@openvino") == ModelName("x2.onnx", "bf16", "openvino")
+    seen.clear()
+    for text in ("x2.plan@graphs", "x2.plan@no-graphs", "x2.plan"):
+        _common.open_model(model_name(text), {"cuda_graphs": True})
+    assert [told["cuda_graphs"] for told in seen] == [True, False, True]
     with pytest.raises(click.UsageError, match="x2.pt@fp16@bf16: names two precisions"):
         model_name("x2.pt@fp16@bf16")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -374,6 +375,8 @@ def test_an_empty_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["x2.pt", "x2.onnx", "--size", "20x9", "--image", "a.png"], "exclude each other"),
         (["ref.npz", "x2.onnx", "--size", "20x9"], "brings its own pictures"),
         (["x2.pt", "x2.onnx", "--device", "tpu"], "--device"),
+        (["x2.pt", "x2.onnx", "--layers", "--tile", "64x64"], "--layers compares whole pictures"),
+        (["x2.pt", "x2.onnx", "--error-map", "off.jpg"], "--error-map writes .png files"),
     ],
 )
 def test_usage_errors_exit_with_2(folder: Path, arguments: list[str], message: str) -> None:
@@ -411,7 +414,9 @@ def test_json_goes_to_a_file_beside_the_table(folder: Path) -> None:
     result = run("x2.pt", "x2.onnx", "--json", "out.json")
     assert "Reference: x2.pt" in result.stdout
     seen = json.loads(Path("out.json").read_text(encoding="utf-8"))
-    assert seen["tool"] == "parity"
+    assert (seen["kind"], seen["version"]) == ("parity", 1)
+    assert seen["date"].endswith("+00:00")
+    assert [model["layers"] for comparison in seen["comparisons"] for model in comparison["models"]] == [None]
     assert seen["environment"]["versions"]["numpy"] == np.__version__
 
 
@@ -500,7 +505,7 @@ def test_pictures_of_sizes_that_a_model_does_not_take_are_left_out_and_named(
     limited = Limited(open_model(ModelName("x2.onnx"), {}), smallest, largest)
     with ModelReference(ModelName("x2.pt"), {}, [], []) as reference:
         monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
-        measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
+        measured = parity.measure(ModelName("x2.plan"), reference, {}, parity.Asked())
     assert measured.failure is None
     assert limited.ran == ran
     assert len(measured.warnings) == (left_out is not None)
@@ -511,5 +516,62 @@ def test_a_model_that_takes_none_of_the_pictures_fails(folder: Path, monkeypatch
     limited = Limited(open_model(ModelName("x2.onnx"), {}), (256, 256), (512, 768))
     with ModelReference(ModelName("x2.pt"), {}, [], []) as reference:
         monkeypatch.setattr(parity, "open_model", lambda name, options: limited)
-        measured = parity.measure(ModelName("x2.plan"), reference, {}, None, 2.0)
+        measured = parity.measure(ModelName("x2.plan"), reference, {}, parity.Asked())
     assert measured.failure == "takes pictures of 256x256 to 768x512; compare on such a size (--size)"
+
+
+def test_the_first_layer_that_is_off_is_named(folder: Path) -> None:
+    """Of a file in which one weight of a convolution is wrong; right ones are told to be."""
+    params = fakes.weights()
+    params["proj.weight"] = params["proj.weight"].copy()
+    params["proj.weight"][2, 1, 0, 0] += 0.5
+    fakes.write_onnx(Path("off.onnx"), params, sha256=sha256("x2.pt"))
+    result = run("x2.pt", "x2.onnx", "off.onnx", "--layers", "--json", "out.json")
+    assert result.exit_code == 1
+    assert re.search(r"^Layers of x2\.onnx on .*: all 2 are within the tolerance", result.stdout, re.M)
+    assert re.search(r"^Layers of off\.onnx on .*: proj is the first of 2 out of tolerance", result.stdout, re.M)
+    right, off = json.loads(Path("out.json").read_text(encoding="utf-8"))["comparisons"][0]["models"]
+    assert right["layers"]["first"] is None
+    assert [layer["name"] for layer in right["layers"]["layers"]] == ["proj", "output"]
+    assert off["layers"]["first"]["name"] == "proj"
+    assert off["layers"]["picture"] == max(off["pictures"], key=lambda name: off["pictures"][name]["max_error"])
+
+
+def test_layers_that_cannot_be_compared_are_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("x2.pt", "--record", "ref.npz").exit_code == 0
+    result = run("ref.npz", "x2.onnx", "--layers")
+    assert result.exit_code == 0
+    assert "No layers of x2.onnx: a recording has no layers; give the checkpoint as REF" in result.stdout
+    monkeypatch.setattr(parity, "open_model", lambda *given: Limited(open_model(*given), (1, 1), (500, 500)))
+    code, seen = report("x2.pt", "x2.onnx", "--layers")
+    assert code == 0
+    (model,) = seen["comparisons"][0]["models"]
+    assert model["layers"]["failure"] == "x2.onnx: onnxruntime does not show here what its layers compute"
+
+
+def test_errors_are_drawn(folder: Path) -> None:
+    wrong("off.onnx", 0.1)
+    result = run("x2.pt", "off.onnx", "--size", "20x10", "--error-map", "errors.png", "--json", "out.json")
+    (model,) = json.loads(Path("out.json").read_text(encoding="utf-8"))["comparisons"][0]["models"]
+    drawn = model["error_map"]
+    assert drawn["full_scale"] == pytest.approx(model["max_error"])
+    assert drawn["pictures"] == list(model["pictures"])
+    assert drawn["nan"] == 0
+    assert f"Errors of off.onnx drawn in errors.png: white is {drawn['full_scale']:.3g}" in result.stdout
+    pixels = np.asarray(Image.open("errors.png"))
+    first = pixels[8:28, 8:48]
+    assert first.max() == 255, "the largest error is white, and nothing is clipped"
+    assert (pixels[8:28, 48:56] == 96).all(), "a gap between panels"
+    black = (first == 0).all(axis=2)
+    assert 0.7 < black.mean() < 0.8, "one of four sub-pixels is off"
+
+
+def test_several_models_have_error_maps_of_their_own(folder: Path) -> None:
+    params = fakes.poisoned(fakes.weights())
+    digest = sha256(fakes.write_checkpoint(Path("big.pt"), params))
+    fakes.write_onnx(Path("big.onnx"), params, sha256=digest)
+    fakes.write_onnx(Path("half.onnx"), params, precision="fp16", sha256=digest)
+    run("big.pt", "big.onnx", "half.onnx", "gone.onnx", "--size", "20x10", "--error-map", "errors.png")
+    assert sorted(path.name for path in Path().glob("errors*")) == ["errors.big.onnx.png", "errors.half.onnx.png"]
+    pixels = np.asarray(Image.open("errors.half.onnx.png"))
+    assert (pixels == (255, 0, 255)).all(axis=2).any(), "NaN is magenta"

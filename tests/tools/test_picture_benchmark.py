@@ -25,7 +25,7 @@ def test_it_times_the_command_the_engine_and_the_encoder(model: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert "3 .png of 40x32" in result.stdout
     told = json.loads(report.read_text())
-    assert (told["tool"], told["count"], told["size"], told["format"]) == ("picture_benchmark", 3, "40x32", ".png")
+    assert (told["kind"], told["count"], told["size"], told["format"]) == ("picture_benchmark", 3, "40x32", ".png")
     assert min(told[name] for name in ("whole", "start", "engine", "encoding")) > 0
     assert 0 <= told["told"] < told["whole"]  # the command tells hundredths of a second: 0.00 for a model this small
     assert os.access(Path(__file__).parents[2] / "tools" / "picture_benchmark.py", os.X_OK)

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ribsr.base.errors import RibsrError
+from ribsr.base.errors import RibsrError, reason_of
 from ribsr.base.sizes import Size
 
 
 class PictureError(RibsrError, ValueError):
     """A picture, or a folder of them, that cannot be read, used or written."""
+
+
+def missing(path: Path, error: ImportError) -> PictureError:
+    """The error for a file whose decoder or encoder lacks: it says nothing of the file."""
+    return PictureError(
+        f"{path}: needs a package that is missing here or does not load ({reason_of(error)}); "
+        "pip install imagecodecs tifffile"
+    )
 
 
 @dataclass(frozen=True)

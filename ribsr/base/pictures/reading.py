@@ -17,7 +17,7 @@ from ribsr.base.errors import reason_of
 from ribsr.base.files import foreign, no_file
 from ribsr.base.pictures.by_pillow import read_by_pillow
 from ribsr.base.pictures.found import Allow, Found, check_size, upright
-from ribsr.base.pictures.picture import Picture, PictureError, to_input
+from ribsr.base.pictures.picture import Picture, PictureError, missing, to_input
 from ribsr.base.pictures.png import read_png
 from ribsr.base.pictures.pnm import CHANNELS, check_alone, header, read_pnm
 from ribsr.base.pictures.tiff import read_tiff
@@ -142,6 +142,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise PictureError(f"{path}: {error}") from error.__cause__
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory") from None
+    except ImportError as error:
+        raise missing(path, error) from error
     except Exception as error:  # what decoders raise for damaged files is of nearly any type
         raise PictureError(f"{path}: damaged or unreadable ({reason_of(error)})") from error
 

@@ -13,7 +13,7 @@ from ribsr.base.files import atomic, check_target
 from ribsr.base.pictures.avif_grid import LONGEST_CELL, WHOLE, write_grid
 from ribsr.base.pictures.by_pillow import save
 from ribsr.base.pictures.found import DPI, MOST_DPI
-from ribsr.base.pictures.picture import Colour, Picture, PictureError
+from ribsr.base.pictures.picture import Colour, Picture, PictureError, missing
 from ribsr.base.pictures.png import write_png
 from ribsr.base.pictures.pnm import write_pnm
 from ribsr.base.pictures.tiff import write_tiff
@@ -219,6 +219,8 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
             WRITABLE[path.suffix.lower()].write(file, picture, quality)
+    except ImportError as error:
+        raise missing(path, error) from error
     except Exception as error:  # encoders raise errors of their own, of many types
         raise PictureError(_line(path, error)) from error
 

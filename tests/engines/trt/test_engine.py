@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import pickle
 import re
 import sys
@@ -260,6 +261,16 @@ class TensorRT:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(low if low == high else -1 for low, high in zip(SMALLEST, LARGEST, strict=True))
+
+    num_layers = 2
+    LayerInformationFormat = SimpleNamespace(JSON="json")
+
+    def create_engine_inspector(self) -> TensorRT:
+        return self
+
+    def get_layer_information(self, index: int, form: str) -> str:
+        layers = ({"Name": "attention", "LayerType": "PluginV2", "PluginType": "Attention"}, "convolution")
+        return json.dumps(layers[index])
 
     def create_execution_context(self) -> Context | None:
         if self.failure:
@@ -521,8 +532,8 @@ def test_timer_and_profile(trt: TensorRT, gpu: CUDA, plan: Path) -> None:
         gpu.limit -= 1 << 20
         assert timer.peak_memory() == taken, "what another process takes is not this engine's"
         assert engine.profile(fakes.picture(8, 8), runs=2) == [
-            LayerTime("attention", 2.0),
-            LayerTime("convolution", 0.5),
+            LayerTime("attention", 2.0, "Attention"),
+            LayerTime("convolution", 0.5, "unreadable"),
         ]
         assert [context.profiler for context in trt.contexts] == [None]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -716,3 +718,19 @@ def test_the_longest_sides_and_pipes_are_named(tmp_path: Path) -> None:
     assert "(2147483647x2147483647)" in refused(tmp_path, claimed(2**31 - 1, 2**31 - 1))
     with pytest.raises(PictureError, match="is a pipe or device, not a file"):
         read_picture("/dev/null")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_package_that_is_missing_is_no_damage_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path, picture = tmp_path / f"a{suffix}", Picture(np.full((4, 5, 3), 7, np.uint8))
+    write_picture(path, picture)
+    for package in ("imagecodecs", "tifffile"):
+        monkeypatch.setitem(sys.modules, package, None)
+    told = r"needs a package that is missing here or does not load \(.*\); pip install imagecodecs tifffile$"
+    with pytest.raises(PictureError, match=f"^{re.escape(str(path))}: {told}"):
+        read_picture(path)
+    with pytest.raises(PictureError, match=told):
+        write_picture(tmp_path / f"b{suffix}", picture)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from ribsr.base.files import locked
 from ribsr.training import recipe
-from ribsr.training.loop import read_state
+from ribsr.training.loop import read_state, train
 from ribsr.training.processes import TrainingError, interruptions, joined
 from ribsr.training.recipe import Recipe
+from ribsr.training.report import Report
 
 ROOT = Path(__file__).resolve().parents[3]
 IMPATIENT = str(Path(__file__).with_name("impatient.py"))
@@ -57,8 +60,51 @@ def test_others_wait_for_a_validation_longer_than_any_collective_may_take(plan: 
     run = start(tmp_path, plan, IMPATIENT)
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
-    with open(Path(plan.output) / "validation.csv", newline="") as file:
-        assert [row[0] for row in csv.reader(file)] == ["step", "2", "4"]
+    assert list(column(Path(plan.output) / "validation.csv", "psnr")) == [2, 4]
+
+
+def trained(folder: Path, plan: Recipe, processes: int, stop: bool) -> None:
+    """Runs the recipe to its end, or its first step, in so many processes."""
+    arguments = ["--stop-after", "0"] if stop else []
+    if processes == 1:
+        train(plan, 0.0 if stop else None, Report())
+        return
+    run = start(folder, plan, "-m", "ribsr", "train", *arguments)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
+
+
+@pytest.mark.parametrize("order", [(2, 1), (1, 2)])
+def test_any_number_of_processes_trains_alike_and_goes_on_where_another_ended(
+    plan: Recipe, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """Five pictures: the processes' shares of the validation differ."""
+    pictures = tmp_path / "pictures"
+    for number, name in enumerate(("coffee", "chelsea", "coffee")):
+        with Image.open(pictures / f"{name}.png") as image:
+            image.crop((5 * number, 3, 40, 33)).save(pictures / f"more{number}.png")
+    plan = replace(plan, steps=4, log_every=1, validate_every=2, validation=(str(pictures),), betas=(0.9, 0.99))
+    alone, shared = (replace(plan, output=str(tmp_path / name)) for name in ("alone", "shared"))
+    trained(tmp_path, alone, 1, stop=False)
+    for position, processes in enumerate(order, 1):
+        trained(tmp_path, shared, processes, stop=position < len(order))
+    expected, found = (read_state(Path(each.output) / "state.pt", each) for each in (alone, shared))
+    assert expected is not None
+    assert found is not None
+    assert found["step"] == 4
+    for part in ("model", "average"):
+        for name, value in expected[part].items():
+            torch.testing.assert_close(found[part][name], value, atol=2e-5, rtol=1e-4, msg=f"{part} {name}")
+    for table, name in (("log.csv", "loss"), ("validation.csv", "psnr")):
+        wanted, got = (column(Path(each.output) / table, name) for each in (alone, shared))
+        assert wanted
+        assert {step: got[step] for step in wanted} == pytest.approx(wanted, rel=1e-3)
+
+
+def column(path: Path, name: str) -> dict[int, float]:
+    """Of a table whose rows are of steps."""
+    with open(path, newline="") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file)}
 
 
 @pytest.mark.parametrize("to_all", [True, False])
