@@ -187,7 +187,7 @@ def products() -> Iterator[tuple[Any, Any]]:
     """PyTorch's settings of products and of convolutions, as they were afterwards."""
     import torch
 
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [setting.allow_tf32 for setting in settings]
     yield settings
     for setting, value in zip(settings, before, strict=True):
