@@ -1,4 +1,4 @@
-# make demo   a checkpoint, its export, the proof of parity, and an enlarged photograph
+# make demo   checkpoints, their export, the proof of parity, an enlarged photograph, and a page of it: demo/report.html
 # make test   the test suite
 # make lint   ruff and pyright
 # make bindings   TensorRT's Python bindings over stub libraries, which some tests look at

@@ -234,34 +234,46 @@ def prove(
     rule: Rule | None = None,
     half_factor: float = HALF_FACTOR,
     see: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
+    reach: Callable[[float], object] = lambda share: None,
 ) -> Proof:
     """Compares an engine with the reference on pictures. rule: instead of the one for the engine's precision.
 
-    see: is called with the name of each picture, the reference's output and the engine's, of one shape.
+    see: is called with the name of each picture, the reference's output and the engine's, of one shape. reach: with the
+    share, 0 to 1, of the work that is done, after each picture.
     Raises EngineError where one of them fails, and CannotJudge where half precision has no yardstick.
     """
     import numpy as np
 
     described = engine.describe()
-    differences = {}
+    in_half = rule is None and described.precision in HALVES
+    values, done, differences = sum(x.size for _, x in pictures) * (2 if in_half else 1), 0, {}
+
+    def advance(x: np.ndarray) -> None:
+        nonlocal done
+        done += x.size
+        reach(min(1.0, done / values))  # where float16 overflows, bfloat16 runs as well
+
     for name, x in pictures:
         y = engine.run(np.repeat(x, described.batch or 1, axis=0))
         expected = np.broadcast_to(reference.output(name, x), y.shape)
         differences[name] = Difference.between(expected, y)
         if see is not None:
             see(name, expected, y)
+        advance(x)
     if rule is not None:
         return Proof(differences, rule)
     if described.precision == "tf32":
         return Proof(differences, Rule.least_psnr("tf32"))
-    if described.precision not in HALVES:
+    if not in_half:
         return Proof(differences, Rule.exact())
-    rule, notes = _half_rule(described.precision, reference, pictures, half_factor)
+    rule, notes = _half_rule(described.precision, reference, pictures, half_factor, advance)
     return Proof(differences, rule, notes)
 
 
-def _half_rule(precision: str, reference: Reference, pictures: Pictures, factor: float) -> tuple[Rule, list[str]]:
-    """The rule for a half precision, and notes.
+def _half_rule(
+    precision: str, reference: Reference, pictures: Pictures, factor: float, advance: Callable[[np.ndarray], object]
+) -> tuple[Rule, list[str]]:
+    """The rule for a half precision, and notes. advance: called after each picture, with it.
 
     Where PyTorch overflows in fp16, an exported model that keeps what overflows in float32 does better than it: its
     yardstick is bf16 then.
@@ -274,6 +286,7 @@ def _half_rule(precision: str, reference: Reference, pictures: Pictures, factor:
             if half is None:
                 raise CannotJudge(f"cannot be judged: the reference has no {used} outputs of PyTorch")
             pytorch += Difference.between(reference.output(name, x), half)
+            advance(x)
         if not pytorch.nan:
             return Rule.half(pytorch, used, factor), notes
         notes.append(f"PyTorch itself gives {pytorch.nan} NaN or infinite values in {used}")

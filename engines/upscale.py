@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from engines.memory import GIB, keep_heap_small
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
 from engines.pipeline import EnlargedPicture, enlarge_all, on_cpu, room
 from engines.tiles import Tiled
-from engines.upscaler import Advance, Upscaler
+from engines.upscaler import Upscaler
 from ribsr.base.command import Command, echo, message, report
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
 
 Outcome = tuple[Job, "Future[EnlargedPicture] | Future[video.EnlargedVideo]"]
@@ -80,24 +81,27 @@ def main(
         if not jobs:
             return
     allowed = None if memory is None else round(memory * GIB)
-    with open_engine(model_file, **options) as engine, ExitStack() as stack:
-        for note in engine.describe().notes:
-            _note(note)
+    with Progress(f"opening {model_file}") as progress, open_engine(model_file, **options) as engine:
+        note_above, description = progress.aside(_note), engine.describe()
+        for note in description.notes:
+            note_above(note)
         _make_ready(todo, jobs, engine, tile)
-        upscaler = Upscaler(engine, tile=tile, memory=allowed, say=_note)
+        upscaler = Upscaler(engine, tile=tile, memory=allowed, say=note_above)
         if on_cpu(upscaler):
             keep_heap_small()
+        of_pictures = [job for job in jobs if not is_video(job.source)]
+        progress.phase("enlarging", len(of_pictures) if len(of_pictures) > 1 else None)
         pictures = enlarge_all(
-            (job for job in jobs if not is_video(job.source)),
+            of_pictures,
             upscaler,
             quality=quality,
             max_pixels=max_pixels,
             most=room(allowed),
-            advance=_bar(stack) if todo.one and sys.stderr.isatty() else lambda done, count: None,
+            advance=progress.reach if len(of_pictures) == 1 else lambda done, count: None,
         )
-        failed = _tell(pictures, todo.one)
-        failed += _tell(_videos(jobs, upscaler, codec, crf), todo.one)
-        _summarise(engine.describe(), upscaler.seconds, len(jobs), failed, todo.one)
+        videos = _videos(jobs, upscaler, codec, crf, progress)
+        failed = _tell(pictures, todo.one, progress) + _tell(videos, todo.one, progress)
+    _summarise(description, upscaler.seconds, len(jobs), failed, todo.one)
 
 
 def _check_options(todo: JobList, of_pictures: dict[str, Any], of_videos: dict[str, Any]) -> None:
@@ -126,38 +130,37 @@ def _make_ready(todo: JobList, jobs: Iterable[Job], engine: Engine, tile: Size |
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def _bar(stack: ExitStack) -> Advance:
-    """Shows a picture's tiles as a progress bar, which `stack` ends at the latest."""
-    bar: Any = None
-
-    def advance(done: int, count: int) -> None:
-        nonlocal bar
-        if done == 1:  # the first, or again with smaller tiles
-            stack.close()
-            bar = stack.enter_context(click.progressbar(length=count, file=sys.stderr))
-        bar.update(1)
-        if done == count:
-            stack.close()
-
-    return advance
-
-
-def _videos(jobs: Iterable[Job], upscaler: Upscaler, codec: str | None, crf: int | None) -> Iterator[Outcome]:
+def _videos(
+    jobs: Iterable[Job], upscaler: Upscaler, codec: str | None, crf: int | None, progress: Progress
+) -> Iterator[Outcome]:
     """One after the other, as `enlarge_all` does pictures."""
     for job in jobs:
         if not is_video(job.source):
             continue
         outcome: Future[video.EnlargedVideo] = Future()
         try:
-            with video.on_terminal() as progress:
-                made = video.enlarge_video(upscaler, *job, codec=codec, crf=crf, say=_note, progress=progress)
+            say, told = progress.aside(_note), _frames(job, progress)
+            made = video.enlarge_video(upscaler, *job, codec=codec, crf=crf, say=say, progress=told)
             outcome.set_result(made)
         except Exception as error:  # noqa: BLE001
             outcome.set_exception(error)
         yield job, outcome
 
 
-def _tell(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
+def _frames(job: Job, progress: Progress) -> Callable[[int, int | None], None]:
+    """Begins the video's phase; returns what is told of its frames."""
+    progress.phase(job.source.name)
+    start = time.perf_counter()
+
+    def show(done: int, count: int | None) -> None:
+        rate = done / max(time.perf_counter() - start, 1e-3)
+        of_all = "" if count is None else f" of {count}"
+        progress.reach(done, count, f"{job.source.name}: {done}{of_all} frames, {rate:.1f}/s")
+
+    return show
+
+
+def _tell(outcomes: Iterable[Outcome], one: bool, progress: Progress) -> list[Job]:
     """Says what becomes of each, and at the end what is not carried over. Returns those that failed; raises the error
     of the one that there is."""
     failed: list[Job] = []
@@ -166,7 +169,7 @@ def _tell(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
         if (error := outcome.exception()) is None:
             done = outcome.result()
             frames = f", {done.frames} frames, {done.encoder}" if isinstance(done, video.EnlargedVideo) else ""
-            echo(f"{job.source} {done.before} → {job.target} {done.after}{frames}")
+            progress.aside(echo)(f"{job.source} {done.before} → {job.target} {done.after}{frames}")
             dropped.update(set(done.dropped) if isinstance(done, EnlargedPicture) else ())
         elif one or not isinstance(error, Exception):
             raise error
@@ -174,9 +177,11 @@ def _tell(outcomes: Iterable[Outcome], one: bool) -> list[Job]:
             failed.append(job)
             line = message(error)  # that of a runtime names the model's file alone
             own = line.startswith((f"{job.source}: ", f"{job.target}: "))
-            report(error, line if own else f"{job.source}: {line}")
+            progress.aside(partial(report, error))(line if own else f"{job.source}: {line}")
+        if not one:
+            progress.advance()
     if dropped:
-        _note(
+        progress.aside(_note)(
             "not carried over: " + ", ".join(what if one else f"{what} ({dropped[what]}x)" for what in sorted(dropped))
         )
     return failed

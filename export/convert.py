@@ -17,8 +17,8 @@ from engines.compare import CannotJudge, RunningReference, prove
 from engines.metadata import PREFIX, Stamp
 from export import OPSETS, READERS, ExportError, Form, lower
 from export.precision import CHECK_SIZE, calibrated, check_pictures
-from export.progress import Progress
 from ribsr.base.files import amount, atomic, check_target, sha256
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def _export(
         if reason := why_unproved(options, scores):
             say(f"checked as a graph; not run: {reason}")
         else:
-            progress.phase("running the file beside the checkpoint")
-            say(_prove(temporary, checkpoint, options, model, config))
+            progress.phase("running the file beside the checkpoint", 1)
+            say(_prove(temporary, checkpoint, options, model, config, progress))
     nodes, size = len(lowered.graph.node), amount(output.stat().st_size)
     say(f"wrote {output}: {options.form}, opset {opset}, {nodes} nodes, {size}")
     say(f"for {READERS[options.form]}")
@@ -145,8 +145,8 @@ def make_graph(
 
     if options.rib_tolerance == 0:
         check_weights(network, folded_numbers(network))
-    progress.phase("folding what depends on weights alone")
-    folded, layers = fold(network, options.rib_tolerance)
+    progress.phase("folding what depends on weights alone", 1)
+    folded, layers = fold(network, options.rib_tolerance, progress.reach)
     check_weights(network, sum(value.numel() for value in folded.state_dict().values()))
     tell_folding(layers, say)
     progress.phase("tracing the graph")
@@ -230,7 +230,9 @@ def why_unproved(options: Options, scores: int) -> str | None:
     return None
 
 
-def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, config: str | None) -> str:
+def _prove(
+    path: Path, checkpoint: Path, options: Options, model: str | None, config: str | None, progress: Progress
+) -> str:
     """Runs a new file beside its checkpoint in PyTorch, on one sample picture and the CPU; returns what to tell.
 
     ONNX Runtime's own operators run it as it is: ours would take the place of what was written. Raises ExportError when
@@ -245,7 +247,7 @@ def _prove(path: Path, checkpoint: Path, options: Options, model: str | None, co
         return f"checked as a graph; not run: {error}"
     with engine, RunningReference(checkpoint, device="cpu", model=model, config=config) as reference:
         try:
-            proof = prove(engine, reference, pictures)
+            proof = prove(engine, reference, pictures, reach=progress.reach)
         except CannotJudge as error:
             raise ExportError(f"the new file {error}; nothing was written: use --no-verify to write it") from None
     if proof.failure:

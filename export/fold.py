@@ -7,6 +7,8 @@ multiples of 16; ESC-RIB's filter bank is averaged once.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,21 +59,27 @@ class FoldedAttention(nn.Module):
         return self.to_out(self.core(self.to_qkv(x), self.rib_q, self.rib_k, self.gate(x)))
 
 
-def fold(model: RIBModel, rib_tolerance: float = 0.0) -> tuple[RIBModel, list[FoldedLayer]]:
+def fold(
+    model: RIBModel, rib_tolerance: float = 0.0, reach: Callable[[float], object] = lambda share: None
+) -> tuple[RIBModel, list[FoldedLayer]]:
     """A folded float32 copy of `model` in eval mode, and what was done to each attention layer.
 
     rib_tolerance: largest change of any logit that a lower rank may cost; 0 keeps the factorisation exact.
+    reach: called after each layer with the share, 0 to 1, of the work that is done.
     Raises ValueError for a negative tolerance.
     """
     if rib_tolerance < 0:
         raise ValueError(f"the RIB tolerance must not be negative, got {rib_tolerance}")
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    report = []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, WindowAttention):
-            folded, layer = _fold_attention(name, module, rib_tolerance)
-            model.set_submodule(name, folded)
-            report.append(layer)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WindowAttention)}
+    queries = {name: math.prod(module.core.geometry.window) for name, module in layers.items()}
+    report, done = [], 0
+    for name, module in layers.items():
+        folded, layer = _fold_attention(name, module, rib_tolerance)
+        model.set_submodule(name, folded)
+        report.append(layer)
+        done += queries[name]
+        reach(done / sum(queries.values()))
     if isinstance(model, ESCRIB):
         model.plk_filter.copy_(model.symmetrise(model.plk_filter))
         model.symmetrise = nn.Identity()

@@ -22,6 +22,7 @@ from pathlib import Path
 from ribsr.base import interrupt
 from ribsr.base.errors import RibsrError
 from ribsr.base.files import atomic
+from ribsr.base.progress import Progress
 
 ROOT = Path(__file__).resolve().parent
 SOURCE = ROOT / "src"
@@ -264,9 +265,11 @@ class _Compiler:
             digest = _digest([*shared, *contents, *(option.encode() for option in used)])
             target = source.object_in(folder)
             made = _made_to(target, digest, [str(self.path), *used, *includes, "-c", str(source.path)])
+            progress.advance()
             return _Object(target, digest, made)
 
-        with ThreadPoolExecutor(self.jobs) as pool:
+        title = f"compiling {folder.stem}"
+        with Progress(title, len(sources)) as progress, ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(compile_one, sources))
 
     def link(self, objects: Sequence[_Object], exports: Path, output: Path) -> bool:

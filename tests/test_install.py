@@ -79,8 +79,8 @@ def test_it_is_the_installed_one_that_runs(environment: Environment, tmp_path: P
 
 @pytest.mark.parametrize(
     "command",
-    ["", "export", "export onnx", "export trt", "upscale", "parity", "latency", "evaluate", "train", "recipe", "doctor"]
-    + ["build-kernels"],
+    ["", "export", "export onnx", "export trt", "upscale", "parity", "latency", "evaluate", "report", "train", "recipe"]
+    + ["build-kernels", "doctor"],
 )
 def test_help(environment: Environment, tmp_path: Path, command: str) -> None:
     done = call(environment, *command.split(), "--help", cwd=tmp_path)
@@ -111,6 +111,19 @@ def test_pictures_parity_and_times(environment: Environment, tmp_path: Path) -> 
         done = call(environment, *arguments.split(), "--device", "cpu", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     assert Image.open(tmp_path / "out.png").size == (96, 88)
+
+
+def test_a_report_from_what_is_in_the_wheel(environment: Environment, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    fakes.write_onnx(tmp_path / "x2.onnx")
+    Image.effect_noise((48, 44), 60).convert("RGB").save(tmp_path / "in.png")
+    for arguments in (
+        "evaluate --bicubic x2.onnx --data . --save pictures --json scores.json --device cpu",
+        "report scores.json",
+    ):
+        done = call(environment, *arguments.split(), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "in.png, x2" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_export_of_the_bundled_checkpoint(environment: Environment, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,15 +171,6 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-@contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Shows on a terminal's stderr what takes so long."""
-    from rich.markup import escape
-
-    with console(stderr=True).status(escape(text)):
-        yield
-
-
 def show_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Prints a table, its first column left-aligned, or, where that is wider than the terminal, a list: a block a row.
 
@@ -237,6 +228,12 @@ def json_option(command: F) -> F:
     )(command)
 
 
+def seen_from(json_target: str | None, path: str | Path) -> str:
+    """How the JSON of --json names a file: as seen from its own folder, with slashes on every system."""
+    folder = Path(json_target).parent if json_target and json_target != "-" else Path()
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
 def write_json(target: str, values: Any) -> None:
     """Writes JSON to a file (whole or not at all), or to stdout for `-`."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
@@ -263,7 +260,7 @@ def read_run(path: str, *kinds: str) -> dict[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EngineError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # ValueError: also numbers of thousands of digits
         raise EngineError(f"{path}: not a JSON file; give one that {tools} --json wrote") from None
     if not isinstance(values, dict) or not ({"kind", "tool"} & {*values}):
         raise EngineError(f"{path}: was not written by {tools} --json")

@@ -20,6 +20,7 @@ import click
 from engines.base import HALVES, Description, host_clock
 from ribsr import work
 from ribsr.base.command import SizeType, is_verbose, message
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
 from tools._chips import clocks, limits
 from tools._common import (
@@ -28,7 +29,6 @@ from tools._common import (
     environment,
     gpu_query,
     open_model,
-    progress,
     provenance,
 )
 from tools._measured import WARMUP_SECONDS, is_stable, ratio_interval, rounds_for, statistics
@@ -289,19 +289,20 @@ def measure(names: Sequence[ModelName], size: Size, batch: int | None, setup: Se
     with ExitStack() as stack:
         children: list[Child] = []
         for name in names:
-            with progress(f"{size}: opening and warming up {name}"):
+            with Progress(f"{size}: opening and warming up {name}"):
                 before = _gpu_memory()
                 child = stack.enter_context(Child(worker, name, size, batch, setup))
                 child.listen()
                 if not child.failed:
                     child.told["gpu_memory"] = _grown(before, child.told["description"]["device"])
                 children.append(child)
-        with progress(f"{size}: timing"):
-            rounds = setup.rounds or rounds_for(max((child.told.get("turn") or 0 for child in children), default=0))
+        rounds = setup.rounds or rounds_for(max((child.told.get("turn") or 0 for child in children), default=0))
+        with Progress(f"{size}: timing", rounds) as progress:
             for number in range(rounds):
                 for child in _rotated([child for child in children if not child.failed], number):
                     time.sleep(PAUSE)
                     child.ask(True)
+                progress.advance()
         for child in children:
             child.ask(False)
         return [outcome(name, size, batch, child.told) for name, child in zip(names, children, strict=True)]

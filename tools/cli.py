@@ -29,6 +29,7 @@ COMMANDS: Rows = {
     "parity": ("tools.parity:main", "Compare models with their checkpoint."),
     "latency": ("tools.latency:main", "Time models side by side."),
     "evaluate": ("tools.evaluate:main", "PSNR and SSIM of models on benchmark sets."),
+    "report": ("tools.report:main", "One page of HTML from what parity, latency and evaluate found."),
     "recipe": ("ribsr.__main__:recipe", "Print the paper's recipe for a model, to train by."),
     "train": ("ribsr.__main__:train", "Train as a recipe says."),
     "build-kernels": ("plugins.build:main", "Build our kernels, for CPUs (g++ or clang++) and GPUs (nvcc)."),

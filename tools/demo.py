@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The whole way on a CPU: the bundled checkpoints, their ONNX files, the proof of parity, and enlarged photographs.
+"""The whole way on a CPU: the bundled checkpoints, their ONNX files, the proof of parity, enlarged photographs, and a
+page that shows all of it.
 
 Works in the folder demo/ of the clone and runs the commands that a user would type; `make demo` calls it. The
 photograph is made half as large first, and then a quarter, so that bicubic interpolation and the models can be compared
@@ -28,12 +29,17 @@ SCALES = (2, 4)
 
 @click.command(cls=Command)
 def main() -> None:
-    """Export the bundled checkpoints, prove parity, and enlarge a photograph."""
+    """Export the bundled checkpoints, prove parity, enlarge a photograph, and show what came out as a page."""
     folder = ROOT / "demo"
-    folder.mkdir(exist_ok=True)
+    (folder / "photograph").mkdir(parents=True, exist_ok=True)
     photograph = read_rgb(ROOT / "engines" / "samples" / "astronaut.png").pixels
+    write_picture(folder / "photograph" / "astronaut.png", Picture(photograph))
     told = [_enlarge(folder, photograph, scale) for scale in SCALES]
-    click.echo("\n" + "\n".join(told))
+    timing = "--size 64x64 --rounds 5 --warmup 1 --profile --json latency.json"
+    run(folder, "How fast, and where does the time go?", f"../tools/latency.py sst-light-x2 sst-light-x2.onnx {timing}")
+    runs = [f"{kind}_x{scale}.json" for kind in ("scores", "parity") for scale in SCALES]
+    run(folder, "All of it on one page:", f"../tools/report.py {' '.join(runs)} latency.json -o report.html")
+    click.echo("\n" + "\n".join([*told, f"{folder / 'report.html'} shows all of it in a browser"]))
 
 
 def _enlarge(folder: Path, photograph: np.ndarray, scale: int) -> str:
@@ -43,9 +49,13 @@ def _enlarge(folder: Path, photograph: np.ndarray, scale: int) -> str:
     small = resize.downscale(original, scale)
     write_picture(folder / f"small_x{scale}.png", Picture(small))
     run(folder, f"The ONNX file of the bundled {checkpoint}:", f"-m export.onnx --ckpt {checkpoint}")
-    run(folder, "Does it compute the same?", f"../tools/parity.py {checkpoint} {checkpoint}.onnx")
+    proof = f"--error-map errors_x{scale}.png --json parity_x{scale}.json"
+    run(folder, "Does it compute the same?", f"../tools/parity.py {checkpoint} {checkpoint}.onnx {proof}")
     pictures = f"small_x{scale}.png large_x{scale}.png"
     run(folder, "A photograph, enlarged:", f"-m engines.upscale {checkpoint}.onnx {pictures}")
+    models = f"{checkpoint} {checkpoint}.onnx" if scale == SCALES[0] else f"{checkpoint}.onnx"  # PyTorch takes its time
+    saved = f"--save pictures_x{scale} --json scores_x{scale}.json"
+    run(folder, "How good is it?", f"../tools/evaluate.py {models} --bicubic --data photograph {saved}")
     return _compare(folder, original, resize.upscale(small, scale), scale)
 
 

@@ -10,10 +10,12 @@ published ones), models get and give 8-bit pictures, and the luma is compared wi
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,8 @@ import click
 from engines.base import EngineError, check_finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, message, report
-from tools._common import conclude, console, json_option, model_name, open_model, progress, show_table, where
+from ribsr.base.progress import Progress
+from tools._common import conclude, console, json_option, model_name, open_model, seen_from, show_table, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,10 +70,11 @@ def opened(name: str, scale: int | None, options: dict[str, Any]) -> Iterator[tu
 
 @dataclass
 class Scored:
-    """A model on a set: the scores of the pictures, and why others have none."""
+    """A model on a set: the scores of the pictures, why others have none, and where the enlarged ones were saved."""
 
     scores: list[Score] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    saved: dict[str, Path] = field(default_factory=dict)
 
     def mean(self, of: str) -> float:
         """Of the pictures with a score; NaN where there is none."""
@@ -82,12 +86,18 @@ class Scored:
         count = len(self.scores)
         return f"{shown} ({count} of {count + len(self.failed)})" if self.failed else shown
 
-    def to_json(self) -> dict[str, Any]:
-        """An infinite PSNR (equal pictures) is null, and so are the means of no pictures."""
+    def to_json(self, json_target: str | None) -> dict[str, Any]:
+        """Null are an infinite PSNR (equal pictures), means of no pictures, and what is not saved."""
         return {
             "psnr": finite(self.mean("psnr")),
             "ssim": finite(self.mean("ssim")),
-            "pictures": [{"picture": of.picture, "psnr": finite(of.psnr), "ssim": of.ssim} for of in self.scores],
+            "pictures": [
+                {
+                    **{"picture": of.picture, "psnr": finite(of.psnr), "ssim": of.ssim},
+                    "saved": seen_from(json_target, self.saved[of.picture]) if of.picture in self.saved else None,
+                }
+                for of in self.scores
+            ],
             "failed": [{"picture": picture, "reason": reason} for picture, reason in self.failed.items()],
         }
 
@@ -96,19 +106,62 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def evaluate(upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool) -> Scored:
-    """Scores every picture; those that cannot be read or enlarged are named, and the others go on."""
+def evaluate(
+    upscaler: Upscaler, paths: list[Path], scale: int, as_rgb: bool, progress: Progress, folder: Path | None = None
+) -> Scored:
+    """Scores every picture; those that cannot be read or enlarged are named, and the others go on.
+
+    folder: where the enlarged ones are saved, if anywhere.
+    """
     from ribsr import benchmark
+    from ribsr.base.pictures import Picture, write_picture
 
     scored = Scored()
     for path in paths:
+        kept: list[np.ndarray] = []
+
+        def keep(pixels: np.ndarray, kept: list[np.ndarray] = kept) -> np.ndarray:
+            kept.append(upscaler(pixels))
+            return kept[0]
+
         try:
-            scored.scores += benchmark.score(upscaler, [path], scale, as_rgb)
+            scored.scores += benchmark.score(keep, [path], scale, as_rgb)
         except (benchmark.DataError, EngineError, MemoryError) as error:
             reason = message(error)
             scored.failed[path.name] = reason
-            report(error, reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
+            line = reason if reason.startswith(f"{path}: ") else f"{path}: {reason}"
+            progress.aside(partial(report, error))(line)
+        else:
+            if folder is not None:
+                scored.saved[path.name] = target = folder / f"{path.name}.png"
+                folder.mkdir(parents=True, exist_ok=True)
+                write_picture(target, Picture(kept[0]))
+        progress.advance()
     return scored
+
+
+def plain(name: str) -> str:
+    """What a folder may be called for a model or a set."""
+    return re.sub(r"[^\w.@+-]+", "_", name).strip(".") or "_"
+
+
+def save_originals(
+    sets: dict[str, list[Path]], scale: int, folder: Path, json_target: str | None
+) -> dict[str, dict[str, str]]:
+    """Writes what the enlarged pictures were compared with, as far as they could be; set → picture → file."""
+    from ribsr import benchmark
+    from ribsr.base.pictures import Picture, write_picture
+
+    saved: dict[str, dict[str, str]] = {}
+    for title, paths in sets.items():
+        saved[title] = {}
+        for path in paths:
+            if benchmark.why_not(path, scale) is None:
+                target = folder / plain(title) / "0-original" / f"{path.name}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_picture(target, Picture(benchmark.read_original(path, scale)))
+                saved[title][path.name] = seen_from(json_target, target)
+    return saved
 
 
 def show(out: Any, results: list[dict[str, Any]]) -> None:
@@ -136,6 +189,9 @@ def show(out: Any, results: list[dict[str, Any]]) -> None:
 @click.option("--scale", type=click.IntRange(2, 4), help="Upscaling factor; default: that of the first MODEL, else 2.")
 @click.option("--bicubic", is_flag=True, help="Score bicubic interpolation, too.")
 @click.option("--gray-as-rgb", is_flag=True, help="Studio-range luma for gray pictures (see ribsr/benchmark.py).")
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="DIR", help="Save the pictures here, for tools/report.py."
+)
 @json_option
 @engine_options
 @tile_option
@@ -147,6 +203,7 @@ def main(
     scale: int | None,
     bicubic: bool,
     gray_as_rgb: bool,
+    save: Path | None,
     json_target: str | None,
     **options: Any,
 ) -> None:
@@ -164,11 +221,11 @@ def main(
     sets = benchmark.find_sets(*folders)
     if count := benchmark.sidecars({path.parent for paths in sets.values() for path in paths}):
         out.print(f"Note: {count} sidecar files (._*) are skipped; they are no pictures", soft_wrap=True)
-    results: list[dict[str, Any]] = []
     if len(names) > 1:  # one that cannot be opened, or has another scale, is to be known before minutes of work
         for name in names:
             with opened(name, scale, options) as (_, entry):
                 scale = int(entry["description"]["scale"]) if entry["description"] else scale
+    results: list[dict[str, Any]] = []
     for name in [*names, *(["bicubic"] if bicubic else [])]:  # bicubic has no scale of its own
         with opened(name, scale, options) as (upscaler, entry):
             scale = used = int(entry["description"]["scale"]) if entry["description"] else scale or DEFAULT_SCALE
@@ -176,15 +233,17 @@ def main(
                 out.print(f"Note: {note}", soft_wrap=True)
             entry["sets"] = {}
             for title, paths in sets.items():
-                with progress(f"{name} on {title}"):
-                    entry["sets"][title] = evaluate(upscaler, paths, used, gray_as_rgb)
+                folder = None if save is None else save / plain(title) / f"{len(results) + 1}-{plain(name)}"
+                with Progress(f"{name} on {title}", len(paths)) as progress:
+                    entry["sets"][title] = evaluate(upscaler, paths, used, gray_as_rgb, progress, folder)
         results.insert(0 if name == "bicubic" else len(results), entry)
     show(out, results)
     complete = not any(scored.failed for result in results for scored in result["sets"].values())
     protocol = {"scale": scale, "border": scale, "gray": "rgb" if gray_as_rgb else "plane", "complete": complete}
+    originals = {} if save is None else save_originals(sets, scale or DEFAULT_SCALE, save, json_target)
     for result in results:
-        result["sets"] = {title: scored.to_json() for title, scored in result["sets"].items()}
-    conclude(out, "evaluate", {**protocol, "results": results}, json_target)
+        result["sets"] = {title: scored.to_json(json_target) for title, scored in result["sets"].items()}
+    conclude(out, "evaluate", {**protocol, "originals": originals, "results": results}, json_target)
     if not complete:
         context.exit(1)
 

@@ -15,8 +15,9 @@ import click
 from engines.base import EngineError
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, show_traceback
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
-from tools._common import console, json_option, model_name, open_model, progress, read_run
+from tools._common import console, json_option, model_name, open_model, read_run
 from tools._kinds import grouped
 from tools._latency_tables import publish
 from tools._timing import Setup, picture, report, size_option, timed, with_ratios
@@ -29,7 +30,7 @@ def add_layers(made: dict[str, Any], options: dict[str, Any]) -> None:
             continue
         name, size = model_name(result["file"]), Size.parse(result["size"])
         try:
-            with progress(f"{size}: timing the layers of {name}"), open_model(name, options) as engine:
+            with Progress(f"{size}: timing the layers of {name}"), open_model(name, options) as engine:
                 result["layers"] = grouped(engine.profile(picture(engine, size, result["batch"])))
         except EngineError as error:
             show_traceback(error)

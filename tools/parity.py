@@ -22,8 +22,19 @@ from engines.compare_layers import LayerDifference, compare_layers, first_outsid
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, FiniteRange, SizeType, show_traceback
 from ribsr.base.files import check_target
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Limits, Size
-from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, show_table, where
+from tools._common import (
+    ModelName,
+    conclude,
+    console,
+    json_option,
+    model_name,
+    open_model,
+    seen_from,
+    show_table,
+    where,
+)
 from tools._error_map import ErrorMaps, file_for
 from tools._recordings import ModelReference, RecordedReference
 
@@ -85,7 +96,8 @@ class Measured:
     layers: Layers | None = None
     error_map: dict[str, Any] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, json_target: str | None) -> dict[str, Any]:
+        drawn = self.error_map
         return {
             "file": self.name,
             "passed": self.failure is None,
@@ -96,7 +108,7 @@ class Measured:
             "pictures": {name: found.to_json() for name, found in self.proof.pictures.items()},
             "warnings": self.warnings,
             "layers": self.layers.to_json() if self.layers else None,
-            "error_map": self.error_map,
+            "error_map": drawn and {**drawn, "file": seen_from(json_target, drawn["file"])},
         }
 
 
@@ -105,14 +117,17 @@ def measure(name: ModelName, reference: References, options: dict[str, Any], ask
     measured, maps = Measured(str(name)), None if asked.error_map is None else ErrorMaps()
     rule = None if asked.max_error is None else Rule.exact(asked.max_error)
     try:
-        with progress(f"{name} beside {reference.description['path']}"), open_model(name, options) as engine:
+        beside = f"{name} beside {reference.description['path']}"
+        with Progress(beside) as progress, open_model(name, options) as engine:
             description = measured.description = engine.describe()
             measured.warnings = [*description.notes, *_differences(str(name), description, reference)]
             pictures, left_out = _within(description, reference)
             measured.warnings += [f"{name}: {line}" for line in left_out]
             see = None if maps is None else maps.see
-            measured.proof = prove(engine, reference, pictures, rule, asked.half_factor, see)
+            progress.phase(beside, 1)
+            measured.proof = prove(engine, reference, pictures, rule, asked.half_factor, see, progress.reach)
             if asked.layers:
+                progress.phase(f"{beside}, layer by layer")
                 measured.layers = _compare_layers(engine, reference, pictures, measured.proof, asked)
         measured.warnings += [f"{name}: {note}" for note in measured.proof.notes]
         measured.failure = measured.proof.failure
@@ -397,7 +412,9 @@ def main(
                 _show(out, reference, results)
             if record:
                 _record(out, reference, record, not no_half)
-            reports.append({"reference": reference.description, "models": [result.to_json() for result in results]})
+            reports.append(
+                {"reference": reference.description, "models": [result.to_json(json_target) for result in results]}
+            )
             passed = passed and all(result.failure is None for result in results)
     for reason in skipped:
         out.print(f"Skipped {reason}", soft_wrap=True)
@@ -436,7 +453,7 @@ def _check_options(
 def _record(out: Any, reference: References, path: str, halves: bool) -> None:
     if not isinstance(reference, ModelReference):
         raise click.UsageError("a recording cannot be recorded again; copy it")
-    with progress(f"recording {path}"):
+    with Progress(f"recording {path}"):
         count = reference.record(path, halves)
     out.print(f"Recorded {count} pictures in {path}", soft_wrap=True)
 

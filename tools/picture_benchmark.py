@@ -32,6 +32,7 @@ from engines.base import EngineError
 from engines.options import engine_options
 from ribsr.base.command import Command, SizeType
 from ribsr.base.pictures import SUFFIXES, Picture, read_input, read_picture, to_pixels, write_picture
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
 from tools._common import (
     ModelName,
@@ -41,7 +42,6 @@ from tools._common import (
     json_option,
     model_name,
     open_model,
-    progress,
     show_table,
 )
 
@@ -144,7 +144,7 @@ def main(model_file: str, size: Size, count: int, suffix: str, json_target: str 
     and the encoder on all cores. A checkpoint runs in half precision as x2.pt@fp16.
     """
     name, cores = model_name(model_file), os.cpu_count() or 1
-    with progress(f"{name} on {count} photographs of {size}"):
+    with Progress(f"{name} on {count} photographs of {size}"):
         times = measure(name, size, suffix, count, options)
     beside = times.overhead(times.engine)
     slower = times.overhead(max(times.engine, times.encoding / cores))

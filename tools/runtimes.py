@@ -32,8 +32,9 @@ import numpy as np
 from engines import samples
 from engines.base import EngineError
 from ribsr.base.command import Command, SizeType
+from ribsr.base.progress import Progress
 from ribsr.base.sizes import Size
-from tools._common import ModelName, conclude, console, json_option, model_name, open_model, progress, show_table
+from tools._common import ModelName, conclude, console, json_option, model_name, open_model, show_table
 
 CHILD = Path(__file__).resolve().with_name("_runtime_child.py")
 
@@ -195,7 +196,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def measure(runtimes: Sequence[Runtime], models: Sequence[Path], envs: Path, given: Given, limit: int) -> Iterator[Row]:
     """All rows, in the runtimes' order, as they come. envs: the folder to install in. limit: seconds for one row."""
     for runtime in runtimes:
-        with progress(f"{runtime.name}: installing"):
+        with Progress(f"{runtime.name}: installing"):
             try:
                 # Releases that differ in settings alone share an environment.
                 python = install(runtime, envs / "_".join(runtime.packages).replace("==", "-"))
@@ -204,7 +205,7 @@ def measure(runtimes: Sequence[Runtime], models: Sequence[Path], envs: Path, giv
                 continue
         for model in models:
             for sizes in runtime.sizes:
-                with progress(f"{runtime.name}: {model.name}, {sizes}"):
+                with Progress(f"{runtime.name}: {model.name}, {sizes}"):
                     row = run(runtime, python, model, given, sizes, limit)
                 yield row
 

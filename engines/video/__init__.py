@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, TypeVar
 from engines.video.clip import Clip, Part
 from engines.video.film import Film
 from engines.video.formats import ENCODERS, READABLE, SUFFIXES, VideoError, check, check_choice, choose
-from engines.video.terminal import on_terminal
 from ribsr.base.files import atomic
 from ribsr.base.sizes import Size
 
@@ -45,7 +44,6 @@ __all__ = [
     "check",
     "check_choice",
     "enlarge_video",
-    "on_terminal",
 ]
 
 T = TypeVar("T")

@@ -18,11 +18,11 @@ from typing import Any
 
 from engines.base import EngineError
 from engines.trt.versions import TensorRT
-from export.progress import Progress
 from export.trt.build import GIB, Built, in_background
 from export.trt.graph import Graph
 from export.trt.source import Options, Shapes
 from ribsr.base.installation import FOLDER
+from ribsr.base.progress import Progress
 
 LIBRARY = "libtensorrt_rtx.so"
 """What the parser looks for."""

@@ -16,10 +16,10 @@ from engines.base import EngineError
 from engines.trt.builder import Builder
 from engines.trt.versions import TensorRT
 from export import ExportError
-from export.progress import Progress
 from export.trt.graph import Graph
 from export.trt.source import Options, Shapes
 from ribsr.base.files import atomic
+from ribsr.base.progress import Progress
 
 T = TypeVar("T")
 
@@ -114,8 +114,8 @@ def in_background(work: Callable[[], T], progress: Progress, cancellable: bool =
 
     try:
         threading.Thread(target=run, daemon=True).start()
-        while not _ends(future, TICK):
-            progress.tick()
+        while not _ends(future, TICK):  # a wait without end would not notice Ctrl-C on every system
+            pass
         return future.result()
     except KeyboardInterrupt:
         progress.cancel()

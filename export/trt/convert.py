@@ -8,7 +8,6 @@ from pathlib import Path
 
 from engines.trt.manifest import Manifest, manifest_path, write_manifest
 from engines.trt.plan import Plan
-from export.progress import Progress
 from export.trt.apart import build_apart
 from export.trt.build import Built, build, in_background
 from export.trt.graph import Graph, prepare
@@ -17,6 +16,7 @@ from export.trt.machine import Machine
 from export.trt.source import Options, Shapes, Source, check_targets, choose_shapes, read
 from export.trt.verify import check_verifiable, verify
 from ribsr.base.files import amount, atomic, sha256, temporary_folder
+from ribsr.base.progress import Progress
 
 
 def export_trt(

@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {
     "cuda": ("trt",),
     "flash_attn": ("flash",),
+    "jinja2": ("report",),
     "onnx": ("export", "trt"),
     "onnx_graphsurgeon": ("export", "trt"),
     "onnxruntime": ("ort", "ort-gpu"),
@@ -33,6 +34,7 @@ EXTRAS = {
     "tensorrt": ("trt",),
     "tensorrt_rtx_bindings": ("rtx",),
     "torch": ("train", "export"),
+    "vl_convert": ("report",),
     "yaml": ("train", "export"),
 }
 """Packages that only some commands need, by the names under which they are imported → what installs them."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ribsr.base.errors import printable
+from ribsr.base.progress import Progress
 
 
 class Report:
@@ -15,28 +13,31 @@ class Report:
     """
 
     def __init__(self, steps: int | None = None):
-        self._steps = steps or 0
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=steps is None)
-        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn())
-        disable = steps is None or not self._console.is_terminal
-        self._bar = Progress(*columns, TextColumn("{task.description}"), console=self._console, disable=disable)
-        self._task = self._bar.add_task("", total=steps)
+        self._steps, self._begun = steps, False
+        self._bar = Progress("training", steps, shown=steps is not None)
 
     def __enter__(self) -> Report:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self._bar.__exit__(*error)
 
     def say(self, line: str) -> None:
         """Something worth a line."""
-        self._console.print(printable(line))
+        if self._steps is not None:
+            self._bar.console.print(printable(line), soft_wrap=True)
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """`step` updates are done; mean loss and updates per second since the last call."""
-        line = f"loss {loss:.5f}, {rate:.2f} steps/s"
-        self._bar.update(self._task, completed=step, description=line)
-        if not self._console.is_terminal:
+        if self._steps is None:
+            return
+        line = f"step {step}/{self._steps}: loss {loss:.5f}, {rate:.2f} steps/s"
+        if self._begun:
+            self._bar.reach(step, name=line)
+        else:  # from where an earlier run has come to, perhaps
+            self._bar.phase(line, self._steps, step)
+            self._begun = True
+        if not self._bar.shown:
             minutes = round((self._steps - step) / rate / 60)
-            self._console.print(f"step {step}/{self._steps}: {line}, {minutes // 60}:{minutes % 60:02} h left")
+            self.say(f"{line}, {minutes // 60}:{minutes % 60:02} h left")

@@ -21,8 +21,8 @@ from engines.ort import CUDA, MOST_GRAPHS, ORTEngine  # noqa: E402
 from export.canonical import trace  # noqa: E402
 from export.convert import Options, make_graph  # noqa: E402
 from export.fold import fold  # noqa: E402
-from export.progress import Progress  # noqa: E402
 from ribsr import bundled  # noqa: E402
+from ribsr.base.progress import Progress  # noqa: E402
 from ribsr.base.sizes import Size  # noqa: E402
 from tests.conftest import load_golden  # noqa: E402
 from tests.engines import fakes, halves  # noqa: E402

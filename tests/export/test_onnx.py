@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +28,7 @@ from export.canonical import trace
 from export.convert import Options, default_name
 from export.fold import fold, folded_numbers
 from ribsr.base.sizes import Size
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.terminal import ROOT, on_terminal, redirected
 
 
 @pytest.fixture
@@ -341,29 +338,14 @@ def test_weights_that_are_not_numbers_are_told_as_such(checkpoint):
     assert written() == ["nan.pt", "x2.pt"]
 
 
-def _read_all(terminal: int) -> bytes:
-    found = b""
-    with contextlib.suppress(OSError):  # what a terminal gives once nobody has it open any more
-        while piece := os.read(terminal, 2**16):
-            found += piece
-    return found
-
-
 def test_a_terminal_shows_what_takes_long(checkpoint):
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    started = [sys.executable, "-m", "export.onnx", "--ckpt", "x2.pt", "--no-verify"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    with ThreadPoolExecutor(1) as reader:  # a terminal that nobody reads stops who writes to it
-        reading = reader.submit(_read_all, ours)
-        done = subprocess.run(started, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
-        os.close(theirs)
-        shown = reading.result().decode()
-    os.close(ours)
-    assert "tracing the graph" in shown
+    done = on_terminal("-m", "export.onnx", "--ckpt", "x2.pt", "--no-verify")
+    assert done.code == 0, done.terminal
+    assert "tracing the graph" in done.terminal
     assert "tracing the graph" not in done.stdout
     assert "multiples of 8 for the kernels: " in done.stdout
     assert re.search(r"wrote x2\.onnx: .*, \d+\.\d KiB", done.stdout)
+    assert redirected("-m", "export.onnx", "--ckpt", "x2.pt", "--no-verify") == (0, done.stdout, "")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from engines import OutOfMemory
+from ribsr import metrics
 from ribsr.base.files import sha256
 from tests.engines import fakes
 from tools.evaluate import main
@@ -168,6 +169,26 @@ def test_gray_pictures_follow_the_convention_asked_for(benchmark: Path) -> None:
     plane, rgb = report("--bicubic"), report("--bicubic", "--gray-as-rgb")
     difference = rgb["results"][0]["sets"]["B"]["psnr"] - plane["results"][0]["sets"]["B"]["psnr"]
     assert difference == pytest.approx(1.322, abs=1e-3)
+
+
+def test_saved_pictures_are_those_that_were_scored(benchmark: Path) -> None:
+    """Set A and B, a model and bicubic, and the JSON elsewhere than the working directory."""
+    Image.open("sets/A/HR/2.png").convert("L").save("sets/A/HR/2.png")
+    Path("runs").mkdir()
+    result = run("x2.onnx", "--bicubic", "--save", "runs/pictures", "--json", "runs/scores.json")
+    assert result.exit_code == 0, result.stderr
+    seen = json.loads(Path("runs/scores.json").read_text())
+    for of in seen["results"]:
+        for title, scored in of["sets"].items():
+            for one in scored["pictures"]:
+                enlarged, original = (
+                    np.asarray(Image.open(Path("runs") / file).convert("RGB"))
+                    for file in (one["saved"], seen["originals"][title][one["picture"]])
+                )
+                to_plane = metrics.gray if one["picture"] == "2.png" else metrics.luma
+                planes = [metrics.crop_border(to_plane(pixels), 2) for pixels in (enlarged, original)]
+                assert metrics.psnr(*planes) == pytest.approx(one["psnr"])
+    assert {one["saved"] for of in report("x2.onnx")["results"] for one in of["sets"]["A"]["pictures"]} == {None}
 
 
 def test_the_scale_is_that_of_the_first_model(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

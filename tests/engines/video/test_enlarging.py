@@ -144,9 +144,3 @@ def test_seams_stay_where_they_are_when_memory_gets_less(tmp_path: Path, monkeyp
     monkeypatch.setattr(upscaler, "tile_for", lambda pixels: Size(next(left), 64))
     enlarge(make_clip(tmp_path / "in.mkv"), tmp_path / "out.mkv", upscaler)
     assert upscaler.tiles == [Size(64, 64)] * len(upscaler.seen)
-
-
-def test_progress_is_shown_on_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with video.on_terminal() as show:
-        show(1, 10)
-    assert capsys.readouterr() == ("", "")

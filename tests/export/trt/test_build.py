@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from export import progress
 from export.trt import build as trt_build
-from tests.engines.trt.tensorrt_fake import Memory
 from tests.export.trt.played import failed, invoke, timing_cache, written
 
 
@@ -121,17 +119,3 @@ def test_ctrl_c_is_not_lost_in_tensorrt(gpu, here, monkeypatch):
     gpu.trt.behaviour["OnnxParser.parse"] = swallows
     assert invoke("--fp16").exit_code == 130
     assert written(here) == []
-
-
-def test_without_a_terminal_a_line_comes_now_and_then(gpu, here, monkeypatch):
-    monkeypatch.setattr(progress, "INTERVAL", 0.05)
-    monkeypatch.setattr(trt_build, "TICK", 0.02)
-
-    def build(self: Any, network: Any, config: Any) -> Memory:
-        time.sleep(0.3)
-        return Memory(b"plan")
-
-    gpu.trt.behaviour["Builder.build_serialized_network"] = build
-    result = invoke("--fp16")
-    assert result.exit_code == 0, result.output
-    assert result.output.count("building: 0 s") >= 2
