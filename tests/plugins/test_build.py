@@ -226,6 +226,7 @@ def test_program_that_is_no_compiler(tmp_path: Path) -> None:
 def test_library_needs_no_cuda_library(built: Path) -> None:
     """The CUDA runtime is linked in: the file loads on a machine without CUDA."""
     assert ctypes.CDLL(str(built)).ribsr_interface_version() == library.INTERFACE_VERSION
+    assert library.gpu_code(built) == ("sm_80", "compute_80", "sm_90a")
 
 
 @pytest.mark.parametrize(

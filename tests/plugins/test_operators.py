@@ -28,7 +28,12 @@ TYPES = {
     "void *": ctypes.c_void_p,
     "const void *": ctypes.c_void_p,
 }
-FUNCTIONS_OF_NO_OPERATOR = {"ribsr_attention_path", "ribsr_error_message", "ribsr_interface_version"}
+FUNCTIONS_OF_NO_OPERATOR = {
+    "ribsr_attention_path",
+    "ribsr_error_message",
+    "ribsr_gpu_code",
+    "ribsr_interface_version",
+}
 
 every = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 

@@ -102,7 +102,7 @@ def test_exported_and_needed_symbols(built: dict[int, Path]) -> None:
         lines = [line.split()[-2:] for line in listed.splitlines()]
         entry = "getCreators" if major >= 10 else "getPluginCreators"
         exported = {name for kind, name in lines if kind not in "Uw"}
-        assert exported == {entry, "setLoggerFinder", "ribsr_interface_version"}
+        assert exported == {entry, "setLoggerFinder", "ribsr_interface_version", "ribsr_gpu_code"}
         assert [name for kind, name in lines if kind == "U" and "@GLIBC" not in name] == []
 
 
