@@ -76,6 +76,7 @@ RUNTIMES = (
     ),
     Runtime("openvino", "engines.ov:OpenVINOEngine", (".onnx",), ("threads", "precision", "hint", "cache")),
     Runtime("tensorrt", "engines.trt.engine:TensorRTEngine", (".plan",), ("cuda_graphs",)),
+    Runtime("tensorrt-rtx", "engines.trt.rtx_engine:RTXEngine", (".rtx",), ("cuda_graphs", "specialization", "cache")),
 )
 
 SUFFIXES = tuple(dict.fromkeys(suffix for runtime in RUNTIMES for suffix in runtime.suffixes))
@@ -109,6 +110,7 @@ def open_engine(
     cuda_graphs: bool = False,
     hint: str | None = None,
     cache: str | Path | None = None,
+    specialization: str | None = None,
 ) -> Engine:
     """Opens a model file with the runtime that its suffix names, or a bundled checkpoint by its name.
 
@@ -122,20 +124,14 @@ def open_engine(
     tf32: float32 on a GPU multiplies in TF32, with 10 bits of mantissa; the description's precision is `tf32` then.
     kernels: False leaves out our own (checkpoints have attention for it). cuda_graphs: launch the work of
     repeated sizes as a whole.
-    hint, cache: of OpenVINO: `latency` (default) or `throughput`, and the folder where it keeps compiled models.
+    hint: of OpenVINO: `latency` (default) or `throughput`. specialization: of TensorRT RTX: `lazy`, `eager` or `none`.
+    cache: of both, the folder where they keep what they compile.
 
     Raises EngineError for a file that is missing, damaged or not this toolkit's, for a device that cannot be used, and
     for options that do not fit the file.
     """
     path = bundled.find(path)
-    runtimes = runtimes_of(path)
-    if not runtimes:
-        raise EngineError(
-            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
-            f"names: {', '.join(bundled.names())}"
-        )
-    if what := no_file(path, "a model"):
-        raise EngineError(f"{path}: {what}")
+    runtimes = _of_file(path)
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise EngineError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
     options = {
@@ -149,6 +145,7 @@ def open_engine(
         "cuda_graphs": cuda_graphs or None,
         "hint": hint,
         "cache": cache,
+        "specialization": specialization,
     }
     given = {name: value for name, value in options.items() if value is not None}
     taken, why = _choose(path, _named(path, runtimes, runtime), device, given)
@@ -156,6 +153,19 @@ def open_engine(
     if why:
         engine.chosen(f"{taken.name}: {why}")
     return engine
+
+
+def _of_file(path: Path) -> tuple[Runtime, ...]:
+    """Who opens a file that exists. Raises EngineError for any other."""
+    runtimes = runtimes_of(path)
+    if not runtimes:
+        raise EngineError(
+            f"{path}: unknown kind of model file; engines open {', '.join(SUFFIXES)}, and bundled checkpoints by their "
+            f"names: {', '.join(bundled.names())}"
+        )
+    if what := no_file(path, "a model"):
+        raise EngineError(f"{path}: {what}")
+    return runtimes
 
 
 def _named(path: Path, runtimes: tuple[Runtime, ...], name: str) -> tuple[Runtime, ...]:

@@ -23,6 +23,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "bf16")
 HALVES = ("fp16", "bf16")
 HINTS = ("latency", "throughput")
+SPECIALIZATIONS = ("lazy", "eager", "none")
+"""When TensorRT RTX makes kernels for the size at hand: beside runs with general ones, before the first run, never."""
 
 OLDEST_OPENVINO = (2026, 3)
 """OpenVINO 2026.2 and earlier know no MultiHeadAttention, 2025.4 no Attention either."""

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines import RUNTIME_NAMES
-from engines.base import DEVICES, HINTS, MOST_THREADS
+from engines.base import DEVICES, HINTS, MOST_THREADS, SPECIALIZATIONS
 from ribsr.base.command import F, FiniteRange, SizeType
 
 
@@ -59,7 +59,12 @@ def engine_options(command: F) -> F:
         click.option(
             "--cache",
             metavar="DIR",
-            help="OpenVINO: where compiled models are kept; default: a cache of the user.",
+            help="OpenVINO, TensorRT RTX: where what they compile is kept; default: a cache of the user.",
+        ),
+        click.option(
+            "--specialization",
+            type=click.Choice(SPECIALIZATIONS),
+            help="TensorRT RTX: kernels for a size beside its runs (lazy), before the first (eager), or none.",
         ),
     ]
     return _added(command, options)

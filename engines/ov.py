@@ -17,8 +17,8 @@ import numpy as np
 
 from engines import base, memory
 from engines.base import WHOLE, Description, Engine, EngineError, LayerTime, NotInstalled
+from engines.cache import open_cache
 from engines.metadata import Stamp, has_external_data, read_shapes, read_stamp
-from engines.ov_cache import Cache, default_folder
 from engines.running import Runner
 from ribsr.base import signal_stack
 from ribsr.base.errors import first_line, printable
@@ -304,7 +304,7 @@ def _check_file(path: str, stamp: Stamp) -> None:
 
 def _opened(ov: Any, core: openvino.Core, file: _File) -> tuple[openvino.CompiledModel, tuple[str, ...]]:
     """The compiled model, from the cache if it is there, and notes."""
-    cache, notes = _cache(file.path, file.cache)
+    cache, notes = open_cache(file.path, file.cache, "openvino")
     parts = {
         "recipe": RECIPE,
         "file": file.sha256,
@@ -325,17 +325,6 @@ def _opened(ov: Any, core: openvino.Core, file: _File) -> tuple[openvino.Compile
         except OSError as error:
             notes = (*notes, f"{file.path}: the compiled model was not kept: {first_line(error)}")
     return compiled, notes
-
-
-def _cache(path: str, folder: str | Path | None) -> tuple[Cache | None, tuple[str, ...]]:
-    """The cache, and notes. Raises EngineError for a folder that was named and cannot be written to."""
-    try:
-        return Cache(default_folder() if folder is None else Path(folder)), ()
-    except OSError as error:
-        why = first_line(error)
-    if folder is not None:
-        raise EngineError(f"{path}: compiled models cannot be kept where --cache says ({why}); name another folder")
-    return None, (f"{path}: compiled models are not kept ({why}), so it opens slowly; name a folder with --cache",)
 
 
 def _compiled(ov: Any, core: openvino.Core, file: _File, counting: bool = False) -> openvino.CompiledModel:

@@ -320,8 +320,19 @@ def kernel_sources() -> list[Path]:
 def _kernels(compiler: _Compiler, folder: Path) -> list[_Object]:
     """The kernels' objects, which every library for GPUs has in it, in a folder under `folder`."""
     # The bodies of Hopper's kernels are empty elsewhere, but their launchers and symbols must exist once.
-    sources = [_Source(path, HOPPER if "hopper" in path.name else PORTABLE + HOPPER) for path in kernel_sources()]
+    sources = [_Source(path, _gpu_options(path)) for path in kernel_sources()]
     return compiler.compile(sources, folder / f"{LIBRARY.stem}.objects")
+
+
+def gpu_code() -> str:
+    """What the libraries are compiled for: sm_80+compute_80+sm_90a. (nvcc takes what is behind a comma for more.)"""
+    made = (option.rpartition("code=")[2].strip("[]") for option in PORTABLE + HOPPER)
+    return "+".join(made).replace(",", "+")
+
+
+def _gpu_options(source: Path) -> tuple[str, ...]:
+    code = HOPPER if "hopper" in source.name else PORTABLE + HOPPER
+    return (*code, f"-DRIBSR_GPU_CODE={gpu_code()}") if source.name == "interface.cu" else code
 
 
 def build(output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None = None) -> bool:

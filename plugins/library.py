@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,39 @@ ONNXRUNTIME_VARIABLE = "RIBSR_ONNXRUNTIME_LIBRARY"
 def onnxruntime_path() -> Path:
     """The custom operators' file: $RIBSR_ONNXRUNTIME_LIBRARY, else the one `python -m plugins.build` makes."""
     return Path(os.environ.get(ONNXRUNTIME_VARIABLE) or DEFAULT.with_name("libribsr_onnxruntime.so"))
+
+
+def gpu_code(file: Path) -> tuple[str, ...]:
+    """What a library for GPUs was compiled for, as nvcc has it: `sm_80` for machine code, `compute_80` for PTX.
+
+    Raises LibraryError where it does not say, or cannot be loaded.
+    """
+    library = opened(file)
+    if not hasattr(library, "ribsr_gpu_code"):
+        raise LibraryError(f"{file} does not say which GPUs it has code for: build it again with `{build_kernels()}`")
+    library.ribsr_gpu_code.restype = ctypes.c_char_p
+    return tuple(library.ribsr_gpu_code().decode().split("+"))
+
+
+def check_gpus(file: Path, capabilities: Sequence[str]) -> None:
+    """Raises LibraryError unless a library for GPUs has code for all of these compute capabilities, such as `8.9`."""
+    code = gpu_code(file)
+    lacking = [capability for capability in capabilities if not any(_runs(one, capability) for one in code)]
+    if lacking:
+        raise LibraryError(
+            f"{file} has no code for compute capability {' and '.join(lacking)}, only {', '.join(code)}: leave "
+            f"{'it' if len(lacking) == 1 else 'them'} out, or the plugin (--no-plugin)"
+        )
+
+
+def _runs(code: str, capability: str) -> bool:
+    """Machine code runs on later cards of the same generation, PTX on all later ones; that of `sm_90a` on 9.0 alone."""
+    kind, _, number = code.partition("_")
+    major, minor = map(int, capability.split("."))
+    if number.endswith("a"):
+        return kind == "sm" and number == f"{major}{minor}a"
+    for_major, for_minor = divmod(int(number), 10)
+    return (major, minor) >= (for_major, for_minor) and (kind == "compute" or major == for_major)
 
 
 TENSORRT_VARIABLE = "RIBSR_TENSORRT_LIBRARY"

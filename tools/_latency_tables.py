@@ -39,6 +39,11 @@ def _ms(times: dict[str, Any] | None, name: str) -> str:
     return "" if times is None else f"{times[name]:.2f}"
 
 
+def _short(number: float) -> str:
+    """Three digits of it, or all before the point."""
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
 def _mib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.0f}"
 
@@ -71,7 +76,7 @@ def _cells(result: dict[str, Any], batches: bool) -> dict[str, str]:
         "graphs": {True: "yes", False: "no", None: ""}[told["cuda_graphs"]],
         **{column: _ms(times, name) for column, name in TIMES.items()},
         "end to end ms": _ms(result["end_to_end"], "median") if result["device"] else "",
-        "pictures/s": f"{result['pictures_per_second']:.4g}",
+        "pictures/s": _short(result["pictures_per_second"]),
         "memory MiB": _mib(result["peak_memory"]),
         "GPU MiB": _mib(result["gpu_memory"]),
         "engine MiB": _mib(result["gpu_allocated"]),
@@ -137,10 +142,10 @@ def _speed(name: str, achieved: dict[str, float], limits: dict[str, Any] | None)
     factor = UNITS[name][1]
     limit: Any = limits and limits[name]
     if not limit:
-        return f"{achieved[name] / factor:.4g}"
+        return _short(achieved[name] / factor)
     least, *more = [limit] if isinstance(limit, float) else limit
-    top = f"{least / factor:.4g}" + "".join(f" to {most / factor:.4g}" for most in more if most != least)
-    return f"{achieved[name] / factor:.4g} of {top} ({achieved[name] / least:.0%})"
+    top = _short(least / factor) + "".join(f" to {_short(most / factor)}" for most in more if most != least)
+    return f"{_short(achieved[name] / factor)} of {top} ({achieved[name] / least:.0%})"
 
 
 def show_layers(out: Console, result: dict[str, Any], count: int) -> None:

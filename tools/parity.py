@@ -221,7 +221,7 @@ def _identify(name: ModelName, options: dict[str, Any]) -> Stamp | Description:
     from engines.metadata import read_stamp
     from engines.trt.manifest import read_manifest
 
-    if name.path.endswith(".plan"):
+    if name.path.endswith((".plan", ".rtx")):
         return read_manifest(name.path).stamp
     if not name.path.endswith(".onnx"):
         with open_model(name, {**options, "device": "cpu"}) as engine:

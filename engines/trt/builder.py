@@ -5,11 +5,12 @@ Flags go by their names alone: their numbers differ between versions.
 8.6, 9: weakly typed networks. The graph's types are only a wish there, so a float16 graph gets BuilderFlag.FP16 and
     the type of each layer that matters is pinned (`_pin_types`). Neither bfloat16 nor a progress monitor.
 10: NetworkDefinitionCreationFlag.STRONGLY_TYPED: the graph's types are what is computed.
-11: every network is strongly typed; the flags are gone.
+11 and RTX: every network is strongly typed; the flags are gone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from engines.base import EngineError
@@ -31,7 +32,7 @@ class Watcher(Protocol):
 class Builder:
     """One engine in the making: its network and configuration. The methods are to be called in their order.
 
-    A GPU must be there. Raises EngineError with TensorRT's reason, as its methods do.
+    A GPU must be there, but for TensorRT RTX. Raises EngineError with TensorRT's reason, as its methods do.
     """
 
     def __init__(self, trt: TensorRT):
@@ -91,6 +92,27 @@ class Builder:
         profile.set_shape("input", smallest, preferred, largest)
         if self._config.add_optimization_profile(profile) < 0:
             raise EngineError(f"TensorRT refuses inputs of {smallest} over {preferred} to {largest}")
+
+    def target(self, capabilities: Sequence[str]) -> None:
+        """The compute capabilities that an engine of TensorRT RTX is for, as `engines.trt.rtx.choose` gives them."""
+        self._config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            member = self._trt.module.ComputeCapability.__members__[f"SM{capability.replace('.', '')}"]
+            if not self._config.set_compute_capability(member, index):
+                raise EngineError(f"TensorRT {self._trt.version} refuses to build for compute capability {capability}")
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The network's layers in the inspector's words (`engines.trt.plan.Plan.layers`), before anything is built.
+
+        In a strongly typed network they have the types that are computed in.
+        """
+        found = []
+        for index in range(self._network.num_layers):
+            layer = self._network.get_layer(index)
+            read = [layer.get_input(i) for i in range(layer.num_inputs)]
+            types = [{"Datatype": tensor.dtype.name} for tensor in read if tensor is not None]
+            found.append({"Name": layer.name, "LayerType": layer.type.name, "Inputs": types})
+        return found
 
     def report_to(self, watcher: Watcher) -> bool:
         """Whether this TensorRT tells how the build goes on, and can be stopped."""

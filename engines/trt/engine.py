@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, LayerTime, OutOfMemory, Timer
+from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, OutOfMemory, Timer
 from engines.trt import gpu as cuda
+from engines.trt import rtx
 from engines.trt.gpu import GPU, CUDAError
-from engines.trt.manifest import Manifest, read_manifest
+from engines.trt.manifest import PLAN, RTX_PLAN, Manifest, read_manifest
 from engines.trt.plan import Context, Plan, Shape
-from engines.trt.versions import TensorRT
+from engines.trt.versions import RTX, TensorRT
 from ribsr.base.errors import printable
 from ribsr.base.files import sha256
-from ribsr.base.installation import build_kernels
+from ribsr.base.installation import build_kernels, pip_install
 from ribsr.base.sizes import Limits, Size
 
 
@@ -31,32 +32,39 @@ class TensorRTEngine(Engine):
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto", cuda_graphs: bool = False):
+        self._cuda_graphs = cuda_graphs
+        self._open(path, device)
+
+    def _open(self, path: str | Path, device: str) -> None:
         base.check_choice("device", device, base.DEVICES)
         if device == "cpu":
             raise EngineError(f"{path}: a TensorRT plan runs on a GPU only; for the CPU run the .onnx it was made of")
         self._path = str(path)
         self._manifest = read_manifest(path)
-        trt = TensorRT.load()
-        self._gpu, self._cuda_graphs = cuda.current_gpu(), cuda_graphs
+        trt = _load(self._path, self._manifest)
+        self._gpu = cuda.current_gpu()
         _check_fits(self._path, self._manifest, trt, self._gpu)
         if self._manifest.plugin is not None:
             _load_plugins(Path(path), self._manifest, trt)
         self._free_before = cuda.free_memory()
-        plan = Plan(trt, Path(path).read_bytes(), path)
+        plan = self._read(trt)
         smallest, _, largest = plan.shapes
         self._description = Description(
             **{**vars(self._manifest.stamp), "precision": self._manifest.precision, "form": self._manifest.form},
             path=self._path,
-            runtime="tensorrt",
-            runtime_version=trt.version,
+            runtime="tensorrt-rtx" if trt.rtx else "tensorrt",
+            runtime_version=trt.version.removeprefix(RTX),
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             batch=smallest[0] if smallest[0] == largest[0] else None,
             limits=Limits(Size(*smallest[2:]), Size(*largest[2:])),
-            cuda_graphs=cuda_graphs,
+            cuda_graphs=self._cuda_graphs,
         )
         self._plan: Plan | None = plan
         self._lock = threading.Lock()
         self._idle: list[_Lane] = []
+
+    def _read(self, trt: TensorRT) -> Plan:
+        return Plan(trt, Path(self._path).read_bytes(), self._path)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         self._check(x)
@@ -249,11 +257,43 @@ def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
     differences = []
     if manifest.tensorrt != trt.version:
         differences.append(f"TensorRT {manifest.tensorrt}, here is {trt.version}")
-    if manifest.compute_capability != gpu.compute_capability:
+    if not rtx.serves(manifest.compute_capability, gpu.compute_capability):
         differences.append(f"compute capability {manifest.compute_capability}, here is {gpu.compute_capability}")
     if differences:
         what = " and for ".join(differences)
-        raise EngineError(f"{path}: was built for {what}; build it here: {manifest.rebuild(path)}")
+        advice = f"build it here: {manifest.rebuild(path, gpu.compute_capability)}"
+        if trt.rtx and gpu.compute_capability not in rtx.supported(trt):
+            advice = (
+                f"TensorRT {trt.version} is for {', '.join(rtx.supported(trt))}; build a plan for TensorRT itself "
+                "here: python -m export.trt"
+            )
+        raise EngineError(f"{path}: was built for {what}; {advice}")
+
+
+def _load(path: str, manifest: Manifest) -> TensorRT:
+    """The TensorRT that built the plan, of whatever version.
+
+    Raises EngineError where only the other one is here, and for a plan that has the suffix of the other one's.
+    """
+    suffix = RTX_PLAN if manifest.rtx else PLAN
+    try:
+        trt = TensorRT.load(manifest.rtx)
+    except NotInstalled as error:
+        try:
+            other = TensorRT.load(not manifest.rtx)
+        except NotInstalled:
+            raise error from None
+        raise EngineError(
+            f"{path}: was built by TensorRT {manifest.tensorrt}, and here is TensorRT {other.version} alone: "
+            f"{pip_install('rtx' if manifest.rtx else 'trt')}, or build it for that one: "
+            f"python -m export.trt --onnx {manifest.onnx}"
+        ) from None
+    if Path(path).suffix != suffix:
+        right = Path(path).with_suffix(suffix).name
+        raise EngineError(
+            f"{path}: is a plan of TensorRT {manifest.tensorrt}: call it {right}, and its manifest {right}.json"
+        )
+    return trt
 
 
 def _load_plugins(plan: Path, manifest: Manifest, trt: TensorRT) -> None:

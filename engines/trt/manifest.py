@@ -13,10 +13,15 @@ from typing import Any
 
 from engines.base import PRECISIONS, EngineError, Stamp
 from engines.metadata import stamp_of
+from engines.trt.rtx import LATER
+from engines.trt.versions import RTX
 from ribsr.base.errors import shown
 from ribsr.base.files import atomic, sha256
 from ribsr.base.settings import checked, read_settings
 from ribsr.base.sizes import Size
+
+PLAN, RTX_PLAN = ".plan", ".rtx"
+"""What the names of plans end in, for TensorRT and for TensorRT RTX."""
 
 FORMAT = 2
 """Of what is written; it changes when fields change their names or meaning. 1, with other names, is read, too."""
@@ -26,8 +31,10 @@ FORMAT = 2
 class Manifest:
     """What `export.trt` knows about the plan it wrote.
 
-    onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it.
-    cuda: the driver's version. gpu, compute_capability: of the card that it was built on, e.g. `9.0`.
+    onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it;
+    of TensorRT RTX `RTX 1.7.1.116`. cuda: the driver's version. gpu, compute_capability: of the card that it was built
+    on, e.g. `9.0`. (TensorRT RTX needs none: there the first two are empty, and the last has all that it is for,
+    `8.9,12.0`, with a `+` behind them where it is for later ones, too.)
     precision: fp32, fp16 or bf16. form: of the attention: plugin, attention or matmul.
     profile: `min`, `opt` and `max` shape [B, 3, H, W] of the input. plugin: `file` name and `sha256` of the plugin
     library that it needs, or None. stamp: what the ONNX file said of itself. build_seconds: of TensorRT's builder
@@ -49,12 +56,20 @@ class Manifest:
     build_seconds: float
     layers: dict[str, int]
 
-    def rebuild(self, plan: str | Path) -> str:
-        """The command that makes this plan again."""
+    @property
+    def rtx(self) -> bool:
+        """Whether TensorRT RTX built it."""
+        return self.tensorrt.startswith(RTX)
+
+    def rebuild(self, plan: str | Path, gpu: str | None = None) -> str:
+        """The command that makes this plan again. gpu: of TensorRT RTX, another compute capability than it is for."""
         smallest, preferred, largest = (Size(*self.profile[name][2:]) for name in ("min", "opt", "max"))
         sizes = f"--size {preferred}" if smallest == largest else f"--shapes {smallest} {preferred} {largest}"
         options = [] if self.precision == "fp32" else [f"--{self.precision}"]
-        if options and self.plugin is None and self.stamp.form == "canonical":
+        if self.rtx:
+            chosen = gpu or ("" if self.compute_capability.endswith(LATER) else self.compute_capability)
+            options += ["--rtx", *(["--gpu", chosen] if chosen else [])]
+        if self.precision != "fp32" and self.plugin is None and self.stamp.form == "canonical":
             options.append("--no-plugin")
         words = [*options, *sizes.split(), "-o", str(plan)]
         return shlex.join(["python", "-m", "export.trt", "--onnx", self.onnx, *words])

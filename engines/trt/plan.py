@@ -18,12 +18,13 @@ Shape = tuple[int, ...]
 class Plan:
     """An engine of one input, `input`, and one output, `output`. Threads may share it.
 
-    name: of the plan, for messages. The plugins that it needs must be registered, and a GPU must be there.
-    Raises EngineError if TensorRT cannot read it.
+    name: of the plan, for messages. runtime_config: of TensorRT RTX, what contexts are made with. The plugins that the
+    plan needs must be registered, and a GPU must be there. Raises EngineError if TensorRT cannot read it.
     """
 
     def __init__(self, trt: TensorRT, content: bytes, name: str | Path):
         self.trt, self.log = trt, Log(trt.module, f"{name}: ")
+        self.runtime_config: Any = None
         runtime = trt.start("Runtime", self.log)
         with self.log.listening() as said:
             self.engine: Any = runtime.deserialize_cuda_engine(content)
@@ -75,7 +76,9 @@ class Context:
     def __init__(self, plan: Plan, stream: Any):
         self._plan, self._stream, self._checked = plan, int(stream), plan.log.checked
         self._context: Any = self._checked(
-            "TensorRT cannot make an execution context", plan.engine.create_execution_context
+            "TensorRT cannot make an execution context",
+            plan.engine.create_execution_context,
+            *([] if plan.runtime_config is None else [plan.runtime_config]),
         )
         # 8.6 gives the profile to an engine's first context only, and others have to ask for it; later versions to all.
         if -1 in tuple(plan.engine.get_tensor_shape("input")) and self._context.active_optimization_profile != 0:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.trt.versions import TensorRT
+from engines.trt import rtx
 from export import ExportError, Form
+from export.trt.machine import Machine
 from export.trt.source import Options, Shapes, Source
 from ribsr.base.installation import build_kernels, pip_install
 
@@ -39,25 +40,23 @@ class Graph:
     float32: int
 
 
-def prepare(
-    trt: TensorRT, source: Source, shapes: Shapes, options: Options, capability: str, say: Callable[[str], None]
-) -> Graph:
+def prepare(machine: Machine, source: Source, shapes: Shapes, options: Options, say: Callable[[str], None]) -> Graph:
     """The file's graph in the form and precision that this TensorRT is to get; loads the plugins if it needs them.
 
-    capability: the GPU's compute capability. Raises ExportError or ValueError for what cannot be had, and says
-    what is taken instead of what.
+    Raises ExportError or ValueError for what cannot be had, and says what is taken instead of what.
     """
     from export import lower
     from plugins import fuse
 
-    stamp = source.stamp
-    precision = check_precision(trt, source, options)
+    stamp, trt = source.stamp, machine.trt
+    capability = None if machine.gpu is None else machine.gpu.compute_capability  # None: any may come
+    precision = check_precision(machine, source, options)
     opset = lower.opset_of(source.model)
     if opset > trt.newest_opset:
         raise ExportError(
             f"{source.path}: has opset {opset}, TensorRT {trt.version} reads {trt.newest_opset}; export without --opset"
         )
-    form, library = choose_form(trt, source, precision, opset, options, say)
+    form, library = choose_form(machine, source, precision, opset, options, say)
     model, attentions = fuse.strip(source.model), 0
     if stamp.form == "canonical":
         if precision != stamp.precision:
@@ -66,19 +65,21 @@ def prepare(
             say(lower.check_scores(model, shapes[2], options.score_limit, SCORE_ADVICE))
         attentions = lower.count_float32_attention(model)
         model = lower.lower(model, form, capability)
-    elif form == "plugin":
+    elif form == "plugin" and capability is not None:
         model = fuse.for_capability(model, capability)
     _fix_batch(model, shapes, stamp.scale)
     plugins = sum(fuse.count(model).values())
     return Graph(model, form, precision, library, plugins, float32_products(model, attentions))
 
 
-def check_precision(trt: TensorRT, source: Source, options: Options) -> str:
+def check_precision(machine: Machine, source: Source, options: Options) -> str:
     """fp32, fp16 or bf16: what was asked for, or what the file is in. Raises ExportError if it cannot be."""
-    stamp = source.stamp
+    stamp, trt = source.stamp, machine.trt
     wanted = options.precision or stamp.precision
     if wanted == "bf16" and not trt.has_bfloat16:
         raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.version}; use --fp16")
+    if wanted == "bf16" and (old := [one for one in machine.capabilities if rtx.number(one) < (8, 0)]):
+        raise ExportError(f"bfloat16 needs cards of compute capability 8.0 or later, --gpu names {', '.join(old)}")
     if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.form != "canonical"):
         raise ExportError(
             f"{source.path}: is in {stamp.precision} and form '{stamp.form}', which leaves no choice of "
@@ -88,18 +89,24 @@ def check_precision(trt: TensorRT, source: Source, options: Options) -> str:
 
 
 def choose_form(
-    trt: TensorRT, source: Source, precision: str, opset: int, options: Options, say: Callable[[str], None]
+    machine: Machine, source: Source, precision: str, opset: int, options: Options, say: Callable[[str], None]
 ) -> tuple[Form, Path | None]:
     """The form, and the plugin library if it is `plugin`; says why if it is something else."""
     form: Any = source.stamp.form
+    trt = machine.trt
     if form == "plugin":
         if not options.plugin:
             raise ExportError(f"{source.path}: is in form 'plugin'; for --no-plugin export it without --form")
-        return "plugin", plugin_library(trt, say)
+        return "plugin", plugin_library(machine, say)
     if form == "attention" and not trt.reads_attention:
         raise ExportError(
             f"{source.path}: is in form 'attention', which TensorRT {trt.version} does not read (10.14 does); "
             "export it without --form"
+        )
+    if form == "attention" and trt.rtx and precision == "fp32":
+        raise ExportError(
+            f"{source.path}: is in form 'attention' and float32, for which TensorRT {trt.version} has no kernels: give "
+            "the canonical file and --fp16 or --bf16; or, for small pictures, one exported with --form matmul"
         )
     if form != "canonical":
         return form, None
@@ -108,10 +115,10 @@ def choose_form(
         reason = "the plugin computes in half precision (--fp16)"
     elif options.plugin:
         try:
-            return "plugin", plugin_library(trt, say)
+            return "plugin", plugin_library(machine, say)
         except _NoPlugin as error:
             reason = str(error)
-    if trt.reads_attention and opset >= 23:
+    if trt.reads_attention and opset >= 23 and not (trt.rtx and precision == "fp32"):
         say(f"form 'attention' instead of the plugin: {reason}")
         return "attention", None
     say(f"form 'matmul' instead of the plugin, slow and for small pictures: {reason}")
@@ -122,13 +129,15 @@ class _NoPlugin(ExportError):
     """Why there is no plugin library and none can be built."""
 
 
-def plugin_library(trt: TensorRT, say: Callable[[str], None]) -> Path:
-    """The file of the plugins, built if it is not there, and loaded.
+def plugin_library(machine: Machine, say: Callable[[str], None]) -> Path:
+    """The file of the plugins, built if it is not there, and loaded; for TensorRT RTX (`export.trt.building` loads it)
+    found to have code for the GPUs.
 
     Raises _NoPlugin if there is none, LibraryError if there is one but it does not work.
     """
     from plugins import compiler, library
 
+    trt = machine.trt
     path = library.tensorrt_path(trt.major)
     if not path.exists() and not os.environ.get(library.TENSORRT_VARIABLE):
         try:
@@ -142,7 +151,10 @@ def plugin_library(trt: TensorRT, say: Callable[[str], None]) -> Path:
             compiler.build_tensorrt(include)
         except compiler.BuildError as error:
             raise _NoPlugin(f"{path.name} cannot be built: {error}") from None
-    library.load_tensorrt(trt.module, path)
+    if machine.gpu is None:
+        library.check_gpus(path, machine.noted.removesuffix(rtx.LATER).split(","))
+    else:
+        library.load_tensorrt(trt.module, path)
     return path
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engines.trt.plan import Plan
+from engines.trt.versions import TensorRT
 from export import ExportError
 from export.trt.graph import Graph
 
@@ -27,6 +27,9 @@ HEAVY = re.compile(r"conv|gemm|mat_?mul|matrix_?multiply|mha|attention", re.IGNO
 
 TYPES = {"bf16": r"bf16|bfloat16", "fp16": r"fp16|half", "fp32": r"fp32|float"}
 """What their names contain; the first that fits is it."""
+
+TYPE_KEY = re.compile(r"data_?type$", re.I)
+"""`Format/Datatype` up to TensorRT 10, a key of its own from 11 on."""
 
 HIDDEN = re.compile(r"dynamic shapes", re.I)
 TACTIC = re.compile(r"_(bf16|f16|f32)\1_")
@@ -63,15 +66,15 @@ class Inspection:
         return f"{self.layers} layers; plugins: {listed(self.plugins)}; convolutions and products: {listed(self.heavy)}"
 
 
-def inspect_plan(plan: Plan, graph: Graph) -> Inspection:
-    """What the engine consists of. Raises ExportError if it does not compute in the precision promised."""
-    found = inspect(plan.layers())
+def check_built(trt: TensorRT, layers: Iterable[dict[str, Any]], graph: Graph) -> Inspection:
+    """What an engine of these layers consists of. Raises ExportError if it breaks the promise of its precision."""
+    found = inspect(layers)
     if graph.precision != "fp32":
         try:
             check(found, graph.precision, graph.plugins, graph.float32)
         except PrecisionError as error:
             raise ExportError(
-                f"TensorRT {plan.trt.version} did not build what --{graph.precision} promises: {error}; nothing was "
+                f"TensorRT {trt.version} did not build what --{graph.precision} promises: {error}; nothing was "
                 "written: try --optimization-level 5, another form or another TensorRT"
             ) from None
     return found
@@ -126,7 +129,7 @@ def check(inspection: Inspection, precision: str, plugins: int, float32: int) ->
 def _words(layer: dict[str, Any]) -> list[str]:
     """What the inspector says of the type of each input."""
     tensors = [tensor for tensor in layer.get("Inputs", []) if isinstance(tensor, dict)]
-    return [str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "") for tensor in tensors]
+    return [next((str(value) for key, value in tensor.items() if TYPE_KEY.search(key)), "") for tensor in tensors]
 
 
 def _is_hidden(layer: dict[str, Any]) -> bool:

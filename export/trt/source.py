@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engines.base import EngineError
 from engines.metadata import Stamp, read_stamp
-from engines.trt.manifest import manifest_path
+from engines.trt.manifest import PLAN, manifest_path
 from export import ExportError
 from ribsr.base.files import check_target
 from ribsr.base.installation import pip_install
@@ -35,7 +35,8 @@ class Options:
     precision: None: that of the file. shapes: None: SHAPES, or the file's only size. timing_cache: None: one for this
     TensorRT and GPU in the user's cache folder. workspace: GiB of scratch memory for a layer; None: all there is.
     plugin: False: without, even where it could be had. score_limit: GiB of attention scores in the form `matmul`.
-    verify: None checks the engine on pictures where that is quick.
+    verify: None checks the engine on pictures where that is quick. rtx: TensorRT RTX or TensorRT; None: the latter,
+    unless the former alone is installed. gpu: compute capabilities, or `current`, for TensorRT RTX; none: all of them.
     """
 
     precision: Literal["fp32", "fp16", "bf16"] | None = None
@@ -46,6 +47,8 @@ class Options:
     plugin: bool = True
     score_limit: float = 4.0
     verify: bool | None = None
+    rtx: bool | None = None
+    gpu: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,14 @@ class Source:
     static: Size | None
 
 
-def check_targets(output: Path, options: Options) -> None:
-    """Raises ExportError for a name by which no engine would open the plan, OSError for what cannot be written."""
-    if output.suffix != ".plan":
-        raise ExportError(f"{output}: a plan's name ends in .plan, by which the engines know what it is")
+def check_targets(output: Path, options: Options, suffix: str = PLAN) -> None:
+    """Raises ExportError for a name by which no engine would open the plan, OSError for what cannot be written.
+
+    suffix: PLAN or RTX_PLAN.
+    """
+    if output.suffix != suffix:
+        whose = "a plan's name" if suffix == PLAN else "the name of a plan for TensorRT RTX"
+        raise ExportError(f"{output}: {whose} ends in {suffix}, by which the engines know what it is")
     manifest = manifest_path(output)
     if (length := len(os.fsencode(manifest.name))) > LONGEST_NAME:
         raise ExportError(f"{output}: its manifest's name, {length} bytes, is too long; {LONGEST_NAME} are possible")

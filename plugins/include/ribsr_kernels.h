@@ -185,6 +185,9 @@ RIBSR_API const char *ribsr_error_message(void);
 enum { RIBSR_INTERFACE_VERSION = 7 };
 RIBSR_API int32_t ribsr_interface_version(void);
 
+/* What the library was compiled for, as nvcc has it: "sm_80+compute_80+sm_90a", machine code and PTX. */
+RIBSR_API const char *ribsr_gpu_code(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -32,6 +32,7 @@ EXTRAS = {
     "onnxscript": ("export",),
     "safetensors": ("train", "export"),
     "tensorrt": ("trt",),
+    "tensorrt_rtx_bindings": ("rtx",),
     "torch": ("train", "export"),
     "vl_convert": ("report",),
     "yaml": ("train", "export"),

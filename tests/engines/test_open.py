@@ -59,7 +59,7 @@ def test_unknown_devices_and_threads_are_refused(file: str, request: pytest.Fixt
 
 def test_options_are_for_the_runtimes_that_have_them(onnx_file: Path, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "x2.plan").touch()
-    with pytest.raises(EngineError, match=r"cuda_graphs can be chosen for \.onnx, \.plan files only"):
+    with pytest.raises(EngineError, match=r"cuda_graphs can be chosen for \.onnx, \.plan, \.rtx files only"):
         open_engine(checkpoint, cuda_graphs=True)
     with pytest.raises(EngineError, match=r"kernels can be chosen for \.onnx files only"):
         open_engine(checkpoint, kernels=False)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import Engine, EngineError, choice, open_engine, ov_cache
+from engines import Engine, EngineError, choice, open_engine
 from engines.base import NotInstalled, check_finite
+from engines.cache import Cache
 from engines.compare import RunningReference, prove
 from engines.ov import OpenVINOEngine, reason
-from engines.ov_cache import Cache
 from ribsr.base import signal_stack
 from ribsr.base.installation import pip_install
 from ribsr.base.sizes import Size
@@ -334,7 +334,7 @@ def test_a_folder_that_takes_no_files(exported: Exported, tmp_path: Path, monkey
 
 
 def test_those_not_used_for_long_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ov_cache, "MOST", 2)
+    monkeypatch.setattr("engines.cache.MOST", 2)
     cache = Cache(tmp_path)
     for number in range(3):
         cache.write({"n": number}, b"model")

@@ -42,10 +42,15 @@ int32_t launched(cudaError_t error) {
 
 }  // namespace ribsr
 
+#define TEXT(words) #words
+#define TEXT_OF(macro) TEXT(macro)
+
 extern "C" {
 
 const char *ribsr_error_message(void) { return ribsr::message; }
 
 int32_t ribsr_interface_version(void) { return RIBSR_INTERFACE_VERSION; }
+
+const char *ribsr_gpu_code(void) { return TEXT_OF(RIBSR_GPU_CODE); }  // plugins/compiler.py says what it is
 
 }  // extern "C"

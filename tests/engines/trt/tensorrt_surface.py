@@ -2,7 +2,8 @@
 
     python tests/engines/trt/tensorrt_surface.py MODULE > tests/engines/trt/tensorrt_surfaces/VERSION.json
 
-MODULE is `tensorrt` or, for bindings without TensorRT's libraries, `tensorrt_bindings` (see .ci/tensorrt_bindings).
+MODULE is `tensorrt`, for bindings without TensorRT's libraries `tensorrt_bindings` (see .ci/tensorrt_bindings), or
+`tensorrt_rtx_bindings`; the record of TensorRT RTX is called rtx-VERSION.json.
 Needs the standard library only and Python 3.8, which the oldest bindings run in.
 """
 
@@ -25,6 +26,8 @@ CLASSES = (
     "IPluginRegistry",
     "IProfiler",
     "IProgressMonitor",
+    "IRuntimeCache",
+    "IRuntimeConfig",
     "ITensor",
     "ITimingCache",
     "OnnxParser",
@@ -33,7 +36,10 @@ CLASSES = (
 )
 ENUMS = (
     "BuilderFlag",
+    "ComputeCapability",
+    "CudaGraphStrategy",
     "DataType",
+    "DynamicShapesKernelSpecializationStrategy",
     "ILogger.Severity",
     "LayerInformationFormat",
     "LayerType",

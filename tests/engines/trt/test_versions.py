@@ -17,28 +17,38 @@ from engines.base import EngineError, OutOfMemory
 from engines.trt.builder import Builder
 from engines.trt.plan import Context, Plan
 from engines.trt.versions import TensorRT
-from tests.engines.trt.tensorrt_fake import VERSIONS, Memory, fake_tensorrt, instance, recorded
+from tests.engines.trt.tensorrt_fake import RTX, VERSIONS, Memory, fake_tensorrt, instance, recorded
 
 HERE = Path(__file__).parent
 BINDINGS = Path(os.environ.get("TENSORRT_BINDINGS") or HERE.parents[2] / ".venv" / "tensorrt")
-"""Folders `10` and `11` with the bindings and stub libraries; .ci/tensorrt_bindings makes them."""
+"""Folders `10` and `11` with the bindings and stub libraries, and `rtx` with all of it; .ci/tensorrt_bindings makes
+them."""
 
 MODERN = [version for version in VERSIONS if not version.startswith("8.")]
 
 
-@pytest.fixture(params=VERSIONS)
+def of(module: Any) -> TensorRT:
+    """TensorRT, of a played module."""
+    return TensorRT(module, rtx=module.__name__ != "tensorrt")
+
+
+@pytest.fixture(params=[*VERSIONS, RTX])
 def trt(request: pytest.FixtureRequest) -> Any:
     """The module."""
     return fake_tensorrt(request.param)
 
 
-@pytest.mark.parametrize("version", MODERN)
+@pytest.mark.parametrize("version", [*MODERN, RTX])
 def test_records_are_what_the_real_bindings_offer(version):
-    folder = BINDINGS / version.split(".")[0]
+    folder = BINDINGS / re.split("[.-]", version)[0]
     if not folder.is_dir():
         pytest.skip(f"no bindings in {folder}: make bindings")
     done = subprocess.run(
-        [sys.executable, str(HERE / "tensorrt_surface.py"), "tensorrt_bindings"],
+        [
+            sys.executable,
+            str(HERE / "tensorrt_surface.py"),
+            "tensorrt_rtx_bindings" if version == RTX else "tensorrt_bindings",
+        ],
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder / "site")},
         capture_output=True,
         text=True,
@@ -74,7 +84,7 @@ def raising(message: str, severity: str = "ERROR") -> Any:
 
 
 def opened(trt: Any) -> Plan:
-    return Plan(TensorRT(trt), b"plan", "x2.plan")
+    return Plan(of(trt), b"plan", "x2.plan")
 
 
 def arguments(trt: Any, call: str) -> list[Any]:
@@ -90,7 +100,7 @@ def test_runtime_and_builder_say_why_they_do_not_start(trt):
     with pytest.raises(EngineError, match="runtime .CUDA initialization failure with error: 35"):
         opened(trt)
     with pytest.raises(EngineError, match="builder .out of luck"):
-        Builder(TensorRT(trt))
+        Builder(of(trt))
 
 
 def test_a_plan_is_an_engine_or_the_reason(trt):
@@ -216,7 +226,7 @@ def test_a_plan_whose_profile_cannot_be_shared_is_named(trt):
 def configured(trt: Any, half: bool = False, **options: Any) -> tuple[Builder, Any]:
     """A builder, and TensorRT's configuration that it made."""
     trt.behaviour = {"INetworkDefinition.num_layers": 0, "INetworkDefinition.num_inputs": 0} | trt.behaviour
-    builder = Builder(TensorRT(trt))
+    builder = Builder(of(trt))
     builder.configure(half, **options)
     return builder, builder._config
 
@@ -224,13 +234,13 @@ def configured(trt: Any, half: bool = False, **options: Any) -> tuple[Builder, A
 @pytest.mark.parametrize(("version", "flag"), [*zip(VERSIONS, ("EXPLICIT_BATCH", "STRONGLY_TYPED", None), strict=True)])
 def test_network_computes_in_the_types_of_the_graph(version, flag):
     trt = fake_tensorrt(version)
-    Builder(TensorRT(trt))
+    Builder(of(trt))
     (flags,) = dict(trt.calls)["Builder.create_network"]
     assert flags == (0 if flag is None else 1 << trt.NetworkDefinitionCreationFlag[flag])
 
 
 def test_parser_says_which_node_it_does_not_take(trt):
-    builder = Builder(TensorRT(trt))
+    builder = Builder(of(trt))
     builder.parse(b"model")
     trt.behaviour["OnnxParser.parse"] = lambda self, model: False
     trt.behaviour["OnnxParser.num_errors"] = 1
@@ -377,7 +387,7 @@ def test_build_gives_the_plan_or_the_reason(trt):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_progress_and_bfloat16_come_with_10(version):
     trt = fake_tensorrt(version)
-    found = TensorRT(trt)
+    found = of(trt)
     assert found.has_progress_monitor == found.has_bfloat16 == (version in MODERN)
     assert hasattr(trt, "IProgressMonitor") == found.has_progress_monitor
 

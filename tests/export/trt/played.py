@@ -114,7 +114,7 @@ def make_gpu(version: str, here: Path, monkeypatch) -> FakeGPU:
     class PlayedEngine(ORTEngine):
         """Runs a plan as its ONNX file in ONNX Runtime, somewhat wrong."""
 
-        def __init__(self, plan: Path):
+        def __init__(self, plan: Path, **options: Any):
             assert Path(plan).read_bytes().startswith(b"plan")
             super().__init__(here / "x2.onnx", device="cpu")
 

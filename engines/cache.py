@@ -1,4 +1,5 @@
-"""Models as OpenVINO compiled them, kept on disk: opening one again takes a sixth of the time.
+"""Models as a runtime compiled them, kept on disk: OpenVINO opens one again in a sixth of the time; TensorRT RTX has
+the kernels that it makes when a size comes for the first time.
 
 OpenVINO's own cache takes a file for the same by its name and time, and reads what a killed process left half written.
 Here a name says all that a compiled model depends on, and a file is whole or not there.
@@ -13,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engines.base import EngineError
+from ribsr.base.errors import first_line
 from ribsr.base.files import atomic, check_folder
 
 SUFFIX = ".compiled"
@@ -21,14 +24,14 @@ MOST = 16
 """Models that are kept, of some 25 MB each; those that were not used for the longest time go."""
 
 
-def default_folder() -> Path:
-    """`ribsr/openvino` in the user's folder for caches. Raises OSError where there is no such folder."""
+def default_folder(runtime: str) -> Path:
+    """`ribsr/openvino`, or another runtime's, in the user's folder for caches. Raises OSError where there is none."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
     except RuntimeError as error:
         raise OSError(str(error)) from None
-    return base / "ribsr" / "openvino"
+    return base / "ribsr" / runtime
 
 
 class Cache:
@@ -69,3 +72,17 @@ class Cache:
 
 
 _DIGEST = hashlib.sha256().digest_size
+
+
+def open_cache(path: str, folder: str | Path | None, runtime: str) -> tuple[Cache | None, tuple[str, ...]]:
+    """The cache for a model's file, in a folder or the runtime's own, and notes about it.
+
+    Raises EngineError for a folder that was named and cannot be written to.
+    """
+    try:
+        return Cache(default_folder(runtime) if folder is None else Path(folder)), ()
+    except OSError as error:
+        why = first_line(error)
+    if folder is not None:
+        raise EngineError(f"{path}: compiled models cannot be kept where --cache says ({why}); name another folder")
+    return None, (f"{path}: compiled models are not kept ({why}), so it opens slowly; name a folder with --cache",)
