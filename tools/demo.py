@@ -35,7 +35,7 @@ def main() -> None:
     photograph = read_rgb(ROOT / "engines" / "samples" / "astronaut.png").pixels
     write_picture(folder / "photograph" / "astronaut.png", Picture(photograph))
     told = [_enlarge(folder, photograph, scale) for scale in SCALES]
-    timing = "--size 64x64 --rounds 5 --warmup 1 --profile --json latency.json"
+    timing = "--size 64x64 --rounds 3 --warmup 1 --profile --json latency.json"
     run(folder, "How fast, and where does the time go?", f"../tools/latency.py sst-light-x2 sst-light-x2.onnx {timing}")
     runs = [f"{kind}_x{scale}.json" for kind in ("scores", "parity") for scale in SCALES]
     run(folder, "All of it on one page:", f"../tools/report.py {' '.join(runs)} latency.json -o report.html")
