@@ -98,7 +98,7 @@ def test_an_interrupt_is_no_error_of_ours() -> None:
 def test_extras_install_what_they_are_named_for() -> None:
     text = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
     text = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    named = {"yaml": "pyyaml", "cuda": "cuda-python"}
+    named = {"yaml": "pyyaml", "cuda": "cuda-python", "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings"}
     for package, extras in EXTRAS.items():
         for extra in extras:
             (line,) = re.findall(rf"^{extra} = (.*)$", text, re.MULTILINE)
