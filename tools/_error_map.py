@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ribsr.base.files import atomic
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GAP, LEGEND = 8, 40
 """Pixels between panels, and below them."""
@@ -29,6 +30,8 @@ class ErrorMaps:
 
     def see(self, name: str, expected: np.ndarray, y: np.ndarray) -> None:
         """Adds a picture: [B, 3, H, W] of the reference and of the model; of a batch the largest errors count."""
+        import numpy as np
+
         error = np.abs(y.astype(np.float64) - expected)
         self._names.append(name)
         self._panels.append(np.where(np.isfinite(error), error, np.nan).max(axis=(0, 1)))
@@ -36,10 +39,13 @@ class ErrorMaps:
     @property
     def full_scale(self) -> float:
         """The error that is white; 0 where there is none."""
+        import numpy as np
+
         return max((float(np.nanmax(panel)) for panel in self._panels if not np.isnan(panel).all()), default=0.0)
 
     def write(self, path: Path) -> dict[str, Any] | None:
         """Writes the file, and returns what --json says of it; None where nothing was compared."""
+        import numpy as np
         from PIL import Image, ImageDraw
 
         if not self._panels:
@@ -63,6 +69,8 @@ class ErrorMaps:
 
     def _drawn(self, panel: np.ndarray) -> np.ndarray:
         """Errors [H, W] as RGB [H, W, 3]."""
+        import numpy as np
+
         bad = np.isnan(panel)
         gray = np.where(bad, 0, panel) * (255 / (self.full_scale or 1))
         return np.where(bad[..., None], NAN, np.repeat(gray.round()[..., None], 3, axis=2)).astype(np.uint8)
