@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,13 +214,23 @@ class ORTEngine(Engine):
 
     def layers(self) -> list[str]:
         """As `Engine.layers`; with our kernels, those whose outputs they write: less than without."""
-        return list(self._shown().tensors)
+        with self._looking_into():
+            return list(self._shown().tensors)
 
     def layer_outputs(self, x: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         base.check_input(x, self._description)
-        shown = self._shown()
-        content = ort_layers.with_outputs(shown.model, [shown.tensors[name] for name in names])
-        return self._guarded(x, lambda _: self._computed(x, shown, content, names))
+        with self._looking_into():
+            shown = self._shown()
+            content = ort_layers.with_outputs(shown.model, [shown.tensors[name] for name in names])
+            return self._guarded(x, lambda _: self._computed(x, shown, content, names))
+
+    @contextlib.contextmanager
+    def _looking_into(self) -> Iterator[None]:
+        """What keeps a second session, of all outputs, from being made as an EngineError."""
+        try:
+            yield
+        except (_NotOnCUDA, ort_kernels.NoKernels) as error:
+            raise EngineError(f"{self._path}: its layers cannot be shown, since {error}") from None
 
     def _computed(self, x: np.ndarray, shown: _Shown, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
         import onnxruntime as ort

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines import base, memory
+from engines import base, memory, pinned
 from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, Timer
 from ribsr.base.errors import RibsrError, first_line
 from ribsr.base.files import sha256
@@ -278,17 +278,18 @@ class Graphs:
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()  # the one used last is the last
         self._on_gpu = device.type == "cuda"
         self._pinned = torch.empty(0)
+        self._results = pinned.Pool()
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # where the model comes to be
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """x [B, 3, H, W] → [B, 3, sH, sW], in memory that the GPU writes to; PyTorch uses it again once it is free."""
+        """x [B, 3, H, W] → [B, 3, sH, sW], in memory as of `engines.pinned`."""
         with self._alone():
             recording = self._launched(x)
-            y = torch.empty(recording.output.shape, pin_memory=self._on_gpu)
-            y.copy_(recording.output, non_blocking=True)
+            y = self._results.array(recording.output.shape)
+            torch.from_numpy(y).copy_(recording.output, non_blocking=True)
             self._stream.synchronize()
-            return y.numpy()
+            return y
 
     def has(self, shape: tuple[int, ...]) -> bool:
         """Whether the work for inputs of this shape is recorded."""
@@ -312,6 +313,7 @@ class Graphs:
         """Drops what is recorded. What runs is waited for."""
         with self._lock:
             self._recordings.clear()
+        self._results.clear()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -335,9 +337,9 @@ class Graphs:
             while len(self._recordings) >= RECORDINGS:
                 self._recordings.popitem(last=False)
             recording = Recording(self._model, x.shape, self._device)
-        pinned = self._input(recording.input.shape)
-        np.copyto(pinned.numpy(), x)
-        recording.input.copy_(pinned, non_blocking=True)
+        given = self._input(recording.input.shape)
+        np.copyto(given.numpy(), x)
+        recording.input.copy_(given, non_blocking=True)
         recording.launch()
         self._recordings[x.shape] = recording  # one that failed is not kept
         return recording

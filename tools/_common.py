@@ -21,7 +21,7 @@ from engines import RUNTIMES, Tiled, open_engine, runtimes_of
 from engines.base import PRECISIONS, EngineError
 from ribsr import bundled
 from ribsr.base.command import F
-from ribsr.base.errors import shown
+from ribsr.base.errors import printable, shown
 from ribsr.base.files import atomic, check_target
 
 if TYPE_CHECKING:
@@ -269,7 +269,16 @@ def read_run(path: str, *kinds: str) -> dict[str, Any]:
     if values.get("version") != VERSION:
         found = f"has version {shown(values['version'])}" if "version" in values else "is of before there were versions"
         raise EngineError(f"{path}: {found}, this release reads {VERSION}; measure again")
-    return values
+    return _harmless(values)
+
+
+def _harmless(value: Any) -> Any:
+    """JSON without what would do something to a terminal."""
+    if isinstance(value, dict):
+        return {printable(name): _harmless(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_harmless(one) for one in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def provenance() -> dict[str, Any]:

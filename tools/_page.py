@@ -163,12 +163,11 @@ def facts(runs: Runs, compared: Sequence[Compared]) -> list[Fact]:
     if compared:
         passed = sum(one.failure is None for one in compared)
         found.append(Fact(f"{passed} of {len(compared)}", "compute what their reference does", passed < len(compared)))
-    rated = [row for row in runs.timings if row.ratio]
-    if fastest := min(rated, key=lambda row: row.ratio or 1.0, default=None):
-        first = next(row for row in rated if _setting(row) == _setting(fastest))
-        if fastest.ratio and fastest.ratio < 1:
-            words = f"as fast: {fastest.model.file} beside {first.model.file}, {_setting(fastest)}"
-            found.append(Fact(f"{1 / fastest.ratio:.1f} ×", words))
+    faster = [(row.ratio, row) for row in runs.timings if row.ratio and row.ratio < 1]
+    if faster:
+        ratio, fastest = min(faster, key=lambda one: one[0])
+        words = f"as fast: {fastest.model.file} beside {fastest.beside}, {_setting(fastest)}"
+        found.append(Fact(f"{1 / ratio:.1f} ×", words))
     gains = [(*best, of.scale) for of in runs.evaluations if (best := gain(of))]
     if gains:
         best, decibels, scale = max(gains, key=lambda one: one[1])
@@ -185,7 +184,11 @@ def evaluation_table(of: Evaluation) -> Table:
         for title in sets:
             mean = scores.means.get(title)
             told = "" if mean is None or mean.psnr is None else f"{mean.psnr:.2f} dB"
-            row.append(Cell(told, "" if mean is None or mean.ssim is None else f"SSIM {mean.ssim:.4f}"))
+            under = "" if mean is None or mean.ssim is None else f"SSIM {mean.ssim:.4f}"
+            if mean is not None and mean.failed:
+                scored = len(scores.pictures[title])
+                under = ", ".join(filter(None, [under, f"{scored} of {scored + mean.failed} pictures"]))
+            row.append(Cell(told, under))
         rows.append(row)
     return Table([f"x{of.scale}", *sets], rows, "PSNR and SSIM of the luma, beside the original", named=True)
 
@@ -230,7 +233,8 @@ def _layer_chart(one: Compared) -> Chart:
     first = next((layer for layer in one.layers if not layer.within), None)
     note = f"First beyond its tolerance: {first.name}." if first else "All layers are within their tolerance."
     title = f"{one.model.file} beside {one.reference}, layer by layer"
-    drawn = charts.layer_errors([of.error for of in one.layers], [of.limit for of in one.layers])
+    finite = [(of.error, of.limit) for of in one.layers if of.error is not None and of.limit is not None]
+    drawn = charts.layer_errors(*zip(*finite, strict=True)) if finite else {}
     told = f"Errors of {len(one.layers)} layers in their order, and their limits. {note}"
     note = f"{note} Dots are errors, dashes what they may be."
     return Chart(title, {width: _trusted(svg) for width, svg in drawn.items()}, told, note=note)

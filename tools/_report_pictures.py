@@ -162,8 +162,9 @@ def map_uri(shares: np.ndarray) -> str:
     from PIL import Image
 
     step = -(-max(shares.shape) // MAP_SIDE)
-    height, width = (side // step for side in shares.shape)
-    means = shares[: height * step, : width * step].reshape(height, step, width, step).mean(axis=(1, 3))
+    down, across = (min(step, side) for side in shares.shape)
+    height, width = shares.shape[0] // down, shares.shape[1] // across
+    means = shares[: height * down, : width * across].reshape(height, down, width, across).mean(axis=(1, 3))
     made = Image.fromarray((np.clip(means, 0, 1) * (LEVELS - 1)).round().astype(np.uint8), "P")
     made.putpalette(palette(LEVELS).tobytes())
     return _uri(made, "png", optimize=True)

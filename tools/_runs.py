@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,7 +107,8 @@ class Model:
 @dataclass(frozen=True)
 class Timing:
     """A row of latency. Times in ms: from the host, or of the device alone (`clock` says which). groups: ms a kind of
-    layer, where layers were timed. use: rates of work, with the share of what the chip can do, where that is known."""
+    layer, where layers were timed. beside: the model that `ratio` is to. use: rates of work, with the share of what the
+    chip can do, where that is known."""
 
     model: Model
     machine: Machine
@@ -123,6 +125,7 @@ class Timing:
     gpu_memory: float | None = None
     ratio: float | None = None
     ratio_interval: tuple[float, float] | None = None
+    beside: str = ""
     clock: str = ""
     groups: dict[str, float] = field(default_factory=dict)
     use: dict[str, tuple[float, float | None]] = field(default_factory=dict)
@@ -148,11 +151,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's error beside what it may be."""
+    """A layer's error beside what it may be; None where that is not finite."""
 
     name: str
-    error: float
-    limit: float
+    error: float | None
+    limit: float | None
     within: bool
 
 
@@ -165,11 +168,13 @@ class ErrorMap:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's score of a picture, or of a set (`saved` is None then). PSNR in dB, None for equal pictures."""
+    """A model's score of a picture, or of a set (`saved` is None then). PSNR in dB, None for equal pictures. failed:
+    pictures of the set that have no score."""
 
     psnr: float | None
     ssim: float | None
     saved: Path | None = None
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ def read_runs(paths: list[str]) -> Runs:
         if kind == "latency":
             machines = [_machine(run, run["environment"]) for run in top["runs"].list()]
             runs.machines += machines
-            runs.timings += [_timing(result, machines) for result in top["results"].list()]
+            runs.timings += _beside([_timing(result, machines) for result in top["results"].list()])
             continue
         machine = _machine(top, top["environment"])
         runs.machines.append(machine)
@@ -221,6 +226,15 @@ def read_runs(paths: list[str]) -> Runs:
         else:
             runs.evaluations.append(_evaluation(top, machine, folder))
     return _named_shortly(runs)
+
+
+def _beside(rows: list[Timing]) -> list[Timing]:
+    """A file's rows with what their ratios are to: the first that ran at the size and batch."""
+    first: dict[tuple[str, int], str] = {}
+    for row in rows:
+        if row.failure is None:
+            first.setdefault((row.size, row.batch), row.model.file)
+    return [replace(row, beside=first.get((row.size, row.batch), "")) for row in rows]
 
 
 def _named_shortly(runs: Runs) -> Runs:
@@ -235,7 +249,9 @@ def _named_shortly(runs: Runs) -> Runs:
 
     return replace(
         runs,
-        timings=[replace(row, model=named(row.model)) for row in runs.timings],
+        timings=[
+            replace(row, model=named(row.model), beside=names.get(row.beside, row.beside)) for row in runs.timings
+        ],
         comparisons=[
             (machine, [replace(one, model=named(one.model), reference=names[one.reference]) for one in models])
             for machine, models in runs.comparisons
@@ -253,7 +269,9 @@ _BUNDLED = re.compile(r".*/ribsr/checkpoints/([^/]+)\.safetensors(@[^/]*)?")
 def short_names(files: Iterable[str]) -> dict[str, str]:
     """File → its name, with so many of the folders before it that no two are called alike; bundled checkpoints as users
     call them."""
-    called = {file: _BUNDLED.sub(r"\1\2", file) for file in files}
+    bundled = {file: _BUNDLED.sub(r"\1\2", file) for file in files}
+    installs = Counter(name for file, name in bundled.items() if file != name)
+    called = {file: name if installs[name] <= 1 else file for file, name in bundled.items()}
     parts = {name: name.split("/") for name in called.values()}
     short = {name: name for name in parts}
     for count in range(1, max(map(len, parts.values()), default=1)):
@@ -309,6 +327,7 @@ def _timing(result: Value, machines: list[Machine]) -> Timing:
         gpu_memory=result["gpu_memory"].maybe(Value.number),
         ratio=result["ratio"].maybe(Value.number),
         ratio_interval=(interval[0].number(), interval[1].number()) if interval and len(interval) == 2 else None,
+        beside="",
         clock=result["clock"].text(),
         groups={name: ms for name, ms in groups.items() if name in KINDS},
         use=_use(result),
@@ -327,9 +346,9 @@ def _use(result: Value) -> dict[str, tuple[float, float | None]]:
 
 
 def _share(rate: float, limit: Value) -> float | None:
-    """Of the limit; of its upper end where it is a range."""
-    most = max((one.number() for one in limit.one_or_more()), default=0.0)
-    return rate / most if most else None
+    """Of the limit; of its lower end where it is a range, as in latency's table."""
+    least = min((one.number() for one in limit.one_or_more()), default=0.0)
+    return rate / least if least else None
 
 
 def _compared(comparison: Value, folder: Path) -> Iterator[Compared]:
@@ -353,7 +372,8 @@ def _compared(comparison: Value, folder: Path) -> Iterator[Compared]:
 
 
 def _layer(layer: Value) -> Layer:
-    return Layer(layer["name"].text(), layer["error"].number(), layer["limit"].number(), layer["within"].flag())
+    error, limit = (layer[name].maybe(Value.number) for name in ("error", "limit"))
+    return Layer(layer["name"].text(), error, limit, layer["within"].flag())
 
 
 def _error_map(value: Value, folder: Path) -> ErrorMap:
@@ -365,7 +385,11 @@ def _file(value: Value, folder: Path) -> Path:
     """A file that a run names. Raises EngineError for one outside of the folder of the run: whoever wrote the JSON does
     not get to choose what of this machine is shown."""
     path = folder / value.text()
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
         raise value.wrong(f"a file in {folder.resolve()} or below, where the JSON is")
     return path
 
@@ -375,7 +399,8 @@ def _evaluation(top: Value, machine: Machine, folder: Path) -> Evaluation:
     for result in top["results"].list():
         means, pictures = {}, {}
         for title, of in result["sets"].items():
-            means[title] = _scored(of, folder)
+            failed = len(of["failed"].maybe(Value.list) or [])
+            means[title] = replace(_scored(of, folder), failed=failed)
             pictures[title] = {one["picture"].text(): _scored(one, folder) for one in of["pictures"].list()}
         models.append(Scores(_model(result), means, pictures))
     originals = {
@@ -391,14 +416,21 @@ def _scored(value: Value, folder: Path) -> Scored:
 
 
 def gain(evaluation: Evaluation) -> tuple[Scores, float] | None:
-    """The model that gains most over bicubic in the mean of the sets, and how much, in dB."""
+    """The model that gains most over bicubic in the mean of the sets, and how much, in dB: on pictures that both have
+    a score of."""
     bicubic = next((of for of in evaluation.models if of.model.file == "bicubic"), None)
     if bicubic is None:
         return None
     gains = []
     for of in evaluation.models:
-        pairs = [(one.psnr, bicubic.means[title].psnr) for title, one in of.means.items() if title in bicubic.means]
-        differences = [ours - base for ours, base in pairs if ours is not None and base is not None]
-        if of is not bicubic and differences:
-            gains.append((of, math.fsum(differences) / len(differences)))
+        sets = [_gains(scores, bicubic.pictures.get(title, {})) for title, scores in of.pictures.items()]
+        means = [math.fsum(one) / len(one) for one in sets if one]
+        if of is not bicubic and means:
+            gains.append((of, math.fsum(means) / len(means)))
     return max(gains, key=lambda one: one[1], default=None)
+
+
+def _gains(ours: dict[str, Scored], base: dict[str, Scored]) -> list[float]:
+    """Differences in dB, of pictures that both have."""
+    pairs = [(one.psnr, base[name].psnr) for name, one in ours.items() if name in base]
+    return [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]

@@ -10,6 +10,7 @@ with what it was.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def _enlarge(folder: Path, photograph: np.ndarray, scale: int) -> str:
     pictures = f"small_x{scale}.png large_x{scale}.png"
     run(folder, "A photograph, enlarged:", f"-m engines.upscale {checkpoint}.onnx {pictures}")
     models = f"{checkpoint} {checkpoint}.onnx" if scale == SCALES[0] else f"{checkpoint}.onnx"  # PyTorch takes its time
+    shutil.rmtree(folder / f"pictures_x{scale}", ignore_errors=True)  # of the demo before
     saved = f"--save pictures_x{scale} --json scores_x{scale}.json"
     run(folder, "How good is it?", f"../tools/evaluate.py {models} --bicubic --data photograph {saved}")
     return _compare(folder, original, resize.upscale(small, scale), scale)

@@ -140,9 +140,18 @@ def evaluate(
     return scored
 
 
-def plain(name: str) -> str:
-    """What a folder may be called for a model or a set."""
-    return re.sub(r"[^\w.@+-]+", "_", name).strip(".") or "_"
+def plain(number: int, name: str) -> str:
+    """What the folder of a model or a set, the so-manyth, may be called."""
+    safe = re.sub(r"[^\w.@+-]+", "_", name)
+    return f"{number}-{safe}"
+
+
+def check_saving(folder: Path, json_target: str | None) -> None:
+    """Raises UsageError where pictures would be mixed with those of another run, or the report would refuse them."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise click.UsageError(f"--save {folder}: is not empty; give another folder, or remove it")
+    if json_target not in (None, "-") and not folder.resolve().is_relative_to(Path(json_target).resolve().parent):
+        raise click.UsageError(f"--save {folder}: must lie in the folder of --json, or below, for tools/report.py")
 
 
 def save_originals(
@@ -153,11 +162,11 @@ def save_originals(
     from ribsr.base.pictures import Picture, write_picture
 
     saved: dict[str, dict[str, str]] = {}
-    for title, paths in sets.items():
+    for number, (title, paths) in enumerate(sets.items(), 1):
         saved[title] = {}
         for path in paths:
             if benchmark.why_not(path, scale) is None:
-                target = folder / plain(title) / "0-original" / f"{path.name}.png"
+                target = folder / plain(number, title) / plain(0, "original") / f"{path.name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_picture(target, Picture(benchmark.read_original(path, scale)))
                 saved[title][path.name] = seen_from(json_target, target)
@@ -217,6 +226,8 @@ def main(
         raise click.UsageError("nothing to evaluate: name a model, or give --bicubic")
     from ribsr import benchmark
 
+    if save is not None:
+        check_saving(save, json_target)
     out = console(stderr=json_target == "-")
     sets = benchmark.find_sets(*folders)
     if count := benchmark.sidecars({path.parent for paths in sets.values() for path in paths}):
@@ -232,8 +243,8 @@ def main(
             for note in (entry["description"] or {}).get("notes", ()):
                 out.print(f"Note: {note}", soft_wrap=True)
             entry["sets"] = {}
-            for title, paths in sets.items():
-                folder = None if save is None else save / plain(title) / f"{len(results) + 1}-{plain(name)}"
+            for number, (title, paths) in enumerate(sets.items(), 1):
+                folder = None if save is None else save / plain(number, title) / plain(len(results) + 1, name)
                 with Progress(f"{name} on {title}", len(paths)) as progress:
                     entry["sets"][title] = evaluate(upscaler, paths, used, gray_as_rgb, progress, folder)
         results.insert(0 if name == "bicubic" else len(results), entry)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,15 +40,19 @@ def add_layers(made: dict[str, Any], options: dict[str, Any]) -> None:
 
 def merge(paths: Sequence[str]) -> dict[str, Any]:
     """One report of several: all results, ratios to the first of them, and every command they come from."""
+    from rich.console import Console
+
     results: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     for path in paths:
         part = read_run(path, "latency")
         try:
-            added = [{**result, "run": result["run"] + len(runs)} for result in with_ratios(part["results"])]
+            rated = with_ratios(part["results"])
+            publish(Console(file=io.StringIO()), {"results": rated, "runs": part["runs"]}, None)  # would it show?
+            added = [{**result, "run": result["run"] + len(runs)} for result in rated]
             runs += [{**run, "source": run["source"] or path} for run in part["runs"]]
-        except (KeyError, TypeError, AttributeError):
-            raise EngineError(f"{path}: lacks what tools/latency.py --json writes; measure again") from None
+        except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
+            raise EngineError(f"{path}: is not what tools/latency.py --json writes; measure again") from None
         results += added
     return report(results, runs)
 

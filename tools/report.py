@@ -30,8 +30,8 @@ def main(runs: tuple[str, ...], output: Path) -> None:
     from tools._page import page
     from tools._runs import read_runs
 
-    if str(output) in runs:
-        raise click.UsageError(f"{output} is one of the runs; name another file with -o")
+    if output.suffix.lower() not in (".html", ".htm") or output.resolve() in {Path(run).resolve() for run in runs}:
+        raise click.UsageError(f"-o {output}: give the page a name of its own that ends in .html")
     check_target(output)
     text = page(read_runs(list(runs)))
     with atomic(output) as temporary:

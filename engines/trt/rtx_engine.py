@@ -78,9 +78,11 @@ class RTXEngine(TensorRTEngine):
 
     def close(self) -> None:
         compiled, self._compiled = self._compiled, None
-        if compiled is not None and self._cache is not None:
-            made = bytes(compiled.serialize())
-            if made != self._kept:
-                with suppress(OSError):  # the next opening takes its time; there is nobody to tell any more
-                    self._cache.write(self._parts, made)
-        super().close()
+        try:
+            if compiled is not None and self._cache is not None:
+                made = bytes(compiled.serialize())
+                if made != self._kept:
+                    with suppress(OSError):  # the next opening takes its time; there is nobody to tell any more
+                        self._cache.write(self._parts, made)
+        finally:
+            super().close()

@@ -306,7 +306,7 @@ class Run:
         if self.step > 0 and path.exists():
             with open(path, newline="", **TEXT) as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(columns)][1:]
-            kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.step]
+            kept = [row for row in rows if row[0].isdecimal() and int(row[0]) <= self.step]
         with atomic(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
             csv.writer(file).writerows([columns, *kept])
         return kept

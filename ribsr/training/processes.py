@@ -148,8 +148,7 @@ def joined() -> Iterator[Process]:
         yield Process(distributed.get_rank(), distributed.get_world_size(), device, waiting)
     finally:
         distributed.destroy_process_group()
-        # The run, a cycle, holds the group through DistributedDataParallel; gloo's threads abort the process if
-        # they end with the interpreter.
+        # What holds the group may be part of a cycle; gloo's threads abort the process if they outlive Python.
         gc.collect()
 
 

@@ -31,7 +31,16 @@ RUN: dict[str, Any] = {
 
 def description(**changed: Any) -> dict[str, Any]:
     told = {"path": "x2.onnx", "runtime": "onnxruntime", "runtime_version": "1.32.0", "device": "CPUExecutionProvider"}
-    return {**told, "model": "sst-light", "scale": 2, "precision": "fp32", "form": "kernel", "notes": [], **changed}
+    return {
+        **told,
+        "model": "sst-light",
+        "scale": 2,
+        "precision": "fp32",
+        "form": "kernel",
+        "notes": [],
+        "cuda_graphs": None,
+        **changed,
+    }
 
 
 def times(median: float) -> dict[str, Any]:

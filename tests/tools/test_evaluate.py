@@ -191,6 +191,19 @@ def test_saved_pictures_are_those_that_were_scored(benchmark: Path) -> None:
     assert {one["saved"] for of in report("x2.onnx")["results"] for one in of["sets"]["A"]["pictures"]} == {None}
 
 
+def test_pictures_are_not_mixed_with_those_of_another_run(benchmark: Path) -> None:
+    (benchmark / "saved").mkdir()
+    (benchmark / "saved" / "old.png").touch()
+    refused = run("--bicubic", "--save", "saved")
+    assert refused.exit_code == 2
+    assert "--save saved: is not empty; give another folder, or remove it" in refused.stderr
+    (benchmark / "below").mkdir()
+    refused = run("--bicubic", "--save", "new", "--json", "below/scores.json")
+    assert refused.exit_code == 2
+    assert "--save new: must lie in the folder of --json, or below" in refused.stderr
+    assert not (benchmark / "new").exists()
+
+
 def test_the_scale_is_that_of_the_first_model(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.write_checkpoint(Path("x3.pt"), scale=3)
     seen = report("x3.pt", "--bicubic")

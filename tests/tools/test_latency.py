@@ -24,6 +24,7 @@ from engines.ort import ORTEngine
 from engines.trt.gpu import CUDAError
 from ribsr.base.sizes import Size
 from tests.engines import fakes
+from tests.tools import runs
 from tools import _chips, latency
 from tools._common import ModelName, console
 from tools._kinds import grouped, kind_of
@@ -165,7 +166,10 @@ def test_files_are_merged_into_one_table(models: Path) -> None:
         ('{"results": []}', "was not written by tools/latency.py --json"),
         ('{"kind": "parity", "version": 1}', "was written by another tool ('parity'); give one of"),
         ('{"tool": "latency", "results": []}', "is of before there were versions, this release reads 1; measure again"),
-        ('{"kind": "latency", "version": 1, "results": [{}], "runs": []}', "lacks what tools/latency.py --json writes"),
+        (
+            '{"kind": "latency", "version": 1, "results": [{}], "runs": []}',
+            "is not what tools/latency.py --json writes",
+        ),
         ('{"kind": "latency", "version": 2}', "has version 2, this release reads 1; measure again"),
     ],
 )
@@ -177,6 +181,24 @@ def test_files_that_cannot_be_merged(models: Path, content: str | None, message:
     assert result.stderr.startswith("Error: a.json: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("lost", ["limits", "layers", "clocks", "warmup", "description", "achieved", "end_to_end"])
+def test_a_file_that_lacks_a_field_is_named(models: Path, lost: str) -> None:
+    values = runs.latency()
+    del values["results"][0][lost]
+    runs.write(Path("a.json"), values)
+    result = run("--merge", "a.json")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: a.json: is not what tools/latency.py --json writes; measure again\n"
+
+
+def test_a_file_cannot_write_to_the_terminal(models: Path) -> None:
+    runs.write(Path("a.json"), runs.latency(runs.timing("\x1b]0;evil\x07\x1b[2J.onnx", 5.0)))
+    result = run("--merge", "a.json")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.output
+    assert "evil" in result.output
 
 
 @pytest.mark.parametrize(

@@ -240,17 +240,56 @@ def test_pictures_that_are_none_or_of_another_size_are_named(here: Path) -> None
     assert result.exit_code == 1
     assert "Error: x2.onnx/coffee.png: " in result.stderr
     Image.new("RGB", (95, 96)).save("x2.onnx/coffee.png")
-    assert "coffee.png: x2.onnx's picture is not of the original's size" in run(file).stderr
+    assert "coffee.png, x2: x2.onnx's picture is not of the original's size" in run(file).stderr
     Path("x2.onnx/coffee.png").unlink()
     assert "Error: x2.onnx/coffee.png: no such file" in run(file).stderr
 
 
 def test_the_runs_themselves_are_not_written_over(here: Path) -> None:
     file = runs.write(Path("a.json"), runs.parity())
-    result = run(file, "-o", file)
-    assert result.exit_code == 2
-    assert "a.json is one of the runs" in result.stderr
+    Path("page.html").symlink_to(file)
+    for output in (file, "./a.json", "page.html", "photograph.png"):
+        result = run(file, "-o", output)
+        assert result.exit_code == 2, output
+        assert f"-o {Path(output)}: give the page a name of its own that ends in .html" in result.stderr
     assert json.loads(Path(file).read_text())["kind"] == "parity"
+
+
+def test_a_model_gains_on_the_pictures_that_it_scored(here: Path) -> None:
+    """One that fails on the hard picture has the better mean, and yet gains nothing."""
+    values = runs.evaluation(here, ("coffee", "chelsea"))
+    bicubic, _, model = (result["sets"]["samples"] for result in values["results"])
+    for row, psnr in zip(bicubic["pictures"], (20.0, 30.0), strict=True):
+        row["psnr"] = psnr
+    model["pictures"][1]["psnr"] = 29.0
+    model |= {"psnr": 29.0, "pictures": model["pictures"][1:], "failed": [{"picture": "coffee.png", "reason": "no"}]}
+    del values["results"][1]
+    text = made(values)
+    assert "-1.00 dB" in text
+    assert "1 of 2 pictures" in text
+
+
+def test_a_ratio_names_what_it_is_to_also_with_several_files(here: Path) -> None:
+    slow = runs.latency(runs.timing("cpu.pt", 1000.0, ratio=1.0))
+    fast = runs.latency(runs.timing("gpu.pt", 100.0, ratio=1.0), runs.timing("gpu.plan", 10.0, ratio=0.1))
+    text = made(slow, fast)
+    assert "as fast: gpu.plan beside gpu.pt" in text
+    assert "beside cpu.pt" not in text
+
+
+def test_a_layer_whose_limit_is_not_finite(here: Path) -> None:
+    told = {"measure": "rmse", "largest": 1.0, "nan": 0}
+    layers = [
+        {"name": "body.0", "error": 1e-3, "limit": None, "within": True, **told},
+        {"name": "body.1", "error": None, "limit": None, "within": False, **told},
+    ]
+    text = made(runs.parity(runs.compared("x2.onnx", layers={"layers": layers})))
+    assert "First beyond its tolerance: body.1." in text
+
+
+def test_pictures_of_few_rows(here: Path) -> None:
+    original = np.zeros((3, 640, 3), np.uint8)
+    assert compare("thin", original, {"model": original + 9}, {"model": 30.0}).maps
 
 
 @pytest.mark.parametrize("package", ["vl_convert", "jinja2"])

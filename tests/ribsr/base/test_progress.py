@@ -79,13 +79,21 @@ main()
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     with subprocess.Popen(
-        [sys.executable, "-c", work], env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True
+        [sys.executable, "-c", work],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background has not
     ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "on\n"
-        time.sleep(0.2)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 130
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "on\n"
+            time.sleep(0.2)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
     os.close(theirs)
     shown = b""
     try:
