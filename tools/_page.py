@@ -328,4 +328,5 @@ def _rate(name: str, rate: float, share: float | None) -> str:
         "scores": ("billion attention scores/s", 1e9),
     }[name]
     of_chip = "" if share is None else f" ({share:.0%} of what the chip can do)"
-    return f"{rate / size:,.3g} {unit}{of_chip}"
+    rounded = float(f"{rate / size:.3g}")
+    return f"{rounded:,.10g} {unit}{of_chip}"
