@@ -92,7 +92,7 @@ class Description(Stamp):
 
     @property
     def on_gpu(self) -> bool:
-        return not self.device.startswith(("cpu", "CPUExecutionProvider"))
+        return is_gpu(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """The fields, but instead of batch and limits: the `shape` [B, 3, H, W] that it takes, null where any will do,
@@ -102,6 +102,11 @@ class Description(Stamp):
         height, width = (low if low == high else None for low, high in zip(least, most, strict=True))
         sizes = None if self.limits == Limits.only(height, width) else [least, most]
         return {**values, "shape": [self.batch, 3, height, width], "sizes": sizes}
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a description's device is a GPU."""
+    return not device.startswith(("cpu", "CPUExecutionProvider"))
 
 
 @dataclass(frozen=True)

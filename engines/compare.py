@@ -39,6 +39,11 @@ class CannotJudge(EngineError):
     """Half precision beside a reference that does not say how far off PyTorch is in it."""
 
 
+def finite(value: float) -> float | None:
+    """The value, or None, which JSON can hold, where it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far outputs are from a reference's, over any number of pictures; `a + b` is that over both's.
@@ -100,7 +105,7 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """`psnr` is null where both are equal."""
         return {
-            "psnr": self.psnr if math.isfinite(self.psnr) else None,
+            "psnr": finite(self.psnr),
             "max_error": self.max_error,
             "mean_error": self.mean_error,
             "rmse": self.rmse,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engines.base import HALVES, Engine, EngineError
-from engines.compare import HALF_FACTOR, MAX_ERROR
+from engines.compare import HALF_FACTOR, MAX_ERROR, finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +50,8 @@ class LayerDifference:
 
     def to_json(self) -> dict[str, Any]:
         """The fields; numbers that are not finite are null, as the limit where PyTorch overflows."""
-        numbers = {name: getattr(self, name) for name in ("error", "limit", "largest")}
-        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        return {**vars(self), **finite, "within": self.within}
+        numbers = {name: finite(getattr(self, name)) for name in ("error", "limit", "largest")}
+        return {**vars(self), **numbers, "within": self.within}
 
 
 def shared_layers(engine: Engine, reference: Engine) -> list[str]:
@@ -104,9 +103,9 @@ def _difference(
 ) -> LayerDifference:
     import numpy as np
 
-    finite = np.isfinite(y)
-    nan, largest = int(y.size - np.count_nonzero(finite)), float(np.abs(expected).max())
-    error = np.where(finite, y, 0).astype(np.float64) - np.where(finite, expected, 0)
+    good = np.isfinite(y)
+    nan, largest = int(y.size - np.count_nonzero(good)), float(np.abs(expected).max())
+    error = np.where(good, y, 0).astype(np.float64) - np.where(good, expected, 0)
     if precision not in ROUNDING:
         return LayerDifference(name, float(np.abs(error).max()), max_error * largest, "max", largest, nan)
     rounding = ROUNDING[precision] * largest

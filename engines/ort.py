@@ -98,7 +98,7 @@ class ORTEngine(Engine):
 
     @property
     def _on_cpu(self) -> bool:
-        return self._description.device.startswith(CPU)
+        return not self._description.on_gpu
 
     def run(self, x: np.ndarray) -> np.ndarray:
         base.check_input(x, self._description)

@@ -57,15 +57,11 @@ class Waiting(NamedTuple):
     picture: list[Future[Picture]]
 
 
-def on_cpu(upscaler: Upscaler) -> bool:
-    return "cpu" in upscaler.describe().device.lower()
-
-
 def threads_for(upscaler: Upscaler) -> int:
     """Threads that enlarge pictures with it at the same time. A GPU waits while a picture of 4K goes from integers to
     floats and back, which takes as long as enlarging it. A CPU has nothing else to do, and is left to the caller's
     thread, which Ctrl-C can stop between two tiles."""
-    return 1 if on_cpu(upscaler) else 3
+    return 3 if upscaler.describe().on_gpu else 1
 
 
 def room(allowed: int | None = None) -> int | None:

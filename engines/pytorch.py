@@ -276,7 +276,6 @@ class Graphs:
         self._model, self._device = model, device
         self._lock = threading.Lock()
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()  # the one used last is the last
-        self._on_gpu = device.type == "cuda"
         self._pinned = torch.empty(0)
         self._results = pinned.Pool()
         self._stream = torch.cuda.Stream(device)
@@ -348,7 +347,7 @@ class Graphs:
         """Memory of the host that the GPU reads from; the next call has the same."""
         size = math.prod(shape)
         if self._pinned.numel() < size:
-            self._pinned = torch.empty(size, pin_memory=self._on_gpu)
+            self._pinned = torch.empty(size, pin_memory=self._device.type == "cuda")
         return self._pinned[:size].view(*shape)
 
 

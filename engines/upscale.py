@@ -17,7 +17,7 @@ from engines.base import PRECISIONS, Description, Engine, EngineError
 from engines.jobs import MOST_NAMED, Job, JobList, find_jobs, is_video, unfinished
 from engines.memory import GIB, keep_heap_small
 from engines.options import engine_options, memory_option, picture_options, tile_option, video_options
-from engines.pipeline import EnlargedPicture, enlarge_all, on_cpu, room
+from engines.pipeline import EnlargedPicture, enlarge_all, room
 from engines.tiles import Tiled
 from engines.upscaler import Upscaler
 from ribsr.base.command import Command, echo, message, report
@@ -87,7 +87,7 @@ def main(
             note_above(note)
         _make_ready(todo, jobs, engine, tile)
         upscaler = Upscaler(engine, tile=tile, memory=allowed, say=note_above)
-        if on_cpu(upscaler):
+        if not description.on_gpu:
             keep_heap_small()
         of_pictures = [job for job in jobs if not is_video(job.source)]
         progress.phase("enlarging", len(of_pictures) if len(of_pictures) > 1 else None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.base import EngineError
-from ribsr.base.errors import clipped, printable, shown
+from ribsr.base.errors import clipped, shown
 from tools._common import environment_line, read_run, where
 from tools._kinds import KINDS
 
@@ -81,7 +81,7 @@ class Value:
 
 
 def _text(value: str) -> str:
-    return clipped(printable(value.encode("utf-8", "replace").decode("utf-8")), LONGEST)
+    return clipped(value.encode("utf-8", "replace").decode("utf-8"), LONGEST)
 
 
 @dataclass(frozen=True)

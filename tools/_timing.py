@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.base import HALVES, Description, host_clock
+from engines.base import HALVES, Description, host_clock, is_gpu
 from ribsr import work
 from ribsr.base.command import SizeType, is_verbose, message
 from ribsr.base.progress import Progress
@@ -252,8 +252,7 @@ def _gpu_memory() -> int | None:
 def _grown(before: int | None, device: str) -> int | None:
     """By how many bytes the GPU's used memory has grown since `before`; None for models on the CPU."""
     used = _gpu_memory()
-    on_cpu = device.startswith(("cpu", "CPUExecutionProvider"))
-    return None if on_cpu or used is None or before is None else used - before
+    return used - before if is_gpu(device) and used is not None and before is not None else None
 
 
 MEASURED = (
@@ -328,7 +327,7 @@ def timed(
 
 def _limits(told: dict[str, Any] | None, gpus: Sequence[str]) -> dict[str, Any] | None:
     """Those of the GPU that a model ran on: the first visible one."""
-    if told is None or told["device"].startswith(("cpu", "CPUExecutionProvider")):
+    if told is None or not is_gpu(told["device"]):
         return None
     name = gpus[0].partition(",")[0] if gpus else told["device"].partition(" ")[2]
     return limits(name, told["precision"])

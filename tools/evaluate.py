@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import click
 
 from engines.base import EngineError, check_finite
+from engines.compare import finite
 from engines.options import engine_options, tile_option
 from ribsr.base.command import Command, message, report
 from ribsr.base.progress import Progress
@@ -100,10 +101,6 @@ class Scored:
             ],
             "failed": [{"picture": picture, "reason": reason} for picture, reason in self.failed.items()],
         }
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def evaluate(

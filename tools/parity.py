@@ -219,9 +219,9 @@ def discover(options: dict[str, Any]) -> tuple[list[Comparison], list[str]]:
 def _identify(name: ModelName, options: dict[str, Any]) -> Stamp | Description:
     """What a file says of its network, without opening a session for it."""
     from engines.metadata import read_stamp
-    from engines.trt.manifest import read_manifest
+    from engines.trt.manifest import PLAN, RTX_PLAN, read_manifest
 
-    if name.path.endswith((".plan", ".rtx")):
+    if name.path.endswith((PLAN, RTX_PLAN)):
         return read_manifest(name.path).stamp
     if not name.path.endswith(".onnx"):
         with open_model(name, {**options, "device": "cpu"}) as engine:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from engines import driver
-from engines.base import EngineError
+from engines.base import EngineError, release
 from engines.trt.versions import TensorRT
 
 LATER = "+"
@@ -53,15 +52,10 @@ def noted(trt: TensorRT, chosen: Sequence[str]) -> str:
     """What a manifest says of `choose`'s result: `8.9,12.0`; where none was asked for, `8.0,8.6,8.9,12.0,12.1+`."""
     if chosen:
         return ",".join(chosen)
-    return ",".join(one for one in supported(trt) if number(one) >= UNASKED) + LATER
+    return ",".join(one for one in supported(trt) if release(one) >= UNASKED) + LATER
 
 
 def serves(capabilities: str, capability: str) -> bool:
     """Whether a plan with these compute capabilities in its manifest is for a GPU of this one."""
     listed = capabilities.removesuffix(LATER).split(",")
-    return capability in listed or (capabilities.endswith(LATER) and number(capability) > number(listed[-1]))
-
-
-def number(capability: str) -> tuple[int, ...]:
-    """(12, 0) of `12.0`."""
-    return tuple(map(int, re.findall(r"\d+", capability)))
+    return capability in listed or (capabilities.endswith(LATER) and release(capability) > release(listed[-1]))

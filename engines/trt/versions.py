@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import re
 from contextlib import suppress
 from typing import Any
 
-from engines.base import EngineError, NotInstalled
+from engines.base import EngineError, NotInstalled, release
 from engines.trt.messages import Call, Log
 from ribsr.base.errors import first_line
 from ribsr.base.installation import pip_install
@@ -40,13 +39,11 @@ class TensorRT:
     def __init__(self, module: Any, rtx: bool = False):
         self.module, self.rtx = module, rtx
         self.version: str = RTX * rtx + module.__version__
-        self.major, minor = map(int, re.findall(r"\d+", module.__version__)[:2])
-        self.release = self.major, minor
+        self.release = release(module.__version__)
         oldest = OLDEST_RTX if rtx else OLDEST
         if self.release < oldest:
             raise EngineError(f"TensorRT {self.version} is too old; install {'.'.join(map(str, oldest))} or later")
-        if rtx:
-            self.major = 11
+        self.major = 11 if rtx else self.release[0]
         self.has_bfloat16 = self.has_progress_monitor = self.major >= 10
         self.reads_attention = rtx or self.release >= (10, 14)
         self.newest_opset = 23 if self.major >= 10 else 17

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.base import release
 from engines.trt import rtx
 from export import ExportError, Form
 from export.trt.machine import Machine
@@ -78,7 +79,7 @@ def check_precision(machine: Machine, source: Source, options: Options) -> str:
     wanted = options.precision or stamp.precision
     if wanted == "bf16" and not trt.has_bfloat16:
         raise ExportError(f"--bf16 needs TensorRT 10 or later, this is {trt.version}; use --fp16")
-    if wanted == "bf16" and (old := [one for one in machine.capabilities if rtx.number(one) < (8, 0)]):
+    if wanted == "bf16" and (old := [one for one in machine.capabilities if release(one) < (8, 0)]):
         raise ExportError(f"bfloat16 needs cards of compute capability 8.0 or later, --gpu names {', '.join(old)}")
     if wanted != stamp.precision and (stamp.precision != "fp32" or stamp.form != "canonical"):
         raise ExportError(

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from engines import memory, pipeline
+from engines.base import is_gpu
 from engines.jobs import Job
 from engines.pipeline import enlarge_all, room
 from ribsr.base import pictures
@@ -35,7 +36,7 @@ class Repeating:
         self._device = device
 
     def describe(self) -> Any:
-        return SimpleNamespace(device=self._device)
+        return SimpleNamespace(device=self._device, on_gpu=is_gpu(self._device))
 
     def enlarge(self, picture: Picture, **_: Any) -> Picture:
         return Picture(picture.pixels.repeat(SCALE, 0).repeat(SCALE, 1), picture.colour)
