@@ -18,6 +18,13 @@ from ribsr.base.command import Command
 
 @click.command(cls=Command, help=(__doc__ or "").split("\n")[0])
 @click.option("--only", type=click.Choice(["cpu", "gpu"]), help="Leave out the other's libraries.")
+@click.option(
+    "--gpu",
+    "gpus",
+    metavar="LIST",
+    callback=lambda _, __, value: tuple(value.split(",")) if value else (),
+    help=f"Machine code for these compute capabilities alone, of {','.join(compiler.GPUS)}.  [default: all]",
+)
 @click.option("--cxx", metavar="PATH", help="The C++ compiler, instead of $CXX, or g++ or clang++ on the PATH.")
 @click.option("--nvcc", metavar="PATH", help="The CUDA compiler, when it is not on the PATH or in CUDA_HOME.")
 @click.option(
@@ -44,6 +51,7 @@ from ribsr.base.command import Command
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Compilers at a time; the number of cores unless given.")
 def main(
     only: str | None,
+    gpus: tuple[str, ...],
     cxx: str | None,
     nvcc: str | None,
     includes: tuple[Path, ...],
@@ -64,10 +72,12 @@ def main(
     if left_out is not None:
         click.echo(f"the libraries for GPUs are left out: {left_out}")
         return
-    _say(output, compiler.build(output, nvcc=nvcc, jobs=jobs))
-    _say(*compiler.build_onnxruntime(onnxruntime_include, output.parent, nvcc=nvcc, jobs=jobs))
+    gpus = compiler.choose_gpus(gpus, nvcc)
+    _say(output, compiler.build(output, gpus=gpus, nvcc=nvcc, jobs=jobs))
+    _say(*compiler.build_onnxruntime(onnxruntime_include, output.parent, gpus=gpus, nvcc=nvcc, jobs=jobs))
     for _, include in sorted(headers.items()):
-        _say(*compiler.build_tensorrt(include, output.parent, nvcc=nvcc, jobs=jobs))
+        _say(*compiler.build_tensorrt(include, output.parent, gpus=gpus, nvcc=nvcc, jobs=jobs))
+    click.echo(f"for GPUs: {', '.join(compiler.gpu_code(gpus))}, in {output.stat().st_size / 2**20:.0f} MiB")
     if not headers:
         click.echo("no headers of TensorRT 8 to 11 found, so no plugins for it: add them with --tensorrt-include DIR")
 

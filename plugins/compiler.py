@@ -31,9 +31,10 @@ RUNTIMES = SOURCE / "runtimes"
 LIBRARY = ROOT / "build" / "libribsr_kernels.so"
 CPU_LIBRARY = LIBRARY.with_name("libribsr_cpu.so")
 
-PORTABLE = ("-gencode=arch=compute_80,code=[sm_80,compute_80]",)
-HOPPER = ("-gencode=arch=compute_90a,code=sm_90a",)
-"""Machine code for compute capability 8.0 and 9.0a, and with PORTABLE the PTX that later ones translate."""
+GPUS = ("8.0", "8.6", "8.9", "9.0", "12.0")
+"""The compute capabilities that there is machine code for: A100; RTX 30 and 40; H100, H200; RTX 50."""
+HOPPER = "9.0"
+"""Whose kernels of its own need code for 9.0a."""
 NVCC_OPTIONS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-cudart=static")
 NVCC_LINK = ("-shared", "-cudart=static", "-Xcompiler=-static-libstdc++,-static-libgcc", "-Xlinker=-z,defs")
 
@@ -312,36 +313,71 @@ def check_nvcc(given: str | None = None) -> None:
     _Compiler.nvcc(given, None)
 
 
+def choose_gpus(given: Sequence[str] = (), nvcc: str | None = None) -> tuple[str, ...]:
+    """The compute capabilities to make machine code for: the given ones, else those of GPUS that nvcc knows.
+
+    Raises BuildError for one that is not of GPUS, or that this nvcc makes no code for.
+    """
+    if unknown := [gpu for gpu in given if gpu not in GPUS]:
+        raise BuildError(f"--gpu {unknown[0]}: there is machine code for {', '.join(GPUS)}; what is newer runs the PTX")
+    path = find_nvcc(nvcc)
+    asked = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise BuildError(f"{path} --list-gpu-code failed with exit code {asked.returncode}: is it a CUDA compiler?")
+    known = {gpu for gpu in GPUS if _code_for(gpu).removesuffix("a") in asked.stdout.split()}
+    if missing := [gpu for gpu in given if gpu not in known]:
+        raise BuildError(f"--gpu {missing[0]}: {path} is too old for it, and knows {', '.join(sorted(known))} of ours")
+    return tuple(gpu for gpu in GPUS if gpu in (given or known))
+
+
+def _code_for(gpu: str) -> str:
+    """sm_80, as nvcc names the machine code for compute capability 8.0."""
+    return f"sm_{gpu.replace('.', '')}{'a' if gpu == HOPPER else ''}"
+
+
 def kernel_sources() -> list[Path]:
     """What is compiled into every library for GPUs: the `.cu` files in the operators' folders and in src/shared."""
     return sorted(SOURCE.glob("*/*.cu"))
 
 
-def _kernels(compiler: _Compiler, folder: Path) -> list[_Object]:
+def _kernels(compiler: _Compiler, folder: Path, gpus: Sequence[str]) -> list[_Object]:
     """The kernels' objects, which every library for GPUs has in it, in a folder under `folder`."""
-    # The bodies of Hopper's kernels are empty elsewhere, but their launchers and symbols must exist once.
-    sources = [_Source(path, _gpu_options(path)) for path in kernel_sources()]
+    sources = [_Source(path, _gpu_options(path, gpus)) for path in kernel_sources()]
     return compiler.compile(sources, folder / f"{LIBRARY.stem}.objects")
 
 
-def gpu_code() -> str:
-    """What the libraries are compiled for: sm_80+compute_80+sm_90a. (nvcc takes what is behind a comma for more.)"""
-    made = (option.rpartition("code=")[2].strip("[]") for option in PORTABLE + HOPPER)
-    return "+".join(made).replace(",", "+")
+def gpu_code(gpus: Sequence[str]) -> tuple[str, ...]:
+    """What a library for these GPUs has, as nvcc names it: machine code for each, and the PTX that others translate."""
+    return (*map(_code_for, gpus), "compute_80")
 
 
-def _gpu_options(source: Path) -> tuple[str, ...]:
-    code = HOPPER if "hopper" in source.name else PORTABLE + HOPPER
-    return (*code, f"-DRIBSR_GPU_CODE={gpu_code()}") if source.name == "interface.cu" else code
+def _gpu_options(source: Path, gpus: Sequence[str]) -> tuple[str, ...]:
+    """nvcc's options for a source. The kernels are what compute capability 8.0 has; Hopper's own need 9.0a.
+
+    The bodies of Hopper's own are empty elsewhere, but their launchers and symbols must exist once: RIBSR_HOPPER says
+    whether they are to be used.
+    """
+    hopper = HOPPER in gpus
+    portable = ",".join([_code_for(gpu) for gpu in gpus if gpu != HOPPER] + ["compute_80"])
+    options = [f"-gencode=arch=compute_80,code=[{portable}]"]
+    if hopper:
+        options.append(f"-gencode=arch=compute_90a,code={_code_for(HOPPER)}")
+    code = options[-1:] if "hopper" in source.name else options
+    if source.name == "interface.cu":
+        code.append(f"-DRIBSR_GPU_CODE={'+'.join(gpu_code(gpus))}")  # nvcc takes what is behind a comma for more
+    return (*code, f"-DRIBSR_HOPPER={int(hopper)}")
 
 
-def build(output: Path = LIBRARY, *, nvcc: str | None = None, jobs: int | None = None) -> bool:
+def build(
+    output: Path = LIBRARY, *, gpus: Sequence[str] | None = None, nvcc: str | None = None, jobs: int | None = None
+) -> bool:
     """Build the library at `output`, objects in a folder beside it; True if anything had to be made.
 
-    Raises BuildError.
+    gpus: `choose_gpus`'s. Raises BuildError.
     """
     compiler = _Compiler.nvcc(nvcc, jobs)
-    return compiler.link(_kernels(compiler, output.parent), SOURCE / "kernels.map", output)
+    objects = _kernels(compiler, output.parent, gpus or choose_gpus(nvcc=nvcc))
+    return compiler.link(objects, SOURCE / "kernels.map", output)
 
 
 def build_cpu(
@@ -372,32 +408,42 @@ def _instruction_sets(compiler: _Compiler) -> Mapping[str, tuple[str, ...]]:
 
 
 def build_tensorrt(
-    include: Path, folder: Path = LIBRARY.parent, *, nvcc: str | None = None, jobs: int | None = None
+    include: Path,
+    folder: Path = LIBRARY.parent,
+    *,
+    gpus: Sequence[str] | None = None,
+    nvcc: str | None = None,
+    jobs: int | None = None,
 ) -> tuple[Path, bool]:
     """Build the plugin library for the TensorRT headers in `include`: its file in `folder`, whether it had to be made.
 
-    Raises BuildError.
+    gpus: as of `build`. Raises BuildError.
     """
     major = tensorrt_major(include)
     output = folder / f"libribsr_tensorrt{major}.so"
     own = RUNTIMES / "tensorrt"
     sources = [own / "common.cpp", own / PLUGIN_SOURCES[major]]
-    made = _build_face(_Compiler.nvcc(nvcc, jobs), sources, sorted(include.glob("Nv*.h")), output)
+    made = _build_face(sources, sorted(include.glob("Nv*.h")), output, gpus, nvcc, jobs)
     return output, made
 
 
 def build_onnxruntime(
-    include: Path | None = None, folder: Path = LIBRARY.parent, *, nvcc: str | None = None, jobs: int | None = None
+    include: Path | None = None,
+    folder: Path = LIBRARY.parent,
+    *,
+    gpus: Sequence[str] | None = None,
+    nvcc: str | None = None,
+    jobs: int | None = None,
 ) -> tuple[Path, bool]:
     """Build the library of custom operators for ONNX Runtime on GPUs: its file in `folder`, whether it had to be made.
 
-    include: a folder with ONNX Runtime's header, against which the declarations of our own are checked. Raises
-    BuildError.
+    include: a folder with ONNX Runtime's header, against which the declarations of our own are checked. gpus: as of
+    `build`. Raises BuildError.
     """
     output = folder / "libribsr_onnxruntime.so"
     header, headers = _real_header(include)
     sources = [RUNTIMES / "onnxruntime" / "cuda.cpp", *header]
-    return output, _build_face(_Compiler.nvcc(nvcc, jobs), sources, headers, output)
+    return output, _build_face(sources, headers, output, gpus, nvcc, jobs)
 
 
 def _real_header(include: Path | None) -> tuple[list[Path], list[Path]]:
@@ -407,13 +453,21 @@ def _real_header(include: Path | None) -> tuple[list[Path], list[Path]]:
     return [RUNTIMES / "onnxruntime" / "header.cpp"], sorted(onnxruntime_include(include).glob("onnxruntime*.h"))
 
 
-def _build_face(compiler: _Compiler, sources: Sequence[Path], runtime: Sequence[Path], output: Path) -> bool:
+def _build_face(
+    sources: Sequence[Path],
+    runtime: Sequence[Path],
+    output: Path,
+    gpus: Sequence[str] | None,
+    nvcc: str | None,
+    jobs: int | None,
+) -> bool:
     """The library of GPUs' kernels with a runtime's face, whose sources lie in one folder; True if it had to be made.
 
     runtime: the runtime's headers, all in one folder.
     """
+    compiler = _Compiler.nvcc(nvcc, jobs)
     exports = sources[0].parent / "exports.map"
     files = [_Source(path) for path in (RUNTIMES / "operators.cpp", *sources)]
-    objects = _kernels(compiler, output.parent)
+    objects = _kernels(compiler, output.parent, gpus or choose_gpus(nvcc=nvcc))
     objects += compiler.compile(files, output.parent / f"{output.stem}.objects", runtime)
     return compiler.link(objects, exports, output)

@@ -175,7 +175,8 @@ def test_training_keeps_the_last_step_when_the_next_one_takes_long(tmp_path: Pat
 
 def test_compilers_are_ended_too(tmp_path: Path) -> None:
     compiler = tmp_path / "nvcc"
-    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho $$ >> {tmp_path}/pids\nexec sleep 60\n')
+    asked = '[ "$1" = --version ] && exit 0\n[ "$1" = --list-gpu-code ] && echo sm_80 && exit 0'
+    compiler.write_text(f"#!/bin/sh\n{asked}\necho $$ >> {tmp_path}/pids\nexec sleep 60\n")
     compiler.chmod(0o755)
     output = tmp_path / "build" / "libribsr_kernels.so"
     output.parent.mkdir()

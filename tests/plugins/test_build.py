@@ -94,16 +94,22 @@ class Builds:
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Builds:
+    def make(cls, folder: Path, known: str = "sm_80 sm_86 sm_89 sm_90 sm_120") -> Builds:
+        """known: what the compiler makes code for."""
         (folder / "nvcc").write_text(
-            f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "$*" >> {folder}/calls\n'
+            f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n[ "$1" = --list-gpu-code ] && echo {known} && exit 0\n'
+            f'echo "$*" >> {folder}/calls\n'
             'while [ "$1" != -o ]; do shift; done\necho "$*" > "$2"\n'
         )
         (folder / "nvcc").chmod(0o755)
         return cls(folder)
 
-    def run(self) -> bool:
-        return compiler.build(self.folder / "out" / "kernels.so", nvcc=str(self.folder / "nvcc"), jobs=1)
+    @property
+    def nvcc(self) -> str:
+        return str(self.folder / "nvcc")
+
+    def run(self, *gpus: str) -> bool:
+        return compiler.build(self.folder / "out" / "kernels.so", gpus=gpus or None, nvcc=self.nvcc, jobs=1)
 
     @property
     def calls(self) -> list[str]:
@@ -138,6 +144,36 @@ def test_hopper_sources_are_compiled_for_hopper_alone(builds: Builds) -> None:
     for source, call in builds.compiled.items():
         assert "arch=compute_90a" in call
         assert ("arch=compute_80" in call) == ("hopper" not in source.name), source
+        assert " -DRIBSR_HOPPER=1 " in call
+
+
+def test_code_is_for_the_gpus_that_are_named(builds: Builds) -> None:
+    """All at first; then for RTX 40 cards alone, on which no file needs Hopper's instructions."""
+    everything = "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,sm_120,compute_80] -gencode=arch=compute_90a"
+    assert builds.run()
+    assert everything in builds.compiled[compiler.SOURCE / "depthwise" / "portable.cu"]
+    assert builds.run("8.9")  # other objects, though no source has changed
+    for call in builds.compiled.values():
+        assert "-gencode=arch=compute_80,code=[sm_89,compute_80] " in call
+        assert "90a" not in call
+        assert " -DRIBSR_HOPPER=0 " in call
+    assert "-DRIBSR_GPU_CODE=sm_89+compute_80 " in builds.compiled[compiler.SOURCE / "shared" / "interface.cu"]
+    assert not builds.run("8.9")
+    assert builds.run()
+
+
+def test_an_older_compiler_leaves_out_what_it_does_not_know(tmp_path: Path) -> None:
+    builds = Builds.make(tmp_path, "sm_80 sm_86 sm_89 sm_90")  # CUDA 12.4
+    assert compiler.choose_gpus(nvcc=builds.nvcc) == ("8.0", "8.6", "8.9", "9.0")
+    assert compiler.choose_gpus(["9.0", "8.0"], builds.nvcc) == ("8.0", "9.0")
+    with pytest.raises(
+        compiler.BuildError, match=r"--gpu 12\.0: .* is too old for it, and knows 8\.0, 8\.6, 8\.9, 9\.0"
+    ):
+        compiler.choose_gpus(["12.0"], builds.nvcc)
+    with pytest.raises(
+        compiler.BuildError, match=r"--gpu 7\.5: there is machine code for 8\.0, 8\.6, .*, 12\.0; what is newer"
+    ):
+        compiler.choose_gpus(["7.5"], builds.nvcc)
 
 
 def test_added_operator_is_compiled(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +262,7 @@ def test_program_that_is_no_compiler(tmp_path: Path) -> None:
 def test_library_needs_no_cuda_library(built: Path) -> None:
     """The CUDA runtime is linked in: the file loads on a machine without CUDA."""
     assert ctypes.CDLL(str(built)).ribsr_interface_version() == library.INTERFACE_VERSION
-    assert library.gpu_code(built) == ("sm_80", "compute_80", "sm_90a")
+    assert library.gpu_code(built) == compiler.gpu_code(compiler.choose_gpus())
 
 
 @pytest.mark.parametrize(
@@ -309,7 +345,9 @@ def test_narrow_and_unsupported_widths_need_no_workspace() -> None:
         ({"expand_weight": 8}, "aligned to 16 bytes"),
         ({"channels": 192, "hidden": 384, "column_stride": 192}, "workspace must be "),
         ({"channels": 192, "hidden": 384, "column_stride": 192, "workspace": 8}, "bytes, aligned to 16"),
-        ({"channels": 192, "hidden": 384, "column_stride": 192, "contract_bias": 8}, "contract_bias must be aligned"),
+        ({"channels": 180, "hidden": 225, "column_stride": 182}, "strides of multiples of 4, and aligned to 8 bytes"),
+        ({"channels": 180, "hidden": 225, "column_stride": 180}, "workspace must be "),
+        ({"path": 3}, "path 3 is unknown"),
     ],
 )
 def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str, object], message: str) -> None:
@@ -342,6 +380,7 @@ def test_parameters_of_feed_forward_are_checked(loaded: None, changes: dict[str,
         ({"column_stride": 52}, "must be channels-last"),
         ({"channel_stride": 64}, "must be channels-last"),
         ({"mix_weight": 8}, "aligned to 16 bytes"),
+        ({"path": -1}, "path -1 is unknown"),
         ({"channels": 192, "column_stride": 576}, "workspace must be "),
         ({"channels": 192, "column_stride": 576, "workspace": 8}, "bytes, aligned to 16"),
     ],

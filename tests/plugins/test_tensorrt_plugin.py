@@ -174,7 +174,8 @@ def test_command_names_missing_headers(tmp_path: Path) -> None:
 def test_command_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiler.TENSORRT_VARIABLE, raising=False)
     monkeypatch.setattr(compiler, "TENSORRT_PLACES", ())
-    monkeypatch.setattr(compiler, "build", lambda *_, **__: True)
+    monkeypatch.setattr(compiler, "choose_gpus", lambda *_: ("8.9", "9.0"))
+    monkeypatch.setattr(compiler, "build", lambda output, **_: output.write_bytes(bytes(3 << 20)) > 0)
     monkeypatch.setattr(compiler, "build_cpu", lambda *_, **__: True)
     monkeypatch.setattr(compiler, "build_onnxruntime", lambda _, folder, **__: (folder / "ops.so", False))
     result = CliRunner().invoke(build.main, ["-o", str(tmp_path / "kernels.so")])
@@ -183,6 +184,7 @@ def test_command_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"{tmp_path / 'libribsr_cpu.so'}: built",
         f"{tmp_path / 'kernels.so'}: built",
         f"{tmp_path / 'ops.so'}: up to date",
+        "for GPUs: sm_89, sm_90a, compute_80, in 3 MiB",
         "no headers of TensorRT 8 to 11 found, so no plugins for it: add them with --tensorrt-include DIR",
     ]
 
@@ -191,7 +193,7 @@ def test_failed_compiler_is_one_line(tmp_path: Path) -> None:
     """The first error is quoted; the rest is in a file that the message names."""
     nvcc = tmp_path / "nvcc"
     nvcc.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\n[ "$1" = --list-gpu-code ] && echo sm_80 && exit 0\n'
         "echo 'note: much else'; echo 'x.cu(3): error: expected a ;' >&2; echo 'x.cu(9): error: another' >&2; exit 2\n"
     )
     nvcc.chmod(0o755)
