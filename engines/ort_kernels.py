@@ -38,9 +38,9 @@ def rewritten(path: str, stamp: Stamp, capability: str) -> bytes:
     if tuple(map(int, capability.split("."))) < LEAST_CAPABILITY:
         raise NoKernels(f"ours need a GPU of compute capability 8.0 or later, and this one has {capability}")
     _check_library(library.onnxruntime_path(), f"{build_kernels()} makes it (needs nvcc)")
-    model = _in_plugin_form(path, stamp, capability)
+    model = _in_plugin_form(path, stamp)
     _check_attentions(model)
-    return _channels_last(model, capability).SerializeToString()
+    return _channels_last(model).SerializeToString()
 
 
 def rewritten_for_cpu(path: str, stamp: Stamp, bfloat16_products: bool) -> bytes:
@@ -55,7 +55,7 @@ def rewritten_for_cpu(path: str, stamp: Stamp, bfloat16_products: bool) -> bytes
     _check_library(library.cpu_path(), f"{build_kernels('--only cpu')} makes it (needs a C++ compiler)")
     if bfloat16_products and "avx512_bf16" not in library.cpu_isas():
         raise NoKernels("this CPU has no AVX512_BF16, the instructions for it")
-    model = _channels_last(_in_plugin_form(path, stamp, operators.CPU), operators.CPU)
+    model = _channels_last(_in_plugin_form(path, stamp, on_cpu=True), on_cpu=True)
     if bfloat16_products:
         for node in model.graph.node:
             if node.domain == operators.DOMAIN:
@@ -79,14 +79,14 @@ def _check_library(file: Path, advice: str) -> None:
         raise NoKernels(first_line(error)) from None
 
 
-def _in_plugin_form(path: str, stamp: Stamp, capability: str) -> onnx.ModelProto:
-    """The file's graph with our nodes. capability: as of `plugins.fuse`."""
+def _in_plugin_form(path: str, stamp: Stamp, on_cpu: bool = False) -> onnx.ModelProto:
+    """The file's graph with our nodes. on_cpu: as of `plugins.fuse`."""
     try:
         import onnx
 
         from plugins import fuse
     except ModuleNotFoundError as error:
-        extra = "ort" if capability == operators.CPU else "ort-gpu"
+        extra = "ort" if on_cpu else "ort-gpu"
         raise NoKernels(f"{error.name} is not installed: {pip_install(extra)}") from None
     from google.protobuf.message import DecodeError
 
@@ -100,23 +100,22 @@ def _in_plugin_form(path: str, stamp: Stamp, capability: str) -> onnx.ModelProto
     try:
         if stamp.form == "canonical":
             model = fuse.strip(model)
-        if capability == operators.CPU and stamp.precision in HALVES:
+        if on_cpu and stamp.precision in HALVES:
             model = fuse.to_float32(model)
         if stamp.form == "canonical":
-            return fuse.to_plugins(model, capability)
-        return fuse.for_capability(model, capability)
+            return fuse.to_plugins(model, on_cpu)
+        return fuse.with_whole_layers(model, on_cpu)
     except fuse.WrongPrecision:
-        on_cpu = capability == operators.CPU
         why = "has weights that are no initializers" if on_cpu else "is kept in float32, since it would overflow"
         raise NoKernels(f"an attention in it {why}") from None
     except (ValueError, TypeError, KeyError):  # weights that lack, or are shorter than they say
         raise NoKernels(damaged) from None
 
 
-def _channels_last(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
+def _channels_last(plugin: onnx.ModelProto, on_cpu: bool = False) -> onnx.ModelProto:
     from plugins import channels_last
 
-    return channels_last.to_channels_last(plugin, capability)
+    return channels_last.to_channels_last(plugin, on_cpu)
 
 
 def _check_attentions(plugin: onnx.ModelProto) -> None:

@@ -36,17 +36,17 @@ LARGEST_CONSTANT = 1 << 20
 """Bytes above which a constant expression is left to the runtime: a file should not carry every window's RIB."""
 
 
-def lower(bare: onnx.ModelProto, form: Form, capability: str | None = None) -> onnx.ModelProto:
+def lower(bare: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A canonical graph without body, as `export.canonical.trace` gives it, in the form for one runtime.
 
-    capability: the compute capability that `plugin` is for; None: any. Raises ValueError where the form needs a newer
-    opset than the graph has, and `plugin` half precision that the graph does not have.
+    Raises ValueError where the form needs a newer opset than the graph has, and `plugin` half precision that the graph
+    does not have.
     """
     opset = opset_of(bare)
     if form == "attention" and opset < 23:
         raise ValueError(f"the form 'attention' needs opset 23 (ONNX Attention), the graph has {opset}; use --opset 23")
     if form == "plugin":
-        return _with_declared_maps(fuse.to_plugins(bare, capability), bare)
+        return _with_declared_maps(fuse.to_plugins(bare), bare)
     model = onnx.ModelProto()
     model.CopyFrom(bare)
     model.functions.append(cyclic_window.function("mha" if form == "canonical" else form, opset))

@@ -24,14 +24,14 @@ _ROWS = {operator.name: operator for operator in OPERATORS}
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def to_channels_last(plugin: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
+def to_channels_last(plugin: onnx.ModelProto, on_cpu: bool = False) -> onnx.ModelProto:
     """A graph in plugin form for ONNX Runtime with a library of custom operators.
 
-    capability: as of `plugins.fuse`. Inputs and outputs of the graph stay as they are. For GPUs, operators that may
-    need a workspace have it as one more output, and channels that are convolved are a multiple of 8.
+    on_cpu: as of `plugins.fuse`. Inputs and outputs of the graph stay as they are. For GPUs, operators that may need a
+    workspace have it as one more output, and channels that are convolved are a multiple of 8.
     """
-    model = fuse.join_convolutions(plugin, capability)
-    layout = _Layout(model.graph.initializer, on_cpu=capability == operators.CPU)
+    model = fuse.join_convolutions(plugin, on_cpu)
+    layout = _Layout(model.graph.initializer, on_cpu)
     for node in [*model.graph.node, *_outputs_apart(model.graph)]:
         row = _ROWS.get(node.op_type) if node.domain == operators.DOMAIN else None
         if row is not None:

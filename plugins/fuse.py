@@ -11,10 +11,7 @@ The attention stays, with gate_sigmoid = 1 where its gate is a Sigmoid's output,
 
 For GPUs only half-precision nodes are taken, which is what the plugins compute in; a node's type is that of its
 constants. What `export.precision` keeps in float32, and whatever else looks different, stays in standard operators. For
-CPUs it is float32, and layers of any width become one node.
-
-Where a `capability` is asked for, it is the compute capability of the GPU that the graph is for ("9.0"), on which wider
-layers may become one node, or `operators.CPU`; None: any GPU.
+CPUs (`on_cpu`) it is float32, and layers of any width become one node.
 """
 
 from __future__ import annotations
@@ -41,9 +38,9 @@ class WrongPrecision(ValueError):
     """An attention's constants are not in a type that our operators have."""
 
 
-def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
+def to_plugins(bare: onnx.ModelProto, on_cpu: bool = False) -> onnx.ModelProto:
     """A canonical graph without body in plugin form. Raises ValueError if an attention is in float32, on a GPU."""
-    types = _types(capability)
+    types = _types(on_cpu)
     graph: Any = gs.import_onnx(bare)  # graphsurgeon declares its lists as sequences that cannot be changed
     # Constants are read here and not from graphsurgeon, which turns those in bfloat16 to float32 as soon as they are.
     scalars = {tensor.name: _scalar(tensor) for tensor in bare.graph.initializer if math.prod(tensor.dims) == 1}
@@ -62,7 +59,7 @@ def to_plugins(bare: onnx.ModelProto, capability: str | None = None) -> onnx.Mod
     for node in attentions:
         _fuse_gate(graph, node)
     graph.cleanup()  # what has been replaced reads no tensors any more
-    return _with_whole_layers(bare, graph, capability)
+    return _with_whole_layers(bare, graph, on_cpu)
 
 
 def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,9 +73,9 @@ def strip(canonical: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def for_capability(plugin: onnx.ModelProto, capability: str) -> onnx.ModelProto:
-    """A graph in plugin form, made for any GPU, as it is for one, or for a CPU: with wide layers as one node."""
-    return _with_whole_layers(plugin, gs.import_onnx(plugin), capability)
+def with_whole_layers(plugin: onnx.ModelProto, on_cpu: bool = False) -> onnx.ModelProto:
+    """A graph in plugin form with layers as one node that an earlier release, or one for GPUs, has left apart."""
+    return _with_whole_layers(plugin, gs.import_onnx(plugin), on_cpu)
 
 
 def to_float32(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,7 +111,7 @@ def _bypass(graph: Any, cast: gs.Node) -> None:
                 reader.inputs[index] = source
 
 
-def join_convolutions(plugin: onnx.ModelProto, capability: str | None = None) -> onnx.ModelProto:
+def join_convolutions(plugin: onnx.ModelProto, on_cpu: bool = False) -> onnx.ModelProto:
     """A graph in plugin form whose dense convolutions are our nodes, too, with the LeakyReLU and the sum behind them.
 
     Those that the operator has the widths for, of kernels of 1 and 3; their weights are [outputs, channels, rows,
@@ -123,17 +120,17 @@ def join_convolutions(plugin: onnx.ModelProto, capability: str | None = None) ->
     graph: Any = gs.import_onnx(plugin)
     for node in list(graph.nodes):
         if node.op == "Conv":
-            _join_convolution(graph, node, capability)
+            _join_convolution(graph, node, on_cpu)
     return _exported(graph, plugin)
 
 
-def _join_convolution(graph: Any, conv: gs.Node, capability: str | None) -> None:
+def _join_convolution(graph: Any, conv: gs.Node, on_cpu: bool) -> None:
     """A dense convolution as one node, with the LeakyReLU and the sum behind it if they are."""
-    if not _is_dense(conv, _types(capability)):
+    if not _is_dense(conv, _types(on_cpu)):
         return
     outputs, channels = conv.inputs[1].shape[:2]
     padded = channels + -channels % CONVOLUTION.widths.multiple[0]
-    if not CONVOLUTION.fits(padded, outputs, capability=capability):
+    if not CONVOLUTION.fits(padded, outputs, on_cpu=on_cpu):
         return
     x, y, slope, residual = conv.inputs[0], conv.outputs[0], 1.0, gs.Variable.empty()
     after = _behind(graph, y)
@@ -160,12 +157,12 @@ def _exported(graph: Any, model: onnx.ModelProto) -> onnx.ModelProto:
     return lowered
 
 
-def _with_whole_layers(model: onnx.ModelProto, graph: Any, capability: str | None) -> onnx.ModelProto:
+def _with_whole_layers(model: onnx.ModelProto, graph: Any, on_cpu: bool) -> onnx.ModelProto:
     """The model that `graph` of layer norms and depthwise convolutions comes to, which was made of `model`."""
     for node in list(graph.nodes):
         if node.op == DEPTHWISE:
-            _fuse_feed_forward(graph, node, capability)
-            _fuse_attention_inputs(graph, node, capability)
+            _fuse_feed_forward(graph, node, on_cpu)
+            _fuse_attention_inputs(graph, node, on_cpu)
     return _exported(graph, model)
 
 
@@ -227,11 +224,11 @@ def _fuse_depthwise(graph: Any, conv: gs.Node, scalars: dict[str, float], types:
     _replace(graph, DEPTHWISE, conv.name, attributes, [x, *_with_bias(conv)], [output])
 
 
-def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -> None:
+def _fuse_feed_forward(graph: Any, depthwise: gs.Node, on_cpu: bool) -> None:
     """norm → expand → depthwise with GELUs → contract → + x as one node, if that is what stands there."""
     if not (depthwise.attrs["add_gelu"] and depthwise.attrs["input_gelu"]):
         return
-    types = _types(capability)
+    types = _types(on_cpu)
     expand, contract = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
     if expand is None or contract is None or not (_is_pointwise(expand, types) and _is_pointwise(contract, types)):
         return
@@ -244,7 +241,7 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -
     if not (
         any(tensor is x for tensor in total.inputs)
         and list(contract.inputs[1].shape[:2]) == [channels, hidden]
-        and FEED_FORWARD.fits(channels, hidden, capability=capability)
+        and FEED_FORWARD.fits(channels, hidden, on_cpu=on_cpu)
         and all(len(tensor.outputs) == 1 for tensor in between)
         and not any(tensor is output for tensor in between for output in graph.outputs)
     ):
@@ -254,9 +251,9 @@ def _fuse_feed_forward(graph: Any, depthwise: gs.Node, capability: str | None) -
     _replace(graph, FEED_FORWARD.name, total.name, attributes, [x, *weights], total.outputs)
 
 
-def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | None) -> None:
+def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, on_cpu: bool) -> None:
     """norm → project and norm → depthwise → mix as one node, if that is what stands there."""
-    types = _types(capability)
+    types = _types(on_cpu)
     norm, mix = _producer(depthwise.inputs[0]), _only_consumer(depthwise.outputs[0])
     if norm is None or norm.op != LAYER_NORM or mix is None or not _is_pointwise(mix, types):
         return
@@ -270,7 +267,7 @@ def _fuse_attention_inputs(graph: Any, depthwise: gs.Node, capability: str | Non
         and _is_pointwise(project, types)
         and list(project.inputs[1].shape[:2]) == [3 * channels, channels]
         and list(mix.inputs[1].shape[:2]) == [channels, channels]
-        and ATTENTION_INPUTS.fits(channels, capability=capability)
+        and ATTENTION_INPUTS.fits(channels, on_cpu=on_cpu)
         and not any(tensor is output for tensor in (n, depthwise.outputs[0]) for output in graph.outputs)
     ):
         return
@@ -382,9 +379,9 @@ def _zeros(weight: Any, node: gs.Node) -> gs.Constant:
     return gs.Constant(f"{node.outputs[0].name}/bias", np.zeros(weight.shape[0], dtype))
 
 
-def _types(capability: str | None) -> Sequence[int]:
+def _types(on_cpu: bool) -> Sequence[int]:
     """The types that are computed in."""
-    return (onnx.TensorProto.FLOAT,) if capability == operators.CPU else HALF
+    return (onnx.TensorProto.FLOAT,) if on_cpu else HALF
 
 
 def _is_constant(tensor: gs.Tensor, types: Sequence[int]) -> bool:

@@ -17,7 +17,7 @@ from ribsr.base.installation import build_kernels
 DEFAULT = Path(__file__).resolve().parent / "build" / "libribsr_kernels.so"
 VARIABLE = "RIBSR_KERNELS_LIBRARY"
 """Environment variable that names another library file."""
-INTERFACE_VERSION = 7
+INTERFACE_VERSION = 8
 FLOAT16, BFLOAT16, FLOAT32 = 1, 2, 3
 PATHS = {"auto": 0, "portable": 1, "hopper": 2}
 
@@ -32,14 +32,14 @@ def path() -> Path:
 
 
 def opened(file: Path, advice: str = "") -> ctypes.CDLL:
-    """A library of ours. advice: what mends one of another version, if not the build.
+    """A library of ours. advice: what mends one, if not the build.
 
     Raises LibraryError that says why it cannot be loaded, which runtimes do not, or of which other version it is.
     """
     try:
         library = ctypes.CDLL(str(file.resolve()))
     except OSError as error:
-        raise LibraryError(f"{file} cannot be loaded: {error}") from error
+        raise LibraryError(f"{file} cannot be loaded: {error}{advice and f'; {advice}'}") from error
     # The TensorRT libraries of interface 5 and before do not export the function.
     version = library.ribsr_interface_version() if hasattr(library, "ribsr_interface_version") else "none"
     if version != INTERFACE_VERSION:
@@ -167,21 +167,22 @@ def onnxruntime_path() -> Path:
     return Path(os.environ.get(ONNXRUNTIME_VARIABLE) or DEFAULT.with_name("libribsr_onnxruntime.so"))
 
 
-def gpu_code(file: Path) -> tuple[str, ...]:
+def gpu_code(file: Path, advice: str = "") -> tuple[str, ...]:
     """What a library for GPUs was compiled for, as nvcc has it: `sm_80` for machine code, `compute_80` for PTX.
 
     Raises LibraryError where it does not say, or cannot be loaded.
     """
-    library = opened(file)
+    library = opened(file, advice)
     if not hasattr(library, "ribsr_gpu_code"):
-        raise LibraryError(f"{file} does not say which GPUs it has code for: build it again with `{build_kernels()}`")
+        advice = advice or f"build it again with `{build_kernels()}`"
+        raise LibraryError(f"{file} does not say which GPUs it has code for: {advice}")
     library.ribsr_gpu_code.restype = ctypes.c_char_p
     return tuple(library.ribsr_gpu_code().decode().split("+"))
 
 
 def check_gpus(file: Path, capabilities: Sequence[str]) -> None:
     """Raises LibraryError unless a library for GPUs has code for all of these compute capabilities, such as `8.9`."""
-    code = gpu_code(file)
+    code = gpu_code(file, f"build it again with `{build_kernels('--tensorrt-include DIR')}`")
     lacking = [capability for capability in capabilities if not any(_runs(one, capability) for one in code)]
     if lacking:
         raise LibraryError(

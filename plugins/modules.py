@@ -67,11 +67,6 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
     return y if residual is None else y.add_(residual)
 
 
-def capability(x: Tensor) -> str | None:
-    """The compute capability of the GPU that x is on, as the table of operators names it; None on a CPU."""
-    return "{}.{}".format(*torch.cuda.get_device_capability(x.device)) if x.is_cuda else None
-
-
 def _children(modules: Iterable[Any]) -> list[Any]:
     """What a container holds, whose types it does not know."""
     return list(modules)
@@ -153,7 +148,7 @@ class _Attention(nn.Module):
         head_width, rank = weight.shape[1] // self.geometry.heads, layer.to_q.shape[2]
         if not CYCLIC_WINDOW_ATTENTION.fits(head_width, rank):
             raise ValueError(f"the attention kernel does not take heads of {head_width} channels and rank {rank}")
-        whole = ATTENTION_INPUTS.fits(weight.shape[1], capability=capability(weight))
+        whole = ATTENTION_INPUTS.fits(weight.shape[1])
         self.inputs = (_AttentionInputs if whole else _AttentionInputsApart)(norm, layer)
         self.rib = _frozen(*(factor.to(weight.dtype) for factor in layer.rib()))
         self.to_out = _Convolution(layer.to_out)
@@ -201,7 +196,7 @@ class _FeedForwardApart(nn.Module):
 
 def _feed_forward(norm: LayerNorm, ffn: ConvFFN) -> nn.Module:
     hidden, channels = ffn.proj.weight.shape[:2]
-    whole = FEED_FORWARD.fits(channels, hidden, capability=capability(ffn.proj.weight))
+    whole = FEED_FORWARD.fits(channels, hidden)
     return (_FeedForward if whole else _FeedForwardApart)(norm, ffn)
 
 

@@ -28,12 +28,6 @@ CPU_BFLOAT16_DOMAIN = "ribsr.bf16"
 TENSORRT = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 """Attributes of the nodes that lead TensorRT's parser to the plugin: below 10.10 it ignores a node's domain."""
 
-HOPPER = "9.0"
-"""The compute capability on which some operators take wider layers than elsewhere."""
-
-CPU = "cpu"
-"""What stands for a CPU where compute capabilities tell GPUs apart: every width is taken there."""
-
 MAP = "batch channels height width"
 """The shape of most maps."""
 
@@ -79,17 +73,16 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Widths:
-    """Which widths an operator takes; without names any.
+    """Which widths an operator takes on GPUs; without names any. (On CPUs it takes all.)
 
-    names: the structure's integers that limits are about. most: of each, on every GPU. multiple: what each must be a
-    multiple of; without, 1. wide: by compute capability, the only widths beyond these that are taken there. tuned: of
-    each, those that the kernel is made for; without, all.
+    names: the structure's integers that limits are about. most: of each. multiple: what each must be a multiple of;
+    without, 1. wide: those beyond these limits. tuned: of each, those that the kernel is made for; without, all.
     """
 
     names: tuple[str, ...] = ()
     most: tuple[int, ...] = ()
     multiple: tuple[int, ...] = ()
-    wide: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    wide: tuple[tuple[int, ...], ...] = ()
     tuned: tuple[tuple[int, ...], ...] = ()
 
 
@@ -162,14 +155,11 @@ class Operator:
             fields += [(name, kind) for name in names]
         return type(self.struct, (Params,), {"_fields_": fields, "operator": self, "__doc__": self.struct})
 
-    def fits(self, *widths: int, capability: str | None = None) -> bool:
-        """Whether layers of these widths (`widths.names`) are taken on GPUs of a compute capability, or a CPU.
-
-        None: on any GPU.
-        """
-        if capability == CPU:
+    def fits(self, *widths: int, on_cpu: bool = False) -> bool:
+        """Whether layers of these widths (`widths.names`) are taken: on GPUs, or on CPUs."""
+        if on_cpu:
             return all(width > 0 for width in widths)
-        if capability is not None and widths == self.widths.wide.get(capability):
+        if widths in self.widths.wide:
             return True
         multiples = self.widths.multiple or (1,) * len(widths)
         limits = zip(widths, self.widths.most, multiples, strict=True)
@@ -368,7 +358,7 @@ DEPTHWISE_CONV3X3 = Operator(
 FEED_FORWARD = Operator(
     name="FeedForward",
     function="ribsr_feed_forward",
-    integers=("batch", "channels", "hidden", "height", "width"),
+    integers=("path", "batch", "channels", "hidden", "height", "width"),
     inputs={"x": MAP},
     weights={
         "norm_weight": "channels",
@@ -382,14 +372,15 @@ FEED_FORWARD = Operator(
     },
     outputs={"out": MAP},
     attributes=(Attribute("epsilon", "float"),),
-    widths=Widths(("channels", "hidden"), most=(64, 96), multiple=(8, 8), wide={HOPPER: (192, 384)}),
+    options=("path",),
+    widths=Widths(("channels", "hidden"), most=(64, 96), multiple=(8, 8), wide=((180, 225), (192, 384), (224, 448))),
     has_workspace=True,
     reference=_feed_forward,
 )
 ATTENTION_INPUTS = Operator(
     name="AttentionInputs",
     function="ribsr_attention_inputs",
-    integers=("batch", "channels", "height", "width"),
+    integers=("path", "batch", "channels", "height", "width"),
     inputs={"x": MAP},
     weights={
         "norm_weight": "channels",
@@ -403,7 +394,8 @@ ATTENTION_INPUTS = Operator(
     },
     outputs={"qkv": "batch 3*channels height width", "gate": MAP},
     attributes=(Attribute("epsilon", "float"),),
-    widths=Widths(("channels",), most=(64,), multiple=(8,), wide={HOPPER: (192,)}),
+    options=("path",),
+    widths=Widths(("channels",), most=(64,), multiple=(8,), wide=((192,), (224,))),
     has_workspace=True,
     reference=_attention_inputs,
 )

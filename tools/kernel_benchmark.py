@@ -109,11 +109,6 @@ class Layer:
             return f"{self.scores / ms / 1e9:5.2f}e12 scores/s"
         return f"{self.bytes / ms / 1e9:5.2f} TB/s {ms / self.floor_ms:5.2f} floors"
 
-    def fits(self, capability: str) -> bool:
-        """Whether the kernel takes these widths on this compute capability."""
-        limited = (self.widths[name] for name in self.operator.widths.names)
-        return self.operator.fits(*limited, capability=capability)
-
     def __str__(self) -> str:
         words = [f"{name} {value}" for name, value in self.widths.items()]
         words += [name for name, value in self.attributes.items() if value is True]
@@ -132,7 +127,7 @@ _GELUS = (
     ((72, 96, 192, 384), {"add_gelu": True, "input_gelu": False}),
     ((96, 384), {"add_gelu": True, "input_gelu": True}),
 )
-_HIDDEN = ((48, 72), (64, 80), (64, 96), (192, 384))
+_HIDDEN = ((48, 72), (64, 80), (64, 96), *operators.FEED_FORWARD.widths.wide)
 _CONVOLUTIONS = (
     *((48, 48, 3), (48, 48, 1), (192, 192, 3), (192, 192, 1)),
     *((8, 48, 3), (48, 12, 3), (192, 64, 3), (64, 256, 3), (64, 3, 3)),
@@ -143,7 +138,7 @@ LAYERS = (
     *(Layer(operators.CHANNEL_LAYER_NORM, {"channels": c}, _NORM) for c in (48, 64, 180, 192, 256)),
     *(Layer(operators.DEPTHWISE_CONV3X3, {"channels": c}, gelus) for channels, gelus in _GELUS for c in channels),
     *(Layer(operators.FEED_FORWARD, {"channels": c, "hidden": hidden}, _NORM) for c, hidden in _HIDDEN),
-    *(Layer(operators.ATTENTION_INPUTS, {"channels": c}, _NORM) for c in (48, 64, 192)),
+    *(Layer(operators.ATTENTION_INPUTS, {"channels": c}, _NORM) for c in (48, 64, 192, 224)),
     *(
         Layer(operators.CONVOLUTION, {"channels": c, "outputs": outputs, "kernel": kernel}, {"negative_slope": 0.1})
         for c, outputs, kernel in _CONVOLUTIONS
@@ -154,7 +149,7 @@ LAYERS = (
 def our_calls(layer: Layer, dtype: torch.dtype, path: str, **inputs: Any) -> Calls:
     """Our kernel, on maps with pixels a multiple of 8 channels apart, as TensorRT has them.
 
-    path, inputs: of an attention, more fields of `plugins.testing.AttentionCase`.
+    path: of operators that have several. inputs: of an attention, more fields of `plugins.testing.AttentionCase`.
     """
     from plugins.pytorch import Call
     from plugins.testing import AttentionCase, poisoned
@@ -165,9 +160,12 @@ def our_calls(layer: Layer, dtype: torch.dtype, path: str, **inputs: Any) -> Cal
         case = AttentionCase(**shape, dtype=dtype, path=path, **inputs)
         return [case.prepare() for _ in range(_sets(layer.bytes))]
     calls = []
+    attributes = dict(layer.attributes)
+    if "path" in layer.operator.options:
+        attributes["path"] = library.PATHS[path]
     for tensors in _map_inputs(layer, dtype):
         outputs = [poisoned(*layer.map_sizes(shape), dtype, "padded") for shape in layer.operator.outputs.values()]
-        calls.append(Call(layer.operator, tensors, outputs, **layer.attributes))
+        calls.append(Call(layer.operator, tensors, outputs, **attributes))
     return calls
 
 
@@ -349,7 +347,9 @@ def measure(
 @click.argument("builds", nargs=-1, metavar="[BUILD...]", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--only", type=click.Choice(SHORT), multiple=True, help="These operators (repeatable); else all.")
 @click.option("--bf16", is_flag=True, help="bfloat16 instead of float16.")
-@click.option("--path", type=click.Choice(list(library.PATHS)), default="auto", help="Attention's kernel.")
+@click.option(
+    "--path", type=click.Choice(list(library.PATHS)), default="auto", help="The kernel, of operators with several."
+)
 @click.option("--data", type=click.Choice(list(TIMED)), default="normal", help="Of the attention that is timed.")
 @click.option("--window", "windows", type=int, multiple=True, help="Attention of these windows alone (repeatable).")
 @click.option("--ours", is_flag=True, help="Time ours alone.")
@@ -377,16 +377,13 @@ def main(
 
     show = partial(click.echo, err=json_target == "-")
     dtype = torch.bfloat16 if bf16 else torch.float16
-    device, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
+    device = torch.cuda.get_device_name()
     show(f"{device}, torch {torch.__version__}, {'bf16' if bf16 else 'fp16'}, path {path}")
     used = right_ones([build.resolve() for build in builds], dtype, path, timeout) if builds else [library.path()]
     timed = only or ([ATTENTION] if builds else SHORT)
     results = []
     for layer in LAYERS if used else ():
         if layer.operator.short not in timed or (windows and layer.widths.get("window") not in windows):
-            continue
-        if not layer.fits(capability):
-            show(f"{layer}: not on compute capability {capability}")
             continue
         faulthandler.dump_traceback_later(timeout, exit=True)
         use(used[0])

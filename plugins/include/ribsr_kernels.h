@@ -32,9 +32,10 @@ enum {
 enum { RIBSR_FLOAT16 = 1, RIBSR_BFLOAT16 = 2 };
 
 enum {
-  RIBSR_PATH_AUTO = 0,     /* the fastest that fits the device and the layout */
-  RIBSR_PATH_PORTABLE = 1, /* mma.sync, compute capability 8.0 and later, any layout */
-  RIBSR_PATH_HOPPER = 2    /* wgmma, compute capability 9.0, channels-last, D in {16, 32}, R in {16, 24, 32} */
+  RIBSR_PATH_AUTO = 0,     /* the fastest that fits the device, the widths and the layout */
+  RIBSR_PATH_PORTABLE = 1, /* mma.sync, compute capability 8.0 and later */
+  RIBSR_PATH_HOPPER = 2    /* wgmma, compute capability 9.0; of attention channels-last, D in {16, 32}, R in {16, 24, 32};
+                            * of the others the widths of sst-l */
 };
 
 /* A [batch, channel, height, width] map in device memory; strides in elements.
@@ -110,25 +111,28 @@ RIBSR_API int32_t ribsr_depthwise(const RibsrDepthwiseParams *params, void *stre
 typedef struct {
   uint32_t struct_size; /* sizeof(RibsrFeedForwardParams) */
   int32_t dtype;        /* of all ten arrays */
+  int32_t path;
   int32_t batch, channels, hidden, height, width;
   float epsilon;
   RibsrMap in, out;             /* must not overlap */
   const void *norm_weight;      /* [channels] */
   const void *norm_bias;        /* [channels] */
-  const void *expand_weight;    /* [hidden, channels], contiguous, aligned to 16 bytes */
+  const void *expand_weight;    /* [hidden, channels], contiguous; of narrow layers aligned to 16 bytes */
   const void *expand_bias;      /* [hidden] */
   const void *depthwise_weight; /* [hidden, 3, 3], contiguous */
   const void *depthwise_bias;   /* [hidden] */
-  const void *contract_weight;  /* [channels, hidden], contiguous, aligned to 16 bytes */
-  const void *contract_bias;    /* [channels]; of 192 aligned to 16 bytes */
+  const void *contract_weight;  /* [channels, hidden], likewise */
+  const void *contract_bias;    /* [channels] */
   void *workspace;              /* ribsr_feed_forward_workspace's bytes, aligned to 16; may be null if that is 0 */
 } RibsrFeedForwardParams;
 
 /* out = in + contract(u + gelu(depthwise(u))) with u = gelu(expand(norm(in))): `norm` and `depthwise` as above, `expand`
  * and `contract` 1x1 convolutions. In 16 bits are what goes into a product: the deviations from a pixel's mean, the
- * weights of `expand` times those of `norm`, u, and u + gelu(...); in float16 gelu, too. All else is float32. For channels
- * and hidden of multiples of 8 up to 64 and 96, on compute capability 9.0 also for 192 and 384 (where x itself is in 16
- * bits what goes into the first product), and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
+ * weights of `expand` times those of `norm`, u, and u + gelu(...); in float16 gelu, too. All else is float32. (On Hopper's
+ * path x itself is what goes into the first product.) For channels and hidden of multiples of 8 up to 64 and 96, and maps
+ * that the vectorised loads take; for 180 and 225, 192 and 384, 224 and 448, and channels-last maps with strides of
+ * multiples of 4, aligned to 8 bytes; else RIBSR_UNSUPPORTED. Where 180 channels are 184 apart in `out`, the lanes between
+ * are set to zero. Hopper's path is for 192 and 384, the vectorised loads, and weights aligned to 16 bytes. */
 RIBSR_API int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream);
 
 /* How many bytes of device memory ribsr_feed_forward needs as its workspace, apart from all arrays; 0 also for widths that
@@ -139,6 +143,7 @@ RIBSR_API int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden)
 typedef struct {
   uint32_t struct_size; /* sizeof(RibsrAttentionInputsParams) */
   int32_t dtype;        /* of all eleven arrays */
+  int32_t path;
   int32_t batch, channels, height, width;
   float epsilon;
   RibsrMap in, qkv, gate;       /* of channels, 3 * channels and channels; must not overlap */
@@ -155,8 +160,8 @@ typedef struct {
 
 /* qkv = project(n) and gate = mix(depthwise(n)) with n = norm(in): `norm` and `depthwise` as above, without gelu, `project`
  * and `mix` 1x1 convolutions. The gate's logistic function is left to ribsr_attention. In 16 bits are norm's and
- * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, on compute capability 9.0 also for
- * 192, and maps that the vectorised loads take, else RIBSR_UNSUPPORTED. */
+ * depthwise's results; all else is float32. For channels of multiples of 8 up to 64, 192 and 224, and maps that the
+ * vectorised loads take, else RIBSR_UNSUPPORTED. Hopper's path is for 192. */
 RIBSR_API int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream);
 
 /* How many bytes of device memory ribsr_attention_inputs needs as its workspace; as ribsr_feed_forward_workspace. */
@@ -182,10 +187,10 @@ RIBSR_API int32_t ribsr_convolution(const RibsrConvolutionParams *params, void *
 RIBSR_API const char *ribsr_error_message(void);
 
 /* The interface's version: changes when the structures or meanings above change. */
-enum { RIBSR_INTERFACE_VERSION = 7 };
+enum { RIBSR_INTERFACE_VERSION = 8 };
 RIBSR_API int32_t ribsr_interface_version(void);
 
-/* What the library was compiled for, as nvcc has it: "sm_80+compute_80+sm_90a", machine code and PTX. */
+/* What the library was compiled for, as nvcc has it: "sm_80+sm_90a+compute_80", machine code and PTX. */
 RIBSR_API const char *ribsr_gpu_code(void);
 
 #ifdef __cplusplus

@@ -24,7 +24,7 @@ from engines import EngineError, open_engine  # noqa: E402
 from engines.metadata import read_stamp  # noqa: E402
 from engines.ort import CPU  # noqa: E402
 from engines.ort_kernels import rewritten_for_cpu  # noqa: E402
-from export import convert, lower  # noqa: E402
+from export import convert  # noqa: E402
 from export.canonical import trace  # noqa: E402
 from export.fold import fold  # noqa: E402
 from plugins import library, operators  # noqa: E402
@@ -312,10 +312,9 @@ def test_windows_that_they_do_not_take(tmp_path: Path) -> None:
 
 def test_nodes_that_are_wrong_are_refused_in_one_line(tmp_path: Path, cpu_library: Path) -> None:
     """By the library itself, whatever made the graph."""
-    graph = lower.lower(bare("sst-light"), "plugin", operators.CPU)
-    from plugins import channels_last
+    from plugins import channels_last, fuse
 
-    made = channels_last.to_channels_last(graph, operators.CPU)
+    made = channels_last.to_channels_last(fuse.to_plugins(bare("sst-light"), on_cpu=True), on_cpu=True)
     norm = next(node for node in made.graph.node if node.op_type == operators.FEED_FORWARD.name)
     next(attribute for attribute in norm.attribute if attribute.name == "epsilon").f = -1.0
     options = ort.SessionOptions()

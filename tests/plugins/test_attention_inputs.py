@@ -9,19 +9,19 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins.operators import ATTENTION_INPUTS, HOPPER  # noqa: E402
+from plugins.operators import ATTENTION_INPUTS  # noqa: E402
 from plugins.pytorch import Call  # noqa: E402
 from plugins.testing import exact, poisoned  # noqa: E402
 from plugins.testing import random_weights as random_weights_of  # noqa: E402
-from tests.plugins.test_feed_forward import check, elsewhere, on_hopper  # noqa: E402
+from tests.plugins.test_feed_forward import check  # noqa: E402
 from tests.plugins.test_layer_norm_depthwise import on_gpu  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 131)]
 WIDTHS = [48, 64, 40, 56, 8, 16]
 EPSILON = 1e-6
-(WIDE_CHANNELS,) = ATTENTION_INPUTS.widths.wide[HOPPER]
-WIDE = pytest.param(WIDE_CHANNELS, marks=on_hopper)
+WIDE = [channels for (channels,) in ATTENTION_INPUTS.widths.wide]
+"""Of these compute capability 9.0 has a kernel of its own for 192."""
 
 
 def random_weights(channels: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
@@ -32,8 +32,8 @@ def outputs(batch: int, channels: int, h: int, w: int, dtype: torch.dtype) -> li
     return [poisoned(batch, count, h, w, dtype, "padded") for count in (3 * channels, channels)]
 
 
-def run(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-    Call(ATTENTION_INPUTS, [x, *weights], out, epsilon=EPSILON)()
+def run(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.Tensor], path: str = "auto") -> None:
+    Call(ATTENTION_INPUTS, [x, *weights], out, epsilon=EPSILON, path=library.PATHS[path])()
 
 
 def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +50,7 @@ def run_and_check(x: torch.Tensor, out: list[torch.Tensor], weights: list[torch.
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("channels", [*WIDTHS, WIDE])
+@pytest.mark.parametrize("channels", [*WIDTHS, *WIDE])
 def test_attention_inputs(channels: int, batch: int, dtype: torch.dtype) -> None:
     for h, w in SIZES:
         x = poisoned(batch, channels, h, w, dtype, "padded")
@@ -60,7 +60,7 @@ def test_attention_inputs(channels: int, batch: int, dtype: torch.dtype) -> None
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [*WIDTHS[:2], WIDE])
+@pytest.mark.parametrize("channels", [*WIDTHS[:2], *WIDE])
 @pytest.mark.parametrize("size", [(3, 360, 640), (300, 20, 21)])
 def test_more_tiles_than_blocks(size: tuple[int, int, int], channels: int, dtype: torch.dtype) -> None:
     """Every block takes several tiles, of several images, also where it skips whole images."""
@@ -73,7 +73,7 @@ def test_more_tiles_than_blocks(size: tuple[int, int, int], channels: int, dtype
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mean", "deviation"), [(2e3, 50), (0, 3e4), (0, 0.02)])
-@pytest.mark.parametrize("channels", [48, WIDE])
+@pytest.mark.parametrize("channels", [48, *WIDE])
 def test_means_and_sizes(channels: int, mean: float, deviation: float, dtype: torch.dtype) -> None:
     """A small variance around a large mean, and values near float16's limits."""
     x = poisoned(1, channels, 33, 50, dtype, "padded")
@@ -82,7 +82,7 @@ def test_means_and_sizes(channels: int, mean: float, deviation: float, dtype: to
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", [*WIDTHS[:2], WIDE])
+@pytest.mark.parametrize("channels", [*WIDTHS[:2], *WIDE])
 def test_norm_is_zero_outside_the_map(channels: int) -> None:
     """With nothing but its bias before the depthwise convolution: outside the map it would show at the border."""
     x = poisoned(1, channels, 33, 50, torch.float16, "padded")
@@ -98,7 +98,7 @@ def test_norm_is_zero_outside_the_map(channels: int) -> None:
 
 @on_gpu
 @pytest.mark.parametrize("position", [(0, 0), (8, 15), (16, 16), (32, 49)])
-@pytest.mark.parametrize("channels", [48, WIDE])
+@pytest.mark.parametrize("channels", [48, *WIDE])
 def test_not_a_number_spreads_to_the_neighbours_gates_alone(channels: int, position: tuple[int, int]) -> None:
     x = poisoned(1, channels, 33, 50, torch.float16, "padded")
     x.copy_(torch.randn(x.shape, device="cuda"))
@@ -113,7 +113,7 @@ def test_not_a_number_spreads_to_the_neighbours_gates_alone(channels: int, posit
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", [48, 64, 40, WIDE])
+@pytest.mark.parametrize("channels", [48, 64, 40, *WIDE])
 def test_attention_inputs_of_a_part(channels: int) -> None:
     """Some channels, rows and columns of maps: what lies around them is neither read nor written."""
     rows, columns = slice(3, 33), slice(2, 49)
@@ -145,16 +145,37 @@ def test_attention_inputs_operator() -> None:
 
 
 @on_gpu
-@elsewhere
-def test_wide_layers_are_refused_elsewhere() -> None:
-    channels = WIDE_CHANNELS
-    x = poisoned(1, channels, 9, 11, torch.float16, "padded")
-    with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
-        run(x, outputs(1, channels, 9, 11, torch.float16), random_weights(channels, torch.float16))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", WIDE)
+def test_portable_path_of_wide_layers(channels: int, dtype: torch.dtype) -> None:
+    """Whatever the GPU."""
+    weights = random_weights(channels, dtype)
+    for batch, h, w in ((1, 1, 1), (2, 33, 50), (3, 360, 640)):
+        x = poisoned(batch, channels, h, w, dtype, "padded")
+        x.copy_(torch.randn(x.shape, device="cuda"))
+        out = outputs(batch, channels, h, w, dtype)
+        run(x, out, weights, "portable")
+        for mine, wanted in zip(out, reference(x, weights), strict=True):
+            check(mine, wanted)
 
 
 @on_gpu
-@pytest.mark.parametrize("channels", [48, WIDE])
+@pytest.mark.parametrize("channels", [48, *WIDE])
+def test_which_layers_have_a_path_of_hoppers_own(channels: int) -> None:
+    x = poisoned(1, channels, 9, 11, torch.float16, "padded")
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    out, weights = outputs(1, channels, 9, 11, torch.float16), random_weights(channels, torch.float16)
+    if channels == 192 and torch.cuda.get_device_capability() == (9, 0):
+        run(x, out, weights, "hopper")
+        for mine, wanted in zip(out, reference(x, weights), strict=True):
+            check(mine, wanted)
+        return
+    with pytest.raises(library.LibraryError, match="the Hopper path was asked for, but needs compute capability 9.0"):
+        run(x, out, weights, "hopper")
+
+
+@on_gpu
+@pytest.mark.parametrize("channels", [48, *WIDE])
 def test_in_a_graph(channels: int) -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
@@ -212,14 +233,19 @@ def test_attention_inputs_refuse_shapes_that_do_not_fit(index: int, shape: tuple
 
 
 @pytest.mark.parametrize(
-    ("channels", "fits"), [(48, True), (64, True), (8, True), (72, False), (44, False), (0, False), (384, False)]
+    ("channels", "fits"),
+    [
+        (48, True),
+        (64, True),
+        (8, True),
+        (72, False),
+        (44, False),
+        (0, False),
+        (384, False),
+        (180, False),
+        (192, True),
+        (224, True),
+    ],
 )
-@pytest.mark.parametrize("capability", [None, "8.9", HOPPER])
-def test_which_widths_fit(channels: int, fits: bool, capability: str | None) -> None:
-    assert ATTENTION_INPUTS.fits(channels, capability=capability) == fits
-
-
-def test_wide_layers_fit_on_hopper_alone() -> None:
-    assert ATTENTION_INPUTS.fits(192, capability=HOPPER)
-    assert not ATTENTION_INPUTS.fits(192)
-    assert not ATTENTION_INPUTS.fits(192, capability="12.0")
+def test_which_widths_fit(channels: int, fits: bool) -> None:
+    assert ATTENTION_INPUTS.fits(channels) == fits

@@ -14,7 +14,6 @@ from onnx.reference.op_run import OpRun
 from export import lower
 from plugins import fuse, operators
 from plugins.channels_last import to_channels_last
-from plugins.operators import HOPPER
 from tests.export.conftest import run, traced
 from tests.plugins.test_fuse import half_of, small
 
@@ -68,7 +67,7 @@ def test_computes_the_same(name, opset, monkeypatch):
 def test_released_networks_run_in_our_operators(name, transposed, dtype):
     """The picture and its enlargement are transposed, the map that is shuffled to pixels, and the result."""
     half = half_of(small(name, 17), dtype)
-    found = operations(to_channels_last(lower.lower(half, "plugin", HOPPER)))
+    found = operations(to_channels_last(lower.lower(half, "plugin")))
     assert found["Transpose"] <= transposed
     ours = {row.name for row in operators.OPERATORS}
     assert set(found) - ours <= {*SHUFFLE, "Cast", "Transpose", "Pad", "Gather", "DepthToSpace", "Identity"}

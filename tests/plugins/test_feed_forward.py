@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 
 from plugins import library  # noqa: E402
-from plugins.operators import FEED_FORWARD, HOPPER  # noqa: E402
+from plugins.operators import FEED_FORWARD  # noqa: E402
 from plugins.pytorch import Call  # noqa: E402
 from plugins.testing import exact, poisoned, relative_error  # noqa: E402
 from plugins.testing import random_weights as random_weights_of  # noqa: E402
@@ -22,16 +22,8 @@ SIZES = [(1, 1), (1, 40), (40, 1), (7, 5), (16, 16), (17, 18), (33, 50), (200, 1
 WIDTHS = [(48, 72), (64, 80), (64, 96), (40, 64), (56, 72), (8, 8), (16, 96), (64, 8)]
 EPSILON = 1e-6
 
-on_hopper = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
-    reason="the kernels take wide layers on compute capability 9.0 alone",
-)
-elsewhere = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0),
-    reason="the kernels take wide layers here",
-)
-WIDE_WIDTHS = FEED_FORWARD.widths.wide[HOPPER]
-WIDE = pytest.param(*WIDE_WIDTHS, marks=on_hopper)
+WIDE = FEED_FORWARD.widths.wide
+"""Of these compute capability 9.0 has a kernel of its own for 192 and 384."""
 
 
 def random_weights(channels: int, hidden: int, dtype: torch.dtype, device: str = "cuda") -> list[torch.Tensor]:
@@ -42,8 +34,8 @@ def reference(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
     return exact(FEED_FORWARD, x, *weights, epsilon=EPSILON)
 
 
-def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor]) -> None:
-    Call(FEED_FORWARD, [x, *weights], [out], epsilon=EPSILON)()
+def run(x: torch.Tensor, out: torch.Tensor, weights: list[torch.Tensor], path: str = "auto") -> None:
+    Call(FEED_FORWARD, [x, *weights], [out], epsilon=EPSILON, path=library.PATHS[path])()
 
 
 def check(out: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
@@ -67,7 +59,7 @@ def run_and_check(shape: tuple[int, int, int, int], hidden: int, dtype: torch.dt
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS, WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS, *WIDE])
 def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype) -> None:
     for h, w in SIZES:
         run_and_check((batch, channels, h, w), hidden, dtype)
@@ -75,7 +67,7 @@ def test_feed_forward(channels: int, hidden: int, batch: int, dtype: torch.dtype
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], *WIDE])
 def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Every block takes several tiles, of several images."""
     run_and_check((3, channels, 360, 640), hidden, dtype)
@@ -83,7 +75,7 @@ def test_more_tiles_than_blocks(channels: int, hidden: int, dtype: torch.dtype) 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:4], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:4], *WIDE])
 def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """Small x, whose norm is not small: the branch alone makes the result."""
     run_and_check((2, channels, 33, 50), hidden, dtype, 1 / 64)
@@ -91,7 +83,7 @@ def test_the_residual_does_not_hide_the_rest(channels: int, hidden: int, dtype: 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], *WIDE])
 def test_small_variance_around_a_large_mean(channels: int, hidden: int, dtype: torch.dtype) -> None:
     """E[x²] - E[x]² would lose every digit here; what x adds to the result is taken off again before it is compared."""
     x, out = (poisoned(1, channels, 33, 50, dtype, "padded") for _ in range(2))
@@ -108,7 +100,7 @@ def test_small_variance_around_a_large_mean(channels: int, hidden: int, dtype: t
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [3e4, 0.1])
-@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], *WIDE])
 def test_large_inputs_and_hidden_values(channels: int, hidden: int, size: float, dtype: torch.dtype) -> None:
     """gelu far out on either side; x near float16's limit, or so small that nothing is hidden behind it."""
     x, out = (poisoned(1, channels, 20, 21, dtype, "padded") for _ in range(2))
@@ -123,7 +115,7 @@ def test_large_inputs_and_hidden_values(channels: int, hidden: int, size: float,
 
 
 @on_gpu
-@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [*WIDTHS[:3], *WIDE])
 def test_hidden_channels_are_zero_outside_the_map(channels: int, hidden: int) -> None:
     """With nothing but biases in front of the depthwise convolution: gelu(bias) outside would show at the border."""
     x, out = (poisoned(1, channels, 33, 50, torch.float16, "padded") for _ in range(2))
@@ -141,7 +133,7 @@ def test_hidden_channels_are_zero_outside_the_map(channels: int, hidden: int) ->
 
 @on_gpu
 @pytest.mark.parametrize("position", [(0, 0), (8, 15), (16, 16), (32, 49)])
-@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], *WIDE])
 def test_not_a_number_spreads_to_its_neighbours_alone(channels: int, hidden: int, position: tuple[int, int]) -> None:
     x, out = (poisoned(1, channels, 33, 50, torch.float16, "padded") for _ in range(2))
     x.copy_(torch.randn(x.shape, device="cuda"))
@@ -154,7 +146,7 @@ def test_not_a_number_spreads_to_its_neighbours_alone(channels: int, hidden: int
 
 
 @on_gpu
-@pytest.mark.parametrize(("channels", "hidden"), [(48, 72), (64, 72), (40, 72), WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [(48, 72), (64, 72), (40, 72), *WIDE])
 def test_feed_forward_of_a_part(channels: int, hidden: int) -> None:
     """Some channels, rows and columns of a map: what lies around them is neither read nor written."""
     rows, columns = slice(3, 33), slice(2, 49)
@@ -185,19 +177,40 @@ def test_feed_forward_operator() -> None:
 
 
 @on_gpu
-@elsewhere
-def test_wide_layers_are_refused_elsewhere() -> None:
-    channels, hidden = WIDE_WIDTHS
-    x, out = (poisoned(1, channels, 9, 11, torch.float16, "padded") for _ in range(2))
-    with pytest.raises(library.LibraryError, match=r"on compute capability 9\.0 alone"):
-        run(x, out, random_weights(channels, hidden, torch.float16))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(("channels", "hidden"), WIDE)
+def test_portable_path_of_wide_layers(channels: int, hidden: int, layout: str, dtype: torch.dtype) -> None:
+    """Whatever the GPU; pixels of 180 channels may be as far apart, and are whole vectors where they are not."""
+    weights = random_weights(channels, hidden, dtype)
+    for shape in ((1, 1, 1), (2, 33, 50), (3, 360, 640)):
+        x, out = (poisoned(shape[0], channels, *shape[1:], dtype, layout) for _ in range(2))
+        x.copy_(torch.randn(x.shape, device="cuda"))
+        run(x, out, weights, "portable")
+        check(out, reference(x, weights))
+        pixel = out.stride(3)
+        whole = out.as_strided((shape[0], *shape[1:], pixel), (*(out.stride(i) for i in (0, 2, 3)), 1))
+        assert not whole[..., channels:].any()  # not NaN, which TensorRT's next layer would read
 
 
 @on_gpu
-@on_hopper
+@pytest.mark.parametrize(("channels", "hidden"), [(48, 72), *WIDE])
+def test_which_layers_have_a_path_of_hoppers_own(channels: int, hidden: int) -> None:
+    x, out = (poisoned(1, channels, 9, 11, torch.float16, "padded") for _ in range(2))
+    x.copy_(torch.randn(x.shape, device="cuda"))
+    weights = random_weights(channels, hidden, torch.float16)
+    if (channels, hidden) == (192, 384) and torch.cuda.get_device_capability() == (9, 0):
+        run(x, out, weights, "hopper")
+        check(out, reference(x, weights))
+        return
+    with pytest.raises(library.LibraryError, match="the Hopper path was asked for, but needs compute capability 9.0"):
+        run(x, out, weights, "hopper")
+
+
+@on_gpu
 def test_calls_one_after_the_other_may_share_a_workspace() -> None:
     """Each has its weights in it before it begins, and not before the one before has ended."""
-    channels, hidden = WIDE_WIDTHS
+    channels, hidden = 192, 384
     x, *outs = (poisoned(1, channels, 200, 131, torch.float16, "padded") for _ in range(5))
     x.copy_(torch.randn(x.shape, device="cuda"))
     weights = [random_weights(channels, hidden, torch.float16) for _ in outs]
@@ -211,11 +224,10 @@ def test_calls_one_after_the_other_may_share_a_workspace() -> None:
 
 
 @on_gpu
-@on_hopper
 @pytest.mark.parametrize("rows", ["further apart", "nearer than columns"])
 def test_other_strides(rows: str) -> None:
     """Rows that are no whole number of pixels apart; rows next to each other, columns not."""
-    channels, hidden = WIDE_WIDTHS
+    channels, hidden = 192, 384
     h, w = 37, 41
     if rows == "further apart":
         x, out = (
@@ -233,7 +245,7 @@ def test_other_strides(rows: str) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], WIDE])
+@pytest.mark.parametrize(("channels", "hidden"), [WIDTHS[0], *WIDE])
 def test_in_a_graph(channels: int, hidden: int) -> None:
     """Captured, and replayed on a new input."""
     x = torch.randn(1, channels, 40, 50, device="cuda").half().to(memory_format=torch.channels_last)
@@ -288,14 +300,7 @@ def test_feed_forward_refuses_shapes_that_do_not_fit(index: int, shape: tuple[in
 @pytest.mark.parametrize(
     ("channels", "hidden", "fits"),
     [(48, 72, True), (64, 96, True), (8, 8, True), (72, 72, False), (48, 104, False), (44, 72, False), (48, 0, False),
-     (192, 96, False), (64, 384, False), (384, 192, False)],
+     (192, 96, False), (64, 384, False), (384, 192, False), (180, 225, True), (192, 384, True), (224, 448, True)],
 )  # fmt: skip
-@pytest.mark.parametrize("capability", [None, "8.9", HOPPER])
-def test_which_widths_fit(channels: int, hidden: int, fits: bool, capability: str | None) -> None:
-    assert FEED_FORWARD.fits(channels, hidden, capability=capability) == fits
-
-
-def test_wide_layers_fit_on_hopper_alone() -> None:
-    assert FEED_FORWARD.fits(192, 384, capability=HOPPER)
-    assert not FEED_FORWARD.fits(192, 384)
-    assert not FEED_FORWARD.fits(192, 384, capability="12.0")
+def test_which_widths_fit(channels: int, hidden: int, fits: bool) -> None:
+    assert FEED_FORWARD.fits(channels, hidden) == fits

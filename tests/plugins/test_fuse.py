@@ -17,7 +17,6 @@ from export import lower, precision
 from export.canonical import trace
 from export.fold import fold
 from plugins import fuse, operators
-from plugins.operators import HOPPER
 from tests.export.conftest import run, traced
 
 
@@ -50,12 +49,13 @@ def half_of(bare: onnx.ModelProto, dtype: str = "fp16") -> onnx.ModelProto:
     return precision.to_half(bare, dict.fromkeys(names, 1.0))[0]
 
 
-NARROW = ("sst_shifted_x2", "sst_pixelshuffle_x3", "sst-light")
-"""Networks whose feed-forward halves are narrow enough, and of multiples of 8 channels."""
-NARROW_ATTENTION = ("escrib_x2", "sst-light", "esc-rib")
-"""The same of what comes before the attention; in the first two of NARROW that has heads padded beyond the channels."""
-WIDE = ("sst-l", "sst-l+")
-"""Networks of which both become one node each on compute capability 9.0 alone."""
+WIDE = ("sst-l", "sst-l+", "sst-xl+")
+"""Networks with wide layers, of which both halves become one node each."""
+FED = ("sst_shifted_x2", "sst_pixelshuffle_x3", "sst-light", "sst", *WIDE)
+"""Networks whose feed-forward halves become one node."""
+WITH_INPUTS = ("escrib_x2", "sst-light", "esc-rib", *WIDE)
+"""The same of what comes before the attention; in the first two of FED, and sst, that has heads padded beyond the
+channels."""
 
 
 def attributes_of(node: onnx.NodeProto) -> dict:
@@ -69,8 +69,8 @@ def test_fused_graph_computes_the_same(name, opset, monkeypatch):
     monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
     fused = lower.lower(bare, "plugin")
     count = fuse.count(fused)
-    assert (count.pop(FEED_FORWARD) > 0) == (name in NARROW)
-    assert (count.pop(ATTENTION_INPUTS) > 0) == (name in NARROW_ATTENTION)
+    assert (count.pop(FEED_FORWARD) > 0) == (name in FED)
+    assert (count.pop(ATTENTION_INPUTS) > 0) == (name in WITH_INPUTS)
     assert min(count.values()) > 0
     x = golden.x[:1, :, :13, :10]
     (y,) = evaluate(fused, x)
@@ -99,19 +99,15 @@ def small(name: str, opset: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [("sst-light", None), ("sst-l+", "8.9"), ("esc-rib", None), *((name, HOPPER) for name in ("esc-rib", *WIDE))],
-)
-def test_released_networks_are_fused_completely(name, capability, dtype, opset):
+@pytest.mark.parametrize("name", ["sst-light", "sst", "esc-rib", *WIDE])
+def test_released_networks_are_fused_completely(name, dtype, opset):
     bare = small(name, opset)
-    fused = lower.lower(half_of(bare, dtype), "plugin", capability)
+    fused = lower.lower(half_of(bare, dtype), "plugin")
     before = [node.op_type for node in bare.graph.node]
     found, count = [node.op_type for node in fused.graph.node], fuse.count(fused)
     assert not {"LayerNormalization", "Transpose", "Sigmoid"} & set(found)
-    whole = capability == HOPPER and name in WIDE
-    assert count[FEED_FORWARD] == (count[ATTENTION] if whole or name in NARROW else 0)
-    assert count[ATTENTION_INPUTS] == (count[ATTENTION] if whole or name in NARROW_ATTENTION else 0)
+    assert count[FEED_FORWARD] == (count[ATTENTION] if name in FED else 0)
+    assert count[ATTENTION_INPUTS] == (count[ATTENTION] if name in WITH_INPUTS else 0)
     norms = count[LAYER_NORM] + count[FEED_FORWARD] + count[ATTENTION_INPUTS]
     assert norms == before.count("LayerNormalization")
     assert count[ATTENTION] == before.count(ATTENTION)
@@ -133,36 +129,41 @@ def test_released_networks_are_fused_completely(name, capability, dtype, opset):
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_network_fused_for_hopper_computes_the_same(name, monkeypatch):
+def test_wide_network_fused_computes_the_same(name, monkeypatch):
     """Exactly: in float32, which the fusion would leave alone otherwise."""
     monkeypatch.setattr(fuse, "HALF", (onnx.TensorProto.FLOAT,))
     bare = small(name, 17)
     x = np.random.default_rng(0).random((1, 3, 13, 10), np.float32)
-    (y,) = evaluate(lower.lower(bare, "plugin", HOPPER), x)
+    (y,) = evaluate(lower.lower(bare, "plugin"), x)
     np.testing.assert_allclose(y, run(lower.lower(bare, "canonical"), x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["sst-light", "esc-rib", *WIDE])
-def test_plugin_form_is_fused_for_hopper_later_as_at_once(name, dtype, opset):
+def test_plugin_form_is_fused_later_as_at_once(name, dtype, opset, monkeypatch):
+    """Files of earlier releases have wide layers apart."""
     half = half_of(small(name, opset), dtype)
-    apart = lower.lower(half, "plugin")
-    whole = fuse.for_capability(apart, HOPPER)
-    assert fuse.strip(whole) == fuse.strip(lower.lower(half, "plugin", HOPPER))
-    assert (whole == apart) == (name not in WIDE)
-    assert fuse.for_capability(apart, "8.9") == apart
+    at_once = lower.lower(half, "plugin")
+    assert fuse.with_whole_layers(at_once) == at_once
+    with monkeypatch.context() as earlier:
+        for operator in (operators.FEED_FORWARD, operators.ATTENTION_INPUTS):
+            earlier.setitem(vars(operator), "widths", replace(operator.widths, wide=()))
+        apart = lower.lower(half, "plugin")
+    assert (apart == at_once) == (name not in WIDE)
+    assert fuse.strip(fuse.with_whole_layers(apart)) == fuse.strip(at_once)
 
 
-@pytest.mark.parametrize(("capability", "wide"), [(None, False), ("8.9", False), (HOPPER, True), ("12.0", False)])
-def test_wide_layers_are_fused_for_hopper_alone(capability, wide):
+def test_which_wide_layers_are_fused():
     for model, name, fused in (
-        (feed_forward(192, 384), FEED_FORWARD, wide),
+        (feed_forward(192, 384), FEED_FORWARD, True),
+        (feed_forward(180, 225), FEED_FORWARD, True),
         (feed_forward(192, 96), FEED_FORWARD, False),
-        (attention_inputs(192, 192), ATTENTION_INPUTS, wide),
+        (attention_inputs(192, 192), ATTENTION_INPUTS, True),
+        (attention_inputs(180, 192), ATTENTION_INPUTS, False),
         (attention_inputs(384, 384), ATTENTION_INPUTS, False),
     ):
-        assert fuse.count(fuse.to_plugins(model, capability))[name] == int(fused)
+        assert fuse.count(fuse.to_plugins(model))[name] == int(fused)
 
 
 @pytest.mark.parametrize(("dtype", "number"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
@@ -174,8 +175,8 @@ def test_plugin_nodes_have_their_attributes_inputs_and_one_type(name, dtype, num
     assert not fused.functions
     rows = {row.name: row for row in operators.OPERATORS}
     expected = {ATTENTION, LAYER_NORM, DEPTHWISE}
-    expected |= {FEED_FORWARD} if name in NARROW else set()
-    expected |= {ATTENTION_INPUTS} if name in NARROW_ATTENTION else set()
+    expected |= {FEED_FORWARD} if name in FED else set()
+    expected |= {ATTENTION_INPUTS} if name in WITH_INPUTS else set()
     seen = set()
     for node in fused.graph.node:
         if node.domain != "ribsr":

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import ribsr  # noqa: E402
 from plugins import modules  # noqa: E402
 from plugins.modules import convolution, fuse  # noqa: E402
-from plugins.operators import HOPPER  # noqa: E402
 from ribsr.attention import WindowAttention  # noqa: E402
 from ribsr.configs import Config  # noqa: E402
 from ribsr.layers import RIBModel  # noqa: E402
@@ -188,30 +187,20 @@ def test_all_maps_are_channels_last(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "capability", "whole"),
-    [
-        ("sst-light", None, True),
-        ("sst-light", HOPPER, True),
-        ("sst-l+", None, False),
-        ("sst-l+", HOPPER, True),
-        ("sst-l+", "10.0", False),
-        ("sst", HOPPER, False),
-    ],
+    ("name", "inputs", "feed_forward"),
+    [("sst-light", True, True), ("sst-l+", True, True), ("sst-xl+", True, True), ("sst", False, True)],
 )
-def test_layers_are_whole_operators_where_they_fit(
-    name: str, capability: str | None, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modules, "capability", lambda x: capability)
+def test_layers_are_whole_operators_where_they_fit(name: str, inputs: bool, feed_forward: bool) -> None:
     config = replace(ribsr.config(name), blocks=2)
     watch = traced(fuse(build(config, torch.float16)))
     layers = config.blocks * len(config.windows)
     convolutions = config.blocks + layers + (3 if config.upsampler == "direct" else 5)
-    if whole:
-        expected = {"attention_inputs": layers, "feed_forward": layers, "channel_layer_norm": 1}
-    else:
-        convolutions += 4 * layers
-        expected = {"depthwise_conv3x3": 2 * layers, "channel_layer_norm": 2 * layers + 1}
-    assert watch.seen == {**expected, "cyclic_window_attention": layers, "convolution": convolutions}
+    whole = {"attention_inputs": inputs, "feed_forward": feed_forward}
+    apart = layers * list(whole.values()).count(False)
+    expected = {operator: layers for operator, taken in whole.items() if taken}
+    expected |= {"depthwise_conv3x3": apart} if apart else {}
+    expected |= {"channel_layer_norm": apart + 1, "convolution": convolutions + 2 * apart}
+    assert watch.seen == {**expected, "cyclic_window_attention": layers}
     assert not watch.wrong
 
 

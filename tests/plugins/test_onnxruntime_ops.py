@@ -232,7 +232,7 @@ def test_whole_networks_are_graphs(built: Path, name: str, dtype: str) -> None:
     from plugins.channels_last import to_channels_last
     from tests.plugins.test_fuse import half_of, small
 
-    model = to_channels_last(lower.lower(half_of(small(name, 17), dtype), "plugin", operators.HOPPER))
+    model = to_channels_last(lower.lower(half_of(small(name, 17), dtype), "plugin"))
     error = opened(built, model)
     assert type(error).__name__ == "NotImplemented", error
 

@@ -233,8 +233,8 @@ def test_widths_of_the_attention(head_width: int, rank: int, fits: bool, tuned: 
 @every
 def test_cpus_take_every_width(operator: Operator) -> None:
     widths = [1000 + index for index, _ in enumerate(operator.widths.names)]
-    assert operator.fits(*widths, capability=operators.CPU)
-    assert not widths or not operator.fits(*widths[1:], 0, capability=operators.CPU)
+    assert operator.fits(*widths, on_cpu=True)
+    assert not widths or not operator.fits(*widths[1:], 0, on_cpu=True)
 
 
 def test_operators_without_limits_take_any_width() -> None:

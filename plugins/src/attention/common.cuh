@@ -29,6 +29,12 @@ __device__ __forceinline__ int reflect(int i, int size) {
   return size - 1 - abs(size - 1 - i);
 }
 
+// The row or column of the picture that one of a window's shows, which before wrapping around is the `i`-th.
+__device__ __forceinline__ int source_coordinate(int i, int padded_size, int size) {
+  if (i >= padded_size) i -= padded_size;
+  return i >= size ? reflect(i, size) : i;
+}
+
 // The position of token n in the padded map.
 __device__ __forceinline__ Pixel padded_pixel(const Shape &shape, const Unit &unit, int n) {
   const int row = __umulhi(n, shape.row_magic);
@@ -132,14 +138,14 @@ __device__ __forceinline__ void move_reference(const float (&scores)[Keys / 2], 
 template <int Keys, bool BF16>
 __device__ __forceinline__ void exponentials(const float (&scores)[Keys / 2], uint32_t (&operands)[Keys / 16][4],
                                              float (&sum)[2], const Rows &rows, float scale) {
-  float sums[2][2] = {};
+  float sums[2][2];
 #pragma unroll
   for (int i = 0; i < Keys / 4; ++i) {
     const int row = i & 1;
     const float p = exp2_special(fmaf(scores[2 * i], scale, -rows.reference[row]));
     const float q = exp2_special(fmaf(scores[2 * i + 1], scale, -rows.reference[row]));
-    sums[row][0] += p;
-    sums[row][1] += q;
+    sums[row][0] = i < 2 ? p : sums[row][0] + p;
+    sums[row][1] = i < 2 ? q : sums[row][1] + q;
     operands[i / 4][i % 4] = pack<BF16>(p, q);
   }
   sum[0] = sums[0][0] + sums[0][1];

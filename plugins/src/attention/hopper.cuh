@@ -119,9 +119,7 @@ __device__ __forceinline__ void follow(const float (&scores)[kKeys / 2], float (
 // and with 16 more bits: 1 - (score * scale - reference - kLeast) / 256. Too small scores give 1, too great ones less
 // than 0.5, down to 0.
 __device__ __forceinline__ float computed_place(float score, float negative_scale, float start) {
-  float place;
-  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(place) : "f"(score), "f"(negative_scale), "f"(start));
-  return place;
+  return multiply_add_saturated(score, negative_scale, start);
 }
 
 // The bits that all places from 0.5 to 1 but no smaller ones have.
@@ -139,9 +137,7 @@ __device__ __forceinline__ float exp2_computed(float place) {
   const uint32_t whole = __float_as_uint(place) & 0xffff0000u;
   const float rest = place - __uint_as_float(whole);
   const float power = fmaf(fmaf(fmaf(k3, rest, k2), rest, k1), rest, k0);
-  uint32_t result;
-  asm("mad.lo.s32 %0, %1, -128, %2;" : "=r"(result) : "r"(whole), "r"(__float_as_uint(power)));
-  return __uint_as_float(result);
+  return __uint_as_float(multiply_add_integer<-128>(whole, __float_as_uint(power)));
 }
 
 template <int D, int R, bool Shared>

@@ -9,10 +9,10 @@ namespace {
 int round_up(int size, int multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 int32_t describe(const RibsrAttentionParams *params, Shape *shape) {
-  const int32_t code = check_common(params);
+  int32_t code = check_common(params);
+  if (code == RIBSR_OK) code = check_path(params->path);
   if (code != RIBSR_OK) return code;
   const RibsrAttentionParams &p = *params;
-  RIBSR_CHECK(p.path >= RIBSR_PATH_AUTO && p.path <= RIBSR_PATH_HOPPER, "path %d is unknown: use 0, 1 or 2", p.path);
   RIBSR_CHECK(p.heads > 0 && p.head_width > 0 && p.head_width <= 64 && p.rank > 0 && p.rank <= 64,
               "heads, head_width, rank are %d, %d, %d: heads must be positive, the others 1 to 64", p.heads,
               p.head_width, p.rank);

@@ -18,14 +18,20 @@ cudaError_t launch(Kernel *kernel, int blocks, int threads, int bytes, const Sha
 
 template <int D, int R, bool BF16>
 cudaError_t launch_portable_as(Shape shape, cudaStream_t stream) {
-  shape.query_blocks = (shape.tokens + portable::kRows - 1) / portable::kRows;
-  return launch(portable::attention<D, R, BF16>, shape.units * shape.query_blocks, portable::kThreads,
-                portable::shared_bytes<D, R>(), shape, stream);
+  using namespace portable;
+  shape.vectorised = shape.vectorised && shape.rank % 8 == 0 && reinterpret_cast<uintptr_t>(shape.rib_q) % 16 == 0 &&
+                     reinterpret_cast<uintptr_t>(shape.rib_k) % 16 == 0;
+  const int warps = (shape.tokens + kRows - 1) / kRows;  // of a unit
+  shape.query_blocks = (warps + kWarps - 1) / kWarps;
+  const int block_warps = (warps + shape.query_blocks - 1) / shape.query_blocks;
+  return launch(attention<D, R, BF16>, shape.units * shape.query_blocks, 32 * block_warps,
+                Layout<D, R>::bytes(shape.tokens), shape, stream);
 }
 
 template <int D, bool BF16>
 cudaError_t launch_portable_width(const Shape &shape, cudaStream_t stream) {
   if (shape.rank <= 16) return launch_portable_as<D, 16, BF16>(shape, stream);
+  if (shape.rank <= 24) return launch_portable_as<D, 24, BF16>(shape, stream);
   if (shape.rank <= 32) return launch_portable_as<D, 32, BF16>(shape, stream);
   return launch_portable_as<D, 64, BF16>(shape, stream);
 }

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kArrangers) arrange_attention_inputs(const __g
   const int place = index / kPieces, piece = index % kPieces;
   // What there is of each output: that of gate, then that of qkv.
   const auto of_output = [](const uint16_t *gate, const uint16_t *qkv, int at, int count) {
-    const int output = channel_at(at);
+    const int output = channel_at<32>(at);
     return output < kChannels ? gate + output * count : qkv + (output - kChannels) * count;
   };
   *reinterpret_cast<uint4 *>(weights.workspace + place / kChunk * kChunkBytes + piece / 4 * kPart +
@@ -512,7 +512,6 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_inputs(const __g
 int64_t hopper_attention_inputs_workspace() { return kWorkspace; }
 
 int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, const Device &device, cudaStream_t stream) {
-  if (!is_hopper(device)) return needs_hopper("192 channels", device);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
   const Weights given = {weights(p.norm_weight),  weights(p.norm_bias),        weights(p.project_weight),

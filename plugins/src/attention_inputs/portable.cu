@@ -7,7 +7,10 @@
 // 16 pixels: the depthwise convolution as a product, whose operands and result are those of the 1x1 convolutions. Writing is
 // most of the work: results go through shared memory, so that what a warp stores at a time lies together. The next
 // tile's pixels come meanwhile, into a second place.
+#include <algorithm>
+
 #include "attention_inputs/hopper.h"
+#include "attention_inputs/portable_wide.h"
 #include "shared/interface.h"
 #include "shared/tile.cuh"
 #include "shared/tile_launch.h"
@@ -517,13 +520,10 @@ const Instance *choose(int channels, int available) {
   return nullptr;
 }
 
-bool is_wide(int channels) { return channels == kWideInputsChannels; }
-
-int32_t check_supported(const RibsrAttentionInputsParams &p) {
-  if (!is_wide(p.channels) && (p.channels % 8 != 0 || p.channels > kMostChannels)) {
-    return fail(RIBSR_UNSUPPORTED,
-                "channels is %d: multiples of 8 up to %d are supported, on compute capability 9.0 also %d", p.channels,
-                kMostChannels, kWideInputsChannels);
+int32_t check_supported(const RibsrAttentionInputsParams &p, bool wide) {
+  if (!wide && (p.channels % 8 != 0 || p.channels > kMostChannels)) {
+    return fail(RIBSR_UNSUPPORTED, "channels is %d: multiples of 8 up to %d are supported, and 192 and 224", p.channels,
+                kMostChannels);
   }
   for (const RibsrMap *map : {&p.in, &p.qkv, &p.gate}) {
     if (vectorised(*map, p.height, p.width)) continue;
@@ -533,19 +533,21 @@ int32_t check_supported(const RibsrAttentionInputsParams &p) {
   if (!aligned(p.project_weight) || !aligned(p.mix_weight)) {
     return fail(RIBSR_UNSUPPORTED, "project_weight and mix_weight must be aligned to 16 bytes");
   }
-  if (is_wide(p.channels)) return check_workspace(p.workspace, hopper_attention_inputs_workspace());
-  return RIBSR_OK;
+  return wide ? check_workspace(p.workspace, ribsr_attention_inputs_workspace(p.channels)) : RIBSR_OK;
 }
 
 }  // namespace
 
 extern "C" int64_t ribsr_attention_inputs_workspace(int32_t channels) {
-  return is_wide(channels) ? hopper_attention_inputs_workspace() : 0;
+  if (!takes_wide_attention_inputs(channels)) return 0;
+  const int64_t portable = wide_attention_inputs_workspace(channels);
+  return channels == kWideInputsChannels ? std::max(portable, hopper_attention_inputs_workspace()) : portable;
 }
 
 extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *params, void *stream) {
   clear_message();
   int32_t code = check_common(params);
+  if (code == RIBSR_OK) code = check_path(params->path);
   if (code != RIBSR_OK) return code;
   const RibsrAttentionInputsParams &p = *params;
   RIBSR_CHECK(p.channels > 0, "channels is %d: it must be positive", p.channels);
@@ -555,12 +557,21 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
               "an array is null");
   RIBSR_CHECK(p.in.data != p.qkv.data && p.in.data != p.gate.data && p.qkv.data != p.gate.data,
               "two of in, qkv and gate are the same memory: they must not overlap");
-  code = check_supported(p);
+  const bool wide = takes_wide_attention_inputs(p.channels);
+  code = check_supported(p, wide);
   if (code != RIBSR_OK) return code;
   Device device;
   code = current_device(&device);
   if (code != RIBSR_OK) return code;
-  if (is_wide(p.channels)) return launch_hopper_attention_inputs(p, device, static_cast<cudaStream_t>(stream));
+  const auto on = static_cast<cudaStream_t>(stream);
+  const bool hopper = is_hopper(device) && p.channels == kWideInputsChannels;
+  if (p.path == RIBSR_PATH_HOPPER && !hopper) {
+    return fail(RIBSR_UNSUPPORTED,
+                "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d) and %d channels (here %d)",
+                device.major, device.minor, kWideInputsChannels, p.channels);
+  }
+  if (hopper && p.path != RIBSR_PATH_PORTABLE) return launch_hopper_attention_inputs(p, device, on);
+  if (wide) return launch_wide_attention_inputs(p, device, on);
   int available = 0;
   code = shared_memory(&available, device);
   if (code != RIBSR_OK) return code;
@@ -595,6 +606,6 @@ extern "C" int32_t ribsr_attention_inputs(const RibsrAttentionInputsParams *para
   const int per_image = problem.tiles_x * problem.tiles_y;
   problem.step = {blocks / per_image, blocks % per_image / problem.tiles_x * chosen->height,
                   blocks % problem.tiles_x * kColumns, blocks};
-  kernel<<<blocks, kThreads, chosen->bytes, static_cast<cudaStream_t>(stream)>>>(problem);
+  kernel<<<blocks, kThreads, chosen->bytes, on>>>(problem);
   return launched(cudaGetLastError());
 }

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kArrangers) arrange_feed_forward(const __grid_
   const int piece = blockIdx.x * kArrangers + threadIdx.x;
   if (piece >= kChannels * kPieces) return;
   const int place = piece / kPieces, k = piece % kPieces * 8;
-  const uint4 eight = *reinterpret_cast<const uint4 *>(weights.contract_weight + channel_at(place) * kHidden + k);
+  const uint4 eight = *reinterpret_cast<const uint4 *>(weights.contract_weight + channel_at<32>(place) * kHidden + k);
   const int part = k / kChunk * kChunkBytes + kExpandBytes + k % kChunk / 16 * kContractPart;
   *reinterpret_cast<uint4 *>(weights.workspace + part + swizzled<32>(place, k % 16 / 8)) = eight;
 }
@@ -606,7 +606,6 @@ int32_t make_boxes(CUtensorMap *map, const RibsrFeedForwardParams &p) {
 int64_t hopper_feed_forward_workspace() { return kWorkspace; }
 
 int32_t launch_hopper_feed_forward(const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
-  if (!is_hopper(device)) return needs_hopper("192 channels and 384 hidden ones", device);
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   auto *workspace = static_cast<uint8_t *>(p.workspace);
   const Weights given = {weights(p.norm_weight),      weights(p.norm_bias),        weights(p.expand_weight),

@@ -9,7 +9,11 @@
 // but the tensor cores have little else to do, and no lane converts or adds. Its result lies where the product by the
 // weights of `contract` wants its operand, and its middle tap is u where the sum wants it; x is added as x times the
 // identity. Blocks are small, so that one computes while others wait.
+#include <algorithm>
+
 #include "feed_forward/hopper.h"
+#include "feed_forward/portable.cuh"
+#include "feed_forward/portable_wide.h"
 #include "shared/gelu.cuh"
 #include "shared/interface.h"
 #include "shared/tile.cuh"
@@ -80,18 +84,12 @@ __device__ __forceinline__ Tile current_tile(uint32_t shared) {
   return load_tile(tile_place<L>(shared));
 }
 
-// Channels of each 16 are taken in an order in which a thread's four lie side by side in the map, which reads and writes
-// them as one: of operands of 16 columns a thread has two of the first 8 and two of the next. The channel in a place:
-__device__ __forceinline__ int channel_at(int place) {
-  return (place & ~15) + 4 * (place % 8 / 2) + 2 * (place / 8 % 2) + place % 2;
-}
-
 // A [rows, columns] matrix of weights; zeros where it is smaller than Rows x 8 Groups.
 template <int Rows, int Groups>
 __device__ __forceinline__ void load_matrix(uint32_t to, const uint16_t *from, int rows, int columns) {
   for (int i = threadIdx.x; i < Rows * Groups; i += kThreads) {
     const int place = i / Groups, group = i - Groups * place;
-    const int row = channel_at(place);
+    const int row = channel_at<16>(place);
     const bool valid = row < rows && 8 * group < columns;
     copy_async(to + 16 * ((Groups | 1) * place + group), valid ? from + row * columns + 8 * group : from, valid);
   }
@@ -111,7 +109,7 @@ __device__ __forceinline__ void load_weights(const Problem &problem, uint32_t sh
   copy_commit();
   uint2 weights[kRowsOf][kSteps];
   uint16_t row_bias[kRowsOf], norm[kSteps][4], norm_bias[kSteps][4], taps[kWordsOf];
-  const bool has_hidden = thread < problem.hidden, has_channel = channel_at(thread) < problem.channels;
+  const bool has_hidden = thread < problem.hidden, has_channel = channel_at<16>(thread) < problem.channels;
 #pragma unroll
   for (int r = 0; r < kRowsOf; ++r) {
     const int row = (thread + kThreads * r) / 4;
@@ -142,7 +140,7 @@ __device__ __forceinline__ void load_weights(const Problem &problem, uint32_t sh
     taps[w] = i < kTapWords && column < 8 && channel < problem.hidden ? problem.depthwise_weight[9 * channel + tap] : 0;
   }
   const uint16_t depthwise_bias = has_hidden ? problem.depthwise_bias[thread] : 0;
-  const uint16_t contract_bias = has_channel && thread < kChannels ? problem.contract_bias[channel_at(thread)] : 0;
+  const uint16_t contract_bias = has_channel && thread < kChannels ? problem.contract_bias[channel_at<16>(thread)] : 0;
 
 #pragma unroll
   for (int r = 0; r < kRowsOf; ++r) {
@@ -203,60 +201,11 @@ __device__ __forceinline__ void set_tile(const Problem &problem, int index, uint
   __syncwarp();
 }
 
-__device__ __forceinline__ float inverse_root(float x) {
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // How many of this thread's groups of four channels, 16 channels apart, exist.
 template <class L>
 __device__ __forceinline__ int own_groups(const Problem &problem) {
   if constexpr (L::kExact) return L::kOuter / 2;
   return (problem.channels - 4 * (own_lane() % 4) + 15) / 16;
-}
-
-// Half of 16 pixels' deviations from their means, as operands of 16 channels each, and twice what normalises them. This
-// thread has two pixels. The tensor cores sum; the mean is rounded before it is subtracted, which the weights, summing to
-// zero, undo.
-template <class L, bool BF16>
-__device__ __forceinline__ void normalise(uint32_t (&a)[L::kOuter / 2][4], float (&scale)[2], const Problem &problem,
-                                          int groups) {
-  constexpr uint32_t kOnes = BF16 ? 0x3f803f80u : 0x3c003c00u, kHalves = BF16 ? 0x3f003f00u : 0x38003800u;
-  float sums[4] = {};
-#pragma unroll
-  for (int k = 0; k < L::kOuter / 2; ++k) multiply_add<BF16>(sums, a[k], kOnes, kOnes);
-  float rest[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float mean = sums[2 * half] * problem.half_inverse;  // half of it, negative
-    const uint32_t rounded = pack<BF16>(mean, mean);
-    rest[half] = mean - unpack<BF16>(rounded).x;
-#pragma unroll
-    for (int k = 0; k < L::kOuter / 2; ++k) {
-      const uint32_t subtracted = k < groups ? rounded : 0;
-      a[k][half] = multiply_add_packed<BF16>(a[k][half], kHalves, subtracted);
-      a[k][2 + half] = multiply_add_packed<BF16>(a[k][2 + half], kHalves, subtracted);
-    }
-  }
-  // The products of 8 pixels with themselves: their squares are on the diagonal, in one lane of four.
-  float low[4] = {}, high[4] = {};
-#pragma unroll
-  for (int k = 0; k < L::kOuter / 2; ++k) {
-    multiply_add<BF16>(low, a[k][0], a[k][1], a[k][0]);
-    multiply_add<BF16>(high, a[k][0], a[k][1], a[k][1]);
-    multiply_add<BF16>(low, a[k][2], a[k][3], a[k][2]);
-    multiply_add<BF16>(high, a[k][2], a[k][3], a[k][3]);
-  }
-  const int lane = own_lane();
-  const bool odd = lane / 4 % 2;
-  const float squares[2] = {odd ? low[1] : low[0], odd ? high[3] : high[2]};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float sum = __shfl_sync(kAllLanes, squares[half], lane / 4 * 4 + lane / 8);
-    const float variance = fmaxf(fmaf(sum, problem.inverse_channels, -rest[half] * rest[half]), 0.0f);
-    scale[half] = inverse_root(variance + problem.quarter_epsilon);
-  }
 }
 
 // What a warp needs of the sixteens of pixels that it brings from x to u.
@@ -331,7 +280,7 @@ __device__ __forceinline__ void expand(const Problem &problem, uint32_t shared) 
   }
 #pragma unroll
   for (int turn = 0; turn < L::kTurns; ++turn) {
-    normalise<L, BF16>(batch.x[turn], batch.scale[turn], problem, groups);
+    normalise<L::kOuter / 2, BF16>(batch.x[turn], batch.scale[turn], problem, groups);
   }
   uint32_t weights = shared + L::kExpand + matrix_row(lane, L::kOuterStep);
   uint32_t bias = shared + L::kExpandBias + 8 * (lane % 4);
@@ -572,14 +521,11 @@ const Instance *choose(const RibsrFeedForwardParams &p, int available) {
   return nullptr;
 }
 
-bool is_wide(int channels, int hidden) { return channels == kWideChannels && hidden == kWideHidden; }
-
-int32_t check_supported(const RibsrFeedForwardParams &p) {
-  if (!is_wide(p.channels, p.hidden) &&
-      (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden)) {
+int32_t check_narrow(const RibsrFeedForwardParams &p) {
+  if (p.channels % 8 != 0 || p.channels > kMostChannels || p.hidden % 8 != 0 || p.hidden > kMostHidden) {
     return fail(RIBSR_UNSUPPORTED,
-                "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported, on compute capability 9.0 also "
-                "%d, %d", p.channels, p.hidden, kMostChannels, kMostHidden, kWideChannels, kWideHidden);
+                "channels, hidden are %d, %d: multiples of 8 up to %d, %d are supported, and 180, 225; 192, 384; 224, "
+                "448", p.channels, p.hidden, kMostChannels, kMostHidden);
   }
   if (!vectorised(p.in, p.height, p.width) || !vectorised(p.out, p.height, p.width) || !aligned(p.expand_weight) ||
       !aligned(p.contract_weight)) {
@@ -587,9 +533,22 @@ int32_t check_supported(const RibsrFeedForwardParams &p) {
                 "in and out must be channels-last with strides of multiples of 8, they and the two matrices aligned to "
                 "16 bytes");
   }
-  if (!is_wide(p.channels, p.hidden)) return RIBSR_OK;
-  if (!aligned(p.contract_bias)) return fail(RIBSR_UNSUPPORTED, "contract_bias must be aligned to 16 bytes");
-  return check_workspace(p.workspace, hopper_feed_forward_workspace());
+  return RIBSR_OK;
+}
+
+bool hopper_takes(int channels, int hidden) { return channels == kWideChannels && hidden == kWideHidden; }
+
+bool hopper_takes(const RibsrFeedForwardParams &p) {
+  return hopper_takes(p.channels, p.hidden) && vectorised(p.in, p.height, p.width) &&
+         vectorised(p.out, p.height, p.width) && aligned(p.expand_weight) && aligned(p.contract_weight) &&
+         aligned(p.contract_bias);
+}
+
+int32_t refuse_hopper(const RibsrFeedForwardParams &p, const Device &device) {
+  return fail(RIBSR_UNSUPPORTED,
+              "the Hopper path was asked for, but needs compute capability 9.0 (here %d.%d), channels, hidden of %d, %d "
+              "(here %d, %d), channels-last maps aligned to 8 channels, and weights aligned to 16 bytes",
+              device.major, device.minor, kWideChannels, kWideHidden, p.channels, p.hidden);
 }
 
 int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &device, cudaStream_t stream) {
@@ -613,12 +572,15 @@ int32_t launch(Problem &problem, const RibsrFeedForwardParams &p, const Device &
 }  // namespace
 
 extern "C" int64_t ribsr_feed_forward_workspace(int32_t channels, int32_t hidden) {
-  return is_wide(channels, hidden) ? hopper_feed_forward_workspace() : 0;
+  if (!takes_wide_feed_forward(channels, hidden)) return 0;
+  const int64_t portable = wide_feed_forward_workspace(channels, hidden);
+  return hopper_takes(channels, hidden) ? std::max(portable, hopper_feed_forward_workspace()) : portable;
 }
 
 extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void *stream) {
   clear_message();
   int32_t code = check_common(params);
+  if (code == RIBSR_OK) code = check_path(params->path);
   if (code != RIBSR_OK) return code;
   const RibsrFeedForwardParams &p = *params;
   RIBSR_CHECK(p.channels > 0 && p.hidden > 0, "channels, hidden are %d, %d: both must be positive", p.channels,
@@ -628,12 +590,17 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
                   p.depthwise_weight && p.depthwise_bias && p.contract_weight && p.contract_bias,
               "an array is null");
   RIBSR_CHECK(p.in.data != p.out.data, "in and out are the same memory: they must not overlap");
-  code = check_supported(p);
+  const bool wide = takes_wide_feed_forward(p.channels, p.hidden);
+  code = wide ? check_wide_feed_forward(p) : check_narrow(p);
   if (code != RIBSR_OK) return code;
   Device device;
   code = current_device(&device);
   if (code != RIBSR_OK) return code;
-  if (is_wide(p.channels, p.hidden)) return launch_hopper_feed_forward(p, device, static_cast<cudaStream_t>(stream));
+  const auto on = static_cast<cudaStream_t>(stream);
+  const bool hopper = is_hopper(device) && hopper_takes(p);
+  if (p.path == RIBSR_PATH_HOPPER && !hopper) return refuse_hopper(p, device);
+  if (hopper && p.path != RIBSR_PATH_PORTABLE) return launch_hopper_feed_forward(p, device, on);
+  if (wide) return launch_wide_feed_forward(p, device, on);
 
   const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
   Problem problem{};
@@ -654,5 +621,5 @@ extern "C" int32_t ribsr_feed_forward(const RibsrFeedForwardParams *params, void
   problem.quarter_epsilon = 0.25f * p.epsilon;
   problem.inverse_channels = 1.0f / static_cast<float>(p.channels);
   problem.half_inverse = -0.5f * problem.inverse_channels;
-  return launch(problem, p, device, static_cast<cudaStream_t>(stream));
+  return launch(problem, p, device, on);
 }

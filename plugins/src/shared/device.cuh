@@ -9,6 +9,13 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// This thread. What follows from it is worked out where it is asked for, and not kept: often there are no registers for that.
+__device__ __forceinline__ int own_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
 // 16 bytes from global to shared memory; zeros when not valid (the pointer must be a legal one all the same).
@@ -79,6 +86,12 @@ __device__ __forceinline__ void or_shared(uint32_t to, uint32_t bits) {
 template <int Barrier, int Threads>
 __device__ __forceinline__ void meet() {
   asm volatile("barrier.sync %0, %1;" ::"n"(Barrier), "n"(Threads) : "memory");
+}
+
+// The same without waiting for the others.
+template <int Barrier, int Threads>
+__device__ __forceinline__ void arrive() {
+  asm volatile("barrier.arrive %0, %1;" ::"n"(Barrier), "n"(Threads) : "memory");
 }
 
 __device__ __forceinline__ void prefetch(const void *address) {
@@ -156,6 +169,26 @@ __device__ __forceinline__ uint32_t add_packed(uint32_t a, uint32_t b) {
   return both;
 }
 
+// The greater one, but NaN if either is.
+__device__ __forceinline__ float maximum(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+// Likewise of two float16 numbers each.
+__device__ __forceinline__ uint32_t maximum_packed(uint32_t a, uint32_t b) {
+  uint32_t both;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
+  return both;
+}
+
+__device__ __forceinline__ uint32_t tanh_packed(uint32_t a) {  // of two float16 numbers, wrong by 2^-11
+  uint32_t both;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(both) : "r"(a));
+  return both;
+}
+
 // The sum of as many neighbouring lanes' x.
 template <int Lanes>
 __device__ __forceinline__ float sum_lanes(float x) {
@@ -167,6 +200,12 @@ __device__ __forceinline__ float sum_lanes(float x) {
 __device__ __forceinline__ float reciprocal(float x) {  // to one unit in the last place
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float inverse_root(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -182,6 +221,21 @@ template <bool BF16>
 __device__ __forceinline__ uint32_t sigmoid_packed(uint32_t both) {
   const float2 x = unpack<BF16>(both);
   return pack<BF16>(sigmoid(x.x), sigmoid(x.y));
+}
+
+// a * b + c between 0 and 1.
+__device__ __forceinline__ float multiply_add_saturated(float a, float b, float c) {
+  float y;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+}
+
+// a * Factor + c of integers, in one instruction.
+template <int Factor>
+__device__ __forceinline__ uint32_t multiply_add_integer(uint32_t a, uint32_t c) {
+  uint32_t y;
+  asm("mad.lo.s32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "n"(Factor), "r"(c));
+  return y;
 }
 
 // ---- matrix units, compute capability 8.0 ---------------------------------------------------------------------------
@@ -212,6 +266,24 @@ __device__ __forceinline__ void multiply_add(float *d, const uint32_t (&a)[4], u
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// d[16 x 8] = a[16 x 16] b[16 x 8]
+template <bool BF16>
+__device__ __forceinline__ void multiply(float *d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (BF16) {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+                 "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{zero,zero,zero,zero};}"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 }

@@ -5,13 +5,6 @@
 
 namespace ribsr {
 
-// max(x, 0), but NaN for NaN.
-__device__ __forceinline__ float positive_part(float x) {
-  float y;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(0.0f));
-  return y;
-}
-
 // h Phi(h) with Phi the normal distribution function. Of u = |h|, h Phi(h) = max(h, 0) - u Phi(-u), and log2 Phi(-u) is
 // smooth enough for a polynomial, fitted for small relative error of Phi(-u) (its last factor: 1), that falls for ever, so
 // that nothing need be clamped. Phi(-u) is wrong by 3.3e-4 relatively, 4.5e-5 absolutely, where rounding to float16 costs
@@ -23,13 +16,7 @@ __device__ __forceinline__ float gelu(float h) {
   p = fmaf(p, u, -4.69232947e-01f);
   p = fmaf(p, u, -1.14716887f);
   p = fmaf(p, u, -1.0f);
-  return fmaf(-u, exp2_special(p), positive_part(h));
-}
-
-__device__ __forceinline__ uint32_t tanh_half(uint32_t a) {
-  uint32_t d;
-  asm("tanh.approx.f16x2 %0, %1;" : "=r"(d) : "r"(a));
-  return d;
+  return fmaf(-u, exp2_special(p), maximum(h, 0.0f));
 }
 
 // gelu of twice two float16 numbers, all of it in float16: g (1 + tanh(g (a + b g^2))), wrong by 2.7e-4 at most, plus what
@@ -37,7 +24,7 @@ __device__ __forceinline__ uint32_t tanh_half(uint32_t a) {
 __device__ __forceinline__ uint32_t gelu_of_half(uint32_t g) {
   const auto both = [](float c) { return 0x10001u * (pack<false>(c, 0.0f) & 0xffffu); };
   const uint32_t inner = multiply_add_packed<false>(multiply_packed<false>(g, g), both(8 * 0.03472f), both(2 * 0.8001f));
-  return multiply_add_packed<false>(g, tanh_half(multiply_packed<false>(inner, g)), g);
+  return multiply_add_packed<false>(g, tanh_packed(multiply_packed<false>(inner, g)), g);
 }
 
 // gelu of twice two numbers, rounded. In float16 as above: numbers that it does not hold become infinite or NaN.
@@ -54,8 +41,7 @@ __device__ __forceinline__ uint32_t gelu_packed(uint32_t h) {
     const float2 both = unpack<BF16>(h);
     return pack<BF16>(gelu(both.x), gelu(both.y));
   }
-  uint32_t finite;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(finite) : "r"(h), "r"(0xfbfffbffu));
+  const uint32_t finite = maximum_packed(h, 0xfbfffbffu);
   return gelu_of_half(multiply_packed<false>(finite, 0x38003800u));
 }
 

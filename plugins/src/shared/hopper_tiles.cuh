@@ -6,33 +6,7 @@
 
 namespace ribsr {
 
-// Outputs of each 32 are taken in an order in which a thread's eight lie side by side in the map. The one in a place:
-__device__ __forceinline__ int channel_at(int place) {
-  return (place & ~31) + 8 * (place % 8 / 2) + 2 * (place / 8 % 4) + place % 2;
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// A thread's eight outputs of 32, of one of its two pixels, rounded.
-template <bool BF16>
-__device__ __forceinline__ uint4 eight_of(const float *sums, int pixel) {
-  uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) words[i] = pack<BF16>(sums[4 * i + 2 * pixel], sums[4 * i + 2 * pixel + 1]);
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
-template <class Problem>
-__device__ __forceinline__ Tile tile_of(const Problem &problem, int index, int height) {
-  const int line = index / problem.tiles_x, image = line / problem.tiles_y;
-  return {image, (line - image * problem.tiles_y) * height, (index - line * problem.tiles_x) * kColumns, index};
-}
-
-// A pixel of a tile and what is around it, in the map.
-__device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
-  const int row = place / kAround;
-  return {tile.top + row - 1, tile.left + place - kAround * row - 1};
-}
 
 // The nearest one that is there: what is outside is not used, but must be read from somewhere.
 template <class Problem>

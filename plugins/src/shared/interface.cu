@@ -7,12 +7,22 @@ Map map_of(const RibsrMap &map) {
   return {static_cast<uint16_t *>(map.data), map.batch_stride, map.channel_stride, map.row_stride, map.column_stride};
 }
 
-bool vectorised(const RibsrMap &map, long long height, long long width) {
-  const long long rows = map.row_stride / 8, columns = map.column_stride / 8;
-  return map.channel_stride == 1 && map.batch_stride % 8 == 0 && map.row_stride % 8 == 0 &&
-         map.column_stride % 8 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && rows >= 0 &&
+// Whether vectors of `lanes` channels can be loaded and stored, an image addressed in units of them with 32 bits.
+static bool in_vectors(const RibsrMap &map, long long height, long long width, int lanes) {
+  const long long rows = map.row_stride / lanes, columns = map.column_stride / lanes;
+  return map.channel_stride == 1 && map.batch_stride % lanes == 0 && map.row_stride % lanes == 0 &&
+         map.column_stride % lanes == 0 && reinterpret_cast<uintptr_t>(map.data) % (2 * lanes) == 0 && rows >= 0 &&
          columns >= 0 && rows < (1ll << 28) && columns < (1ll << 28) &&
          (height - 1) * rows + (width - 1) * columns < (1ll << 31);
+}
+
+bool vectorised(const RibsrMap &map, long long height, long long width) { return in_vectors(map, height, width, 8); }
+
+bool in_fours(const RibsrMap &map, long long height, long long width) { return in_vectors(map, height, width, 4); }
+
+int32_t check_path(int32_t path) {
+  RIBSR_CHECK(path >= RIBSR_PATH_AUTO && path <= RIBSR_PATH_HOPPER, "path %d is unknown: use 0, 1 or 2", path);
+  return RIBSR_OK;
 }
 
 bool whole_vectors(const RibsrMap &map, int channels) {

@@ -14,6 +14,34 @@ struct Tile {
   int image, top, left, index;
 };
 
+template <class Problem>
+__device__ __forceinline__ Tile tile_of(const Problem &problem, int index, int height) {
+  const int line = index / problem.tiles_x, image = line / problem.tiles_y;
+  return {image, (line - image * problem.tiles_y) * height, (index - line * problem.tiles_x) * kColumns, index};
+}
+
+// A pixel of a tile and what is around it, in the map.
+__device__ __forceinline__ Pixel pixel_of(const Tile &tile, int place) {
+  const int row = place / kAround;
+  return {tile.top + row - 1, tile.left + place - kAround * row - 1};
+}
+
+// Channels of each `Of` are taken in an order in which those of a thread lie side by side in the map, which reads and
+// writes them as one: of each 8 columns of an operand a thread has two neighbours. The channel in a place:
+template <int Of>
+__device__ __forceinline__ int channel_at(int place) {
+  return (place & ~(Of - 1)) + Of / 4 * (place % 8 / 2) + 2 * (place / 8 % (Of / 8)) + place % 2;
+}
+
+// A thread's eight outputs of 32, of one of its two pixels, rounded.
+template <bool BF16>
+__device__ __forceinline__ uint4 eight_of(const float *sums, int pixel) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words[i] = pack<BF16>(sums[4 * i + 2 * pixel], sums[4 * i + 2 * pixel + 1]);
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // A warp's tile lies in shared memory while it computes: the registers are wanted otherwise.
 __device__ __forceinline__ Tile load_tile(uint32_t from) {
   const uint4 v = load_shared(from);
@@ -24,30 +52,11 @@ __device__ __forceinline__ void store_tile(uint32_t to, const Tile &tile) {
   store_shared(to, tile.image, tile.top, tile.left, tile.index);
 }
 
-// Rows of Groups times 8 channels in shared memory are an odd number of 16-byte pieces apart, so that eight of them at the
-// same place lie in different banks.
-template <int Groups>
-constexpr int kStep = 16 * (Groups | 1);
-
-// This thread. What follows from it is worked out where it is asked for, and not kept from one tile to the next: there
-// are no registers for that.
-__device__ __forceinline__ int own_thread() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 // Whether a pixel of a problem's map is there, for coordinates that may be negative.
 template <class Problem>
 __device__ __forceinline__ bool inside(const Problem &problem, int y, int x) {
   return static_cast<unsigned>(y) < static_cast<unsigned>(problem.height) &&
          static_cast<unsigned>(x) < static_cast<unsigned>(problem.width);
-}
-
-// Where a lane's row of a matrix of weights begins, for ldmatrix: lanes 0 to 15 name rows of 8 outputs, their first 8
-// inputs and the next, the others those of the next 8 outputs.
-__device__ __forceinline__ uint32_t matrix_row(int lane, int step) {
-  return (lane % 8 + lane / 16 * 8) * step + 16 * (lane / 8 % 2);
 }
 
 // ---- the depthwise convolution as a product of 8 channels by diagonal matrices ---------------------------------------
@@ -92,16 +101,27 @@ __device__ __forceinline__ Taps load_taps(uint32_t from) {
   return {{{low.x, low.y}, {low.z, low.w}, {high.x, high.y}}, {{high.z, high.w}, {last.x, last.y}}};
 }
 
-// Adds the convolution of 16 columns of a row of the window to a product's sums.
+// Adds the convolution of 16 columns of a row of the window to a product's sums: what the left columns and the columns
+// themselves are to it, and the right ones.
 template <int Rows, bool BF16>
-__device__ __forceinline__ void convolve(float (&sums)[4], const Window<Rows> &u, int row, const Taps &taps) {
+__device__ __forceinline__ void convolve_near(float (&sums)[4], const Window<Rows> &u, int row, const Taps &taps) {
 #pragma unroll
   for (int y = 0; y < 3; ++y) multiply_add<BF16>(sums, u.near[row + y], taps.left[y][0], taps.left[y][1]);
+}
+
+template <int Rows, bool BF16>
+__device__ __forceinline__ void convolve_right(float (&sums)[4], const Window<Rows> &u, int row, const Taps &taps) {
   // Of the three rows' right columns, those two that came in together.
   const int odd = row % 2;
   const uint32_t(&single)[4] = u.right[odd ? row / 2 : row / 2 + 1];
   multiply_add<BF16>(sums, u.right[(row + 1) / 2], taps.right[odd][0], taps.right[odd][1]);
   multiply_add<BF16>(sums, single[2 * odd], single[2 * odd + 1], odd ? taps.right[0][0] : taps.right[1][1]);
+}
+
+template <int Rows, bool BF16>
+__device__ __forceinline__ void convolve(float (&sums)[4], const Window<Rows> &u, int row, const Taps &taps) {
+  convolve_near<Rows, BF16>(sums, u, row, taps);
+  convolve_right<Rows, BF16>(sums, u, row, taps);
 }
 
 }  // namespace ribsr

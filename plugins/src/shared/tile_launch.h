@@ -31,10 +31,6 @@ inline int32_t check_workspace(const void *workspace, int64_t bytes) {
   return RIBSR_OK;
 }
 
-inline int32_t needs_hopper(const char *what, const Device &device) {
-  return fail(RIBSR_UNSUPPORTED, "%s: on compute capability 9.0 alone, not %d.%d", what, device.major, device.minor);
-}
-
 inline int divide_up(int size, int part) { return (size + part - 1) / part; }
 
 // Cuts a problem's maps into tiles of kColumns columns and `height` rows, and makes the kernel ready. There are as many
