@@ -155,7 +155,7 @@ def make_graph(
         lower.fix_shape(bare, options.static, network.config.scale)
     if options.half:
         progress.phase("measuring activations for float16")
-        bare = calibrated(bare, lower.lower(bare, "canonical"), options.static, say)
+        bare = calibrated(bare, lower.lower(bare, "canonical"), say)
     if options.form == "matmul":
         say(lower.check_scores(bare, options.static or DYNAMIC_SIZE, options.score_limit, SCORE_ADVICE))
     return bare

@@ -17,6 +17,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from engines import samples
+from engines.base import release
+from engines.ort import FIRST_FOR_CPU_KERNELS
+from engines.ort_kernels import WINDOW_SIDES
+from export.cyclic_window import NAME
+from plugins import library
 from ribsr.base.sizes import Size
 
 CHECK_SIZE = Size(40, 56)
@@ -42,11 +47,12 @@ def check_pictures(static: Size | None) -> list[np.ndarray]:
     return [picture for _, picture in samples.at(static or CHECK_SIZE)]
 
 
-def calibrated(
-    bare: onnx.ModelProto, runnable: onnx.ModelProto, static: Size | None, say: Callable[[str], None]
-) -> onnx.ModelProto:
-    """`to_half` of a graph by what the same with a body gives on real pictures; says what float16 does to it."""
-    half, report = to_half(bare, measure(runnable, check_pictures(static)))
+def calibrated(bare: onnx.ModelProto, runnable: onnx.ModelProto, say: Callable[[str], None]) -> onnx.ModelProto:
+    """`to_half` of a graph by what the same with a body gives on real pictures; says what float16 does to it.
+
+    The pictures are the same for every file: at a fixed size of 640x360 they would take half an hour on two cores.
+    """
+    half, report = to_half(bare, measure(runnable, check_pictures(None)))
     say(f"float16: largest activation on the sample pictures {report.largest:.4g} ({report.largest_tensor})")
     if kept := report.float32_nodes:
         nodes = len(kept) + report.half_nodes
@@ -55,27 +61,90 @@ def calibrated(
 
 
 def measure(model: onnx.ModelProto, pictures: Iterable[np.ndarray]) -> dict[str, float]:
-    """Largest magnitude of every activation of `model` over `pictures`, each [1, 3, H, W] float32 in [0, 1].
+    """Largest magnitude of every activation of `model` over `pictures`, each [1, 3, H, W] float32 in [0, 1]; infinite
+    for one that is not finite, and for the output if a NaN has got there: ONNX Runtime's maximum passes over those.
 
-    model: one that ONNX Runtime runs (the canonical form). Raises ModuleNotFoundError without ONNX Runtime.
+    model: one that ONNX Runtime runs (the canonical form), whose fixed size, if it has one, does not count. Raises
+    ModuleNotFoundError without ONNX Runtime.
     """
     import onnxruntime
 
+    names = [name for node in model.graph.node for name in node.output]
+    output = model.graph.output[0].name
+    options = onnxruntime.SessionOptions()
+    options.enable_mem_pattern = False  # a second run's plan would take new memory for all of it at once
+    options.log_severity_level = 4  # errors are exceptions
+    probe = _probe(model, names)
+    attentions = [node for node in model.graph.node if node.op_type == NAME]
+    if attentions and _our_kernels_run(attentions):
+        options.register_custom_ops_library(str(library.cpu_path().resolve()))
+        _use_our_kernels(probe)
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    del probe  # what it takes is wanted for the runs
+    largest = dict.fromkeys(names, 0.0)
+    for picture in pictures:
+        *values, y = session.run([*(f"{name}/max" for name in names), output], {"input": picture})
+        for name, value in zip(names, map(float, values), strict=True):  # pyright: ignore[reportArgumentType]
+            largest[name] = max(largest[name], value) if np.isfinite(value) else np.inf
+        if not np.isfinite(np.asarray(y)).all():
+            largest[output] = np.inf
+    return largest
+
+
+def _probe(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """`model` for pictures of any size, with the largest magnitude of each of these tensors as one more output."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     graph = probe.graph
-    names = [name for node in graph.node for name in node.output]
-    for name in names:
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.ClearField("shape")
+    # ONNX Runtime goes back from the results, the last node's first: like this each tensor is reduced, and let go, soon
+    # after it is made. In the other order all of them are held until the end: 3.4 GiB more for sst-l+.
+    for name in reversed(list(names)):
         graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/abs"]))
         graph.node.append(onnx.helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0))
         graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/max", onnx.TensorProto.FLOAT, []))
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(names, 0.0)
-    for picture in pictures:
-        values = session.run([f"{name}/max" for name in names], {"input": picture})
-        for name, value in zip(names, map(float, values), strict=True):  # pyright: ignore[reportArgumentType]
-            largest[name] = max(largest[name], value) if np.isfinite(value) else np.inf
-    return largest
+    return probe
+
+
+def _our_kernels_run(attentions: Iterable[onnx.NodeProto]) -> bool:
+    """Whether our library for CPUs is there, and runs these: ONNX Runtime itself takes ten times as long."""
+    import onnxruntime
+
+    windows = (item.ints for node in attentions for item in node.attribute if item.name == "window")
+    sides = {side for window in windows for side in window}
+    if not sides <= {*WINDOW_SIDES} or release(onnxruntime.__version__) < FIRST_FOR_CPU_KERNELS:
+        return False
+    try:
+        library.opened(library.cpu_path())
+    except library.LibraryError:
+        return False
+    return True
+
+
+def _use_our_kernels(probe: onnx.ModelProto) -> None:
+    """Makes the attentions operators of the library's, whose maps are channels-last. All else stays as it is."""
+    nodes: list[onnx.NodeProto] = []
+    for node in probe.graph.node:
+        if node.op_type == NAME:
+            maps, output = (0, 3), node.output[0]  # qkv and the gate
+            inputs = [f"{name}/{output}" if index in maps else name for index, name in enumerate(node.input)]
+            for index in maps:
+                nodes.append(_transpose(node.input[index], inputs[index], [0, 2, 3, 1]))
+            ours = onnx.NodeProto()
+            ours.CopyFrom(node)
+            ours.input[:], ours.output[:] = inputs, [f"{output}/last"]
+            ours.attribute.append(onnx.helper.make_attribute("gate_sigmoid", 0))
+            nodes += [ours, _transpose(f"{output}/last", output, [0, 3, 1, 2])]
+        else:
+            nodes.append(node)
+    del probe.graph.node[:], probe.functions[:]
+    probe.graph.node.extend(nodes)
+
+
+def _transpose(source: str, target: str, order: list[int]) -> onnx.NodeProto:
+    return onnx.helper.make_node("Transpose", [source], [target], perm=order)
 
 
 def to_half(bare: onnx.ModelProto, magnitudes: dict[str, float]) -> tuple[onnx.ModelProto, Report]:

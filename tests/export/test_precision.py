@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +11,8 @@ import torch
 
 from export import lower, precision
 from export.cyclic_window import NAME
+from plugins import library
+from ribsr.base.sizes import Size
 from tests.export.conftest import run, traced
 
 
@@ -114,3 +120,80 @@ def test_a_model_that_is_broken_in_float32_is_refused():
     magnitudes[next(iter(magnitudes))] = np.inf
     with pytest.raises(ValueError, match="NaN or infinite values in float32 already"):
         precision.to_half(bare, magnitudes)
+
+
+@pytest.mark.parametrize("name", ["sst_cyclic_x2", "sst_shifted_x2", "escrib_x2"])
+def test_our_kernels_find_what_onnxruntimes_own_operators_find(name: str, cpu_library: Path, monkeypatch) -> None:
+    golden, bare = traced(name, 17)
+    model = lower.lower(bare, "canonical")
+    ours = precision.measure(model, [golden.x])
+    monkeypatch.setattr(precision, "_our_kernels_run", lambda attentions: False)
+    others = precision.measure(model, [golden.x])
+    assert ours.keys() == others.keys()
+    np.testing.assert_allclose(list(ours.values()), list(others.values()), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("cpu_library")
+def test_our_kernels_find_what_would_overflow() -> None:
+    x, _, bare = overflowing(1e5)
+    _, report = precision.to_half(bare, precision.measure(lower.lower(bare, "canonical"), [x]))
+    assert report.largest > 65504
+    assert 0 < len(report.float32_nodes) < report.half_nodes
+
+
+def test_our_kernels_are_left_out_where_they_cannot_run(cpu_library: Path, tmp_path: Path, monkeypatch) -> None:
+    def node(side: int) -> onnx.NodeProto:
+        return onnx.helper.make_node("CyclicWindowAttention", [], [], window=[8, side])
+
+    assert precision._our_kernels_run([node(128)])
+    assert not precision._our_kernels_run([node(8), node(129)])
+    monkeypatch.setattr("onnxruntime.__version__", "1.16.3")
+    assert not precision._our_kernels_run([node(8)])
+    monkeypatch.undo()
+    monkeypatch.setenv(library.CPU_VARIABLE, str(tmp_path / "none.so"))
+    assert not precision._our_kernels_run([node(8)])
+
+
+def test_a_fixed_size_does_not_count() -> None:
+    golden, bare = traced("sst_cyclic_x2", 17)
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(bare)
+    lower.fix_shape(fixed, Size(7, 9), 2)
+    measured = [precision.measure(lower.lower(model, "canonical"), [golden.x]) for model in (bare, fixed)]
+    assert measured[0] == measured[1]
+
+
+def chain(*operators: str) -> onnx.ModelProto:
+    """A model of operators of one input, one behind the other."""
+    names = ["input", *(f"x{index}" for index in range(1, len(operators))), "output"]
+    nodes = [
+        onnx.helper.make_node(operator, [x], [y])
+        for operator, x, y in zip(operators, names[:-1], names[1:], strict=True)
+    ]
+    start, end = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, "height", "width"])
+        for name in ("input", "output")
+    )
+    graph = onnx.helper.make_graph(nodes, "chain", [start], [end])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_one_nan_among_many_values_is_found() -> None:
+    x = np.ones((1, 3, 20, 30), np.float32)
+    x[0, 1, 7, 9] = -1
+    assert precision.measure(chain("Neg", "Neg"), [x]) == {"x1": 1, "output": 1}
+    assert precision.measure(chain("Neg", "Neg", "Sqrt", "Neg"), [x])["output"] == np.inf
+
+
+def test_activations_are_not_held_until_the_end() -> None:
+    """200 of 12 MB each."""
+    program = (
+        "import numpy as np\n"
+        "from export import precision\n"
+        "from tests.export.test_precision import chain\n"
+        "precision.measure(chain(*['Neg', 'Sigmoid'] * 100), [np.ones((1, 3, 1024, 1024), np.float32)])\n"
+        # Its own: getrusage's includes what the process had that started it.
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1 << 20  # KiB
