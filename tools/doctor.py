@@ -187,6 +187,29 @@ def tensorrt() -> str:
     return f"{trt.version} on {device.name}"
 
 
+def lean_tensorrt() -> str:
+    from engines.trt import gpu
+    from engines.trt.versions import TensorRT
+
+    return f"{TensorRT.load_lean().version} on {gpu.current_gpu().name}"
+
+
+def tensorrt_rtx() -> str:
+    """What it builds for; and whether its plans run on the GPU here, which it does not need."""
+    from engines.trt import rtx
+    from engines.trt.versions import TensorRT
+
+    trt = TensorRT.load(rtx=True)
+    builds = f"{trt.version} builds for compute capability {', '.join(rtx.supported(trt))}"
+    try:
+        capability = driver.capability()
+    except driver.NoGPU as error:
+        return f"{builds}; no plan runs here: {error}"
+    is_served = capability in rtx.supported(trt) or rtx.serves(rtx.noted(trt, ()), capability)
+    runs = "its plans run" if is_served else "no plan runs"
+    return f"{builds}; {runs} on the GPU here, which has {capability}"
+
+
 def trials() -> Iterator[Finding]:
     """Each tried, as far as that goes without a file."""
     for name, tried, extra in (
@@ -200,6 +223,8 @@ def trials() -> Iterator[Finding]:
         ("ONNX Runtime on the GPU", onnxruntime_on_gpu, "ort-gpu"),
         ("OpenVINO opens", openvino, "openvino"),
         ("TensorRT opens", tensorrt, "trt"),
+        ("TensorRT's lean runtime opens", lean_tensorrt, "trt-lean"),
+        ("TensorRT RTX loads", tensorrt_rtx, "rtx"),
     ):
         try:
             yield Finding(name, True, tried())
@@ -265,7 +290,8 @@ class Use:
     needs: tuple[str | tuple[str, ...], ...]
 
 
-RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "OpenVINO opens", "TensorRT opens")
+PLANS = ("TensorRT opens", "TensorRT's lean runtime opens")
+RUNTIMES = ("ONNX Runtime opens", "PyTorch opens", "OpenVINO opens", *PLANS)
 EXPORT = ("torch", "onnx", "onnxscript", "onnx-graphsurgeon", "safetensors", "PyYAML", "PyTorch opens")
 
 USES = (
@@ -307,13 +333,19 @@ USES = (
         "ort-gpu",
         ("GPU for our kernels", "ONNX Runtime on the GPU", "onnx", "onnx-graphsurgeon", "kernels for ONNX Runtime"),
     ),
-    Use("run plans", "python -m engines.upscale x2.plan", "trt", ("GPU", "cuda-bindings", "TensorRT opens")),
+    Use("run plans", "python -m engines.upscale x2.plan", "trt", ("GPU", "cuda-bindings", PLANS)),
     Use("export to ONNX", "python -m export.onnx", "export", EXPORT),
     Use(
         "build plans",
         "python -m export.trt",
         "trt",
         ("GPU", "onnx", "onnx-graphsurgeon", "ONNX Runtime opens", "TensorRT opens"),
+    ),
+    Use(
+        "build plans for RTX cards",
+        "python -m export.trt --rtx",
+        "rtx",
+        ("onnx", "onnx-graphsurgeon", "ONNX Runtime opens", "TensorRT RTX loads"),
     ),
     Use("train", "python -m ribsr train", "train", ("torch", "safetensors", "PyYAML", "PyTorch opens")),
 )

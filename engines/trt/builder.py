@@ -57,11 +57,18 @@ class Builder:
             reason = f"node {error.node()}: {' '.join(error.desc().split())}"
         raise EngineError(f"TensorRT {self._trt.version} cannot take the graph ({reason})")
 
-    def configure(self, half: bool, workspace: int | None = None, optimization_level: int | None = None) -> None:
+    def configure(
+        self,
+        half: bool,
+        workspace: int | None = None,
+        optimization_level: int | None = None,
+        version_compatible: bool = False,
+    ) -> None:
         """No TF32, and a plan whose layers can be inspected.
 
         half: whether the graph is typed in float16. workspace: bytes of scratch memory that a layer may use at most;
         None leaves it to TensorRT (all there is), as does optimization_level (0 to 5; its default is 3).
+        version_compatible: for later releases and their lean runtimes, too.
         """
         trt, config = self._trt.module, self._config
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -70,6 +77,11 @@ class Builder:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         if optimization_level is not None:
             config.builder_optimization_level = optimization_level
+        if version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+            # Otherwise the lean runtime itself would be in the plan: 33 MB of machine code (8.6.0) that whoever opens
+            # the plan has to trust, from a file that the wheel of 8.6.0 does not have.
+            config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
         if self._trt.major >= 10:
             return
         # cuBLAS and cuDNN are not asked, although 8.6 would: they must not be needed at run time, whether they are

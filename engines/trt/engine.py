@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engines import base
-from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, OutOfMemory, Timer
+from engines.base import Description, Engine, EngineError, LayerTime, NotInstalled, OutOfMemory, Timer, release
 from engines.trt import gpu as cuda
 from engines.trt import rtx
 from engines.trt.gpu import GPU, CUDAError
@@ -52,7 +52,7 @@ class TensorRTEngine(Engine):
         self._description = Description(
             **{**vars(self._manifest.stamp), "precision": self._manifest.precision, "form": self._manifest.form},
             path=self._path,
-            runtime="tensorrt-rtx" if trt.rtx else "tensorrt",
+            runtime="tensorrt-rtx" if trt.rtx else "tensorrt-lean" if trt.lean else "tensorrt",
             runtime_version=trt.version.removeprefix(RTX),
             device=f"cuda:{self._gpu.index} {self._gpu.name}",
             batch=smallest[0] if smallest[0] == largest[0] else None,
@@ -254,14 +254,24 @@ class _Lane:
 
 def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
     """Raises EngineError if the plan is for another TensorRT or another kind of GPU, which TensorRT says unreadably."""
+    if trt.lean and not manifest.version_compatible:
+        raise EngineError(
+            f"{path}: was built without --version-compatible, and TensorRT's lean runtime takes no such plan; build it "
+            f"again where it was built, with this option, or install all of TensorRT {manifest.tensorrt}: "
+            f"{pip_install('trt')}"
+        )
     differences = []
-    if manifest.tensorrt != trt.version:
+    if not trt.runs(manifest.tensorrt, manifest.version_compatible):
         differences.append(f"TensorRT {manifest.tensorrt}, here is {trt.version}")
     if not rtx.serves(manifest.compute_capability, gpu.compute_capability):
         differences.append(f"compute capability {manifest.compute_capability}, here is {gpu.compute_capability}")
     if differences:
         what = " and for ".join(differences)
         advice = f"build it here: {manifest.rebuild(path, gpu.compute_capability)}"
+        if manifest.version_compatible:
+            oldest = manifest.tensorrt
+            advice = f"it runs in TensorRT {release(oldest)[0]} from {oldest} on, on such a GPU; or build another: "
+            advice += manifest.rebuild(path)
         if trt.rtx and gpu.compute_capability not in rtx.supported(trt):
             advice = (
                 f"TensorRT {trt.version} is for {', '.join(rtx.supported(trt))}; build a plan for TensorRT itself "
@@ -271,13 +281,13 @@ def _check_fits(path: str, manifest: Manifest, trt: TensorRT, gpu: GPU) -> None:
 
 
 def _load(path: str, manifest: Manifest) -> TensorRT:
-    """The TensorRT that built the plan, of whatever version.
+    """The TensorRT that built the plan, of whatever version; its lean runtime where that is all there is of it.
 
     Raises EngineError where only the other one is here, and for a plan that has the suffix of the other one's.
     """
     suffix = RTX_PLAN if manifest.rtx else PLAN
     try:
-        trt = TensorRT.load(manifest.rtx)
+        trt = TensorRT.load(True) if manifest.rtx else _full_or_lean()
     except NotInstalled as error:
         try:
             other = TensorRT.load(not manifest.rtx)
@@ -294,6 +304,16 @@ def _load(path: str, manifest: Manifest) -> TensorRT:
             f"{path}: is a plan of TensorRT {manifest.tensorrt}: call it {right}, and its manifest {right}.json"
         )
     return trt
+
+
+def _full_or_lean() -> TensorRT:
+    """Raises NotInstalled that is about all of TensorRT where both are missing."""
+    try:
+        return TensorRT.load(False)
+    except NotInstalled:
+        with suppress(NotInstalled):
+            return TensorRT.load_lean()
+        raise
 
 
 def _load_plugins(plan: Path, manifest: Manifest, trt: TensorRT) -> None:

@@ -31,9 +31,10 @@ FORMAT = 2
 class Manifest:
     """What `export.trt` knows about the plan it wrote.
 
-    onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it;
-    of TensorRT RTX `RTX 1.7.1.116`. cuda: the driver's version. gpu, compute_capability: of the card that it was built
-    on, e.g. `9.0`. (TensorRT RTX needs none: there the first two are empty, and the last has all that it is for,
+    onnx, onnx_sha256: the file that it was built from. tensorrt: the version that built it, and that alone runs it,
+    unless it is version_compatible: then later releases of the same major version do, and their lean runtimes; of
+    TensorRT RTX `RTX 1.7.1.116`. cuda: the driver's version. gpu, compute_capability: of the card that it was built on,
+    e.g. `9.0`. (TensorRT RTX needs none: there the first two are empty, and the last has all that it is for,
     `8.9,12.0`, with a `+` behind them where it is for later ones, too.)
     precision: fp32, fp16 or bf16. form: of the attention: plugin, attention or matmul.
     profile: `min`, `opt` and `max` shape [B, 3, H, W] of the input. plugin: `file` name and `sha256` of the plugin
@@ -55,6 +56,7 @@ class Manifest:
     stamp: Stamp
     build_seconds: float
     layers: dict[str, int]
+    version_compatible: bool = False
 
     @property
     def rtx(self) -> bool:
@@ -71,6 +73,8 @@ class Manifest:
             options += ["--rtx", *(["--gpu", chosen] if chosen else [])]
         if self.precision != "fp32" and self.plugin is None and self.stamp.form == "canonical":
             options.append("--no-plugin")
+        if self.version_compatible:
+            options.append("--version-compatible")
         words = [*options, *sizes.split(), "-o", str(plan)]
         return shlex.join(["python", "-m", "export.trt", "--onnx", self.onnx, *words])
 
@@ -122,6 +126,7 @@ def _from_json(values: dict[str, Any]) -> Manifest:
     """Raises KeyError for a field that is missing, ValueError for one that is impossible; it says which."""
     if values["format"] == 1:
         values["form"] = values["lowering"]
+    values.setdefault("version_compatible", False)  # older ones do not say so
     known = {field.name: values[field.name] for field in fields(Manifest)}
     try:
         stamp = stamp_of(known["stamp"])

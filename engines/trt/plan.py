@@ -53,7 +53,10 @@ class Plan:
         """What the engine inspector says of each layer of an engine built with detailed profiling verbosity.
 
         A layer whose description is no JSON (it happens where weights are not finite) has the LayerType `unreadable`.
+        The lean runtime has no inspector, and says nothing.
         """
+        if self.trt.lean:
+            return []
         inspector = self.engine.create_engine_inspector()
         found = []
         for index in range(self.engine.num_layers):

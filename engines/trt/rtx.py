@@ -37,7 +37,8 @@ def choose(trt: TensorRT, asked: Sequence[str]) -> tuple[str, ...]:
             try:
                 capability = driver.capability()
             except driver.NoGPU as error:
-                raise EngineError(f"--gpu {one}: {error}; name compute capabilities: --gpu {','.join(known)}") from None
+                usual = ",".join(name for name in known if release(name) >= UNASKED)
+                raise EngineError(f"--gpu {one}: {error}; name compute capabilities: --gpu {usual}") from None
             whose = f"the GPU here, which has compute capability {capability}"
         if capability not in known:
             raise EngineError(

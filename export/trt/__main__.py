@@ -68,6 +68,7 @@ class CapabilitiesType(click.ParamType):
 )
 @click.option("--workspace", type=FiniteRange(min=0, min_open=True), metavar="GIB", help="Scratch memory a layer.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="More is slower to build; default: TensorRT's.")
+@click.option("--version-compatible", is_flag=True, help="For later releases of TensorRT and its lean runtime, too.")
 @click.option("--no-plugin", is_flag=True, help="Without our plugin: standard operators only.")
 @click.option(
     "--score-limit",

@@ -75,7 +75,7 @@ def set_up(trt: TensorRT, graph: Graph, shapes: Shapes, options: Options) -> Bui
     builder = Builder(trt)
     builder.parse(graph.model.SerializeToString())
     workspace = None if options.workspace is None else int(options.workspace * GIB)
-    builder.configure(graph.precision == "fp16", workspace, options.optimization_level)
+    builder.configure(graph.precision == "fp16", workspace, options.optimization_level, options.version_compatible)
     builder.add_profile(*((1, 3, *size) for size in shapes))
     return builder
 

@@ -39,7 +39,8 @@ def export_trt(
             built, inspection, memory = make(machine, graph, shapes, options, folder, progress)
             progress.phase("writing")
             trial.write_bytes(built.plan)
-            write_manifest(trial, describe(trial, source, graph, shapes, machine, built, inspection))
+            manifest = describe(trial, source, graph, shapes, machine, built, inspection, options.version_compatible)
+            write_manifest(trial, manifest)
             progress.phase("checking pictures")
             verdict = in_background(lambda: verify(trial, source, machine, graph.precision, shapes, options), progress)
         for line in (*built.notes, verdict):
@@ -87,6 +88,7 @@ def describe(
     machine: Machine,
     built: Built,
     inspection: Inspection,
+    version_compatible: bool,
 ) -> Manifest:
     """What the plan in the file `plan` was made of, by what, for what."""
     library, gpu = graph.library, machine.gpu
@@ -105,4 +107,5 @@ def describe(
         stamp=source.stamp,
         build_seconds=built.seconds,
         layers=inspection.summary(),
+        version_compatible=version_compatible,
     )

@@ -50,7 +50,6 @@ def prepare(machine: Machine, source: Source, shapes: Shapes, options: Options, 
     from plugins import fuse
 
     stamp, trt = source.stamp, machine.trt
-    capability = None if machine.gpu is None else machine.gpu.compute_capability  # None: any may come
     precision = check_precision(machine, source, options)
     opset = lower.opset_of(source.model)
     if opset > trt.newest_opset:
@@ -65,9 +64,9 @@ def prepare(machine: Machine, source: Source, shapes: Shapes, options: Options, 
         if form == "matmul":
             say(lower.check_scores(model, shapes[2], options.score_limit, SCORE_ADVICE))
         attentions = lower.count_float32_attention(model)
-        model = lower.lower(model, form, capability)
-    elif form == "plugin" and capability is not None:
-        model = fuse.for_capability(model, capability)
+        model = lower.lower(model, form)
+    elif form == "plugin":
+        model = fuse.with_whole_layers(model)
     _fix_batch(model, shapes, stamp.scale)
     plugins = sum(fuse.count(model).values())
     return Graph(model, form, precision, library, plugins, float32_products(model, attentions))
@@ -166,7 +165,7 @@ def type_graph(source: Source, bare: onnx.ModelProto, precision: str, say: Calla
     if precision == "bf16":
         return types.to_bfloat16(bare)
     try:
-        return types.calibrated(bare, source.model, source.static, say)
+        return types.calibrated(bare, source.model, say)
     except ModuleNotFoundError as error:
         raise ExportError(
             f"--fp16 needs {error.name} to find out what would overflow: {pip_install('trt')}, or use a file that was "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from engines.base import NotInstalled
 from engines.trt import gpu as cuda
 from engines.trt import rtx
 from engines.trt.gpu import GPU
@@ -11,6 +13,7 @@ from engines.trt.manifest import PLAN, RTX_PLAN
 from engines.trt.versions import TensorRT
 from export import ExportError
 from export.trt.source import Options
+from ribsr.base.installation import pip_install
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,21 @@ class Machine:
 def find_machine(options: Options) -> Machine:
     """Raises EngineError where TensorRT or the GPU is missing, or cannot be built for; ExportError for options that the
     TensorRT found has not."""
-    trt = TensorRT.load(options.rtx)
+    try:
+        trt = TensorRT.load(options.rtx)
+    except NotInstalled:
+        with suppress(NotInstalled):
+            lean = TensorRT.load_lean()
+            raise ExportError(
+                f"here is the lean runtime of TensorRT {lean.version} alone, which runs plans and builds none: "
+                f"{pip_install('rtx' if options.rtx else 'trt')}"
+            ) from None
+        raise
     if trt.rtx:
+        if options.version_compatible:
+            raise ExportError(
+                f"--version-compatible is for TensorRT itself: TensorRT {trt.version} has no lean runtime; leave it out"
+            )
         if options.timing_cache is not None:
             raise ExportError(f"TensorRT {trt.version} times nothing while it builds: leave --timing-cache out")
         return Machine(trt, None, rtx.choose(trt, options.gpu))

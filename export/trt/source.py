@@ -37,6 +37,7 @@ class Options:
     plugin: False: without, even where it could be had. score_limit: GiB of attention scores in the form `matmul`.
     verify: None checks the engine on pictures where that is quick. rtx: TensorRT RTX or TensorRT; None: the latter,
     unless the former alone is installed. gpu: compute capabilities, or `current`, for TensorRT RTX; none: all of them.
+    version_compatible: for later releases of TensorRT and its lean runtime, too.
     """
 
     precision: Literal["fp32", "fp16", "bf16"] | None = None
@@ -49,6 +50,7 @@ class Options:
     verify: bool | None = None
     rtx: bool | None = None
     gpu: tuple[str, ...] = ()
+    version_compatible: bool = False
 
 
 @dataclass(frozen=True)

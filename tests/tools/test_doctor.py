@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import ribsr
-from engines import EngineError
+from engines import EngineError, driver
 from plugins import library
 from ribsr.base.installation import pip_install
+from tests.engines.trt.tensorrt_fake import RTX, fake_tensorrt
 from tools import doctor
 from tools.doctor import Finding
 
@@ -21,7 +22,7 @@ from tools.doctor import Finding
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without runtimes and libraries of ours; the folder where they would be."""
-    for name in ("torch", "onnxruntime", "openvino", "tensorrt"):
+    for name in ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in sys.modules if name in ("engines.pytorch",)]:
         monkeypatch.delitem(sys.modules, name)
@@ -42,6 +43,7 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(bare: Path) -> No
         ("ONNX Runtime opens", "ort"),
         ("OpenVINO opens", "openvino"),
         ("TensorRT opens", "trt"),
+        ("TensorRT RTX loads", "rtx"),
     ):
         assert not told[name]["ok"]
         assert pip_install(extra) in told[name]["state"]
@@ -76,6 +78,27 @@ def test_any_trouble_of_a_runtime_is_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     result = CliRunner().invoke(doctor.main, [])
     assert result.exit_code == 0
     assert "--  ONNX Runtime opens: KeyError: 'x'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("capability", "end"),
+    [
+        (None, "no plan runs here: there is no NVIDIA driver here"),
+        ("8.9", "its plans run on the GPU here, which has 8.9"),
+        ("13.0", "its plans run on the GPU here, which has 13.0"),
+        ("9.0", "no plan runs on the GPU here, which has 9.0"),
+    ],
+)
+def test_tensorrt_rtx_builds_on_any_machine(monkeypatch: pytest.MonkeyPatch, capability: str | None, end: str) -> None:
+    def found() -> str:
+        if capability is None:
+            raise driver.NoGPU("there is no NVIDIA driver here")
+        return capability
+
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(RTX))
+    monkeypatch.setattr(driver, "capability", found)
+    builds = "RTX 1.7.1.116 builds for compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"
+    assert doctor.tensorrt_rtx() == f"{builds}; {end}"
 
 
 def test_a_use_is_told_by_what_it_needs() -> None:

@@ -18,6 +18,8 @@ SURFACES = Path(__file__).with_name("tensorrt_surfaces")
 VERSIONS = tuple(sorted((path.stem for path in SURFACES.glob("[0-9]*.json")), key=lambda name: int(name.split(".")[0])))
 (RTX,) = (path.stem for path in SURFACES.glob("rtx-*.json"))
 """TensorRT RTX, whose module has names of its own."""
+LEAN = tuple(f"lean-{version}" for version in VERSIONS)
+"""The lean runtimes, which have no builder."""
 
 
 def recorded(version: str) -> dict[str, Any]:
@@ -31,7 +33,8 @@ class Memory(bytes):
 def fake_tensorrt(version: str, behaviour: dict[str, Any] | None = None) -> Any:
     """The module. `calls` lists (Class.method, arguments) as they come, `made` every object by class."""
     surface = recorded(version)
-    module: Any = ModuleType("tensorrt_rtx_bindings" if version == RTX else "tensorrt")
+    name = "tensorrt_rtx_bindings" if version == RTX else "tensorrt_lean" if version in LEAN else "tensorrt"
+    module: Any = ModuleType(name)
     module.__version__ = surface["version"]
     module.behaviour, module.calls, module.made = dict(behaviour or {}), [], []
     for name, members in surface["enums"].items():

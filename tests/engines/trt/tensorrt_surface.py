@@ -2,8 +2,9 @@
 
     python tests/engines/trt/tensorrt_surface.py MODULE > tests/engines/trt/tensorrt_surfaces/VERSION.json
 
-MODULE is `tensorrt`, for bindings without TensorRT's libraries `tensorrt_bindings` (see .ci/tensorrt_bindings), or
-`tensorrt_rtx_bindings`; the record of TensorRT RTX is called rtx-VERSION.json.
+MODULE is `tensorrt`, for bindings without TensorRT's libraries `tensorrt_bindings` (see .ci/tensorrt_bindings),
+`tensorrt_rtx_bindings`, or for lean runtimes `tensorrt_lean` (8.6) and `tensorrt_lean_bindings`; the records of these
+are called rtx-VERSION.json and lean-VERSION.json.
 Needs the standard library only and Python 3.8, which the oldest bindings run in.
 """
 

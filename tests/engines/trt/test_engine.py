@@ -25,6 +25,7 @@ from engines.trt import gpu as cuda
 from engines.trt.engine import TensorRTEngine
 from engines.trt.manifest import write_manifest
 from plugins import library
+from ribsr.base.installation import pip_install
 from ribsr.base.pictures import Picture, to_pixels, write_picture
 from ribsr.base.sizes import Limits, Size
 from tests.engines import fakes
@@ -600,3 +601,66 @@ def test_cuda_functions_exist_where_cuda_python_is_installed() -> None:
     assert not [name for name in used if not hasattr(bindings, name)]
     assert hasattr(bindings.cudaMemcpyKind, "cudaMemcpyHostToDevice")
     assert hasattr(bindings.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
+
+
+# The lean runtime, and plans for later releases
+
+
+@pytest.fixture
+def lean(trt: TensorRT, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
+    """The lean runtime of the same version, and no other TensorRT."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", trt)
+    return trt
+
+
+def test_a_version_compatible_plan_runs_in_the_lean_runtime_where_that_is_all_there_is(
+    lean: TensorRT, plan: Path
+) -> None:
+    rewrite(plan, version_compatible=True)
+    with open_engine(plan) as engine:
+        described = engine.describe()
+        x = fakes.picture(5, 7)
+        np.testing.assert_array_equal(engine.run(x), network(x))
+        assert engine.profile(x, runs=1)[0] == LayerTime("attention", 2.0, "")
+    assert (described.runtime, described.runtime_version) == ("tensorrt-lean", "8.6.0")
+
+
+def test_all_of_tensorrt_comes_first(trt: TensorRT, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", SimpleNamespace(__version__="8.6.1"))
+    rewrite(plan, version_compatible=True)
+    with open_engine(plan) as engine:
+        assert (engine.describe().runtime, engine.describe().runtime_version) == ("tensorrt", "8.6.0")
+
+
+def test_a_later_release_runs_version_compatible_plans(
+    trt: TensorRT, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt, "__version__", "8.6.1", raising=False)
+    assert "was built for TensorRT 8.6.0, here is 8.6.1; build it here: " in refusal(plan)
+    rewrite(plan, version_compatible=True)
+    with open_engine(plan) as engine:
+        assert engine.describe().runtime_version == "8.6.1"
+
+
+def test_other_plans_are_refused_in_the_lean_runtime(lean: TensorRT, plan: Path) -> None:
+    message = refusal(plan)
+    assert "was built without --version-compatible, and TensorRT's lean runtime takes no such plan" in message
+    assert pip_install("trt") in message
+
+
+def test_a_version_compatible_plan_of_another_major_version(
+    lean: TensorRT, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "__version__", "10.16.1.11", raising=False)
+    rewrite(plan, version_compatible=True)
+    message = refusal(plan)
+    assert "was built for TensorRT 8.6.0, here is 10.16.1.11; it runs in TensorRT 8 from 8.6.0 on" in message
+    assert "--fp16 --no-plugin --version-compatible --shapes" in message
+
+
+def test_neither_is_there(gpu: CUDA, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_lean", "tensorrt_lean_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    rewrite(plan, version_compatible=True)
+    assert refusal(plan) == f"TensorRT for Python is not installed: {pip_install('trt')}"

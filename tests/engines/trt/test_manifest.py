@@ -55,6 +55,7 @@ def test_the_command_that_builds_it_again(plan: Path) -> None:
     )
     static = replace(made, precision="fp32", profile=dict.fromkeys(("min", "opt", "max"), [1, 3, 360, 640]))
     assert static.rebuild("a b.plan") == "python -m export.trt --onnx x2.onnx --size 640x360 -o 'a b.plan'"
+    assert " --fp16 --version-compatible --shapes " in replace(made, version_compatible=True).rebuild(plan)
     assert " --fp16 --no-plugin --shapes " in replace(made, plugin=None, form="matmul").rebuild(plan)
 
 

@@ -55,7 +55,7 @@ def test_the_cards_are_those_of_the_bindings(surface: Any) -> None:
             "--gpu 9.0: TensorRT RTX 1.7.1.116 does not build for compute capability 9.0; it builds for 7.5",
         ),
         ("9.0", "current", "does not build for the GPU here, which has compute capability 9.0"),
-        ("", "current", "--gpu current: there is no driver; name compute capabilities: --gpu 7.5,8.0"),
+        ("", "current", "--gpu current: there is no driver; name compute capabilities: --gpu 8.0,8.6"),
     ],
 )
 def test_what_it_does_not_build_for_is_refused(surface: Any, monkeypatch, here: str, asked: str, message: str) -> None:
@@ -357,7 +357,7 @@ def test_a_library_without_code_for_a_card_is_refused(
     monkeypatch, code: str, runs: list[str], not_on: list[str]
 ) -> None:
     opened = SimpleNamespace(ribsr_gpu_code=type("Function", (), {"__call__": lambda _: code.encode()})())
-    monkeypatch.setattr(library, "opened", lambda file: opened)
+    monkeypatch.setattr(library, "opened", lambda *_: opened)
     library.check_gpus(Path("lib.so"), runs)
     for capability in not_on:
         with pytest.raises(
@@ -367,6 +367,13 @@ def test_a_library_without_code_for_a_card_is_refused(
 
 
 def test_a_library_that_does_not_say_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(library, "opened", lambda file: SimpleNamespace())
+    monkeypatch.setattr(library, "opened", lambda *_: SimpleNamespace())
     with pytest.raises(library.LibraryError, match="does not say which GPUs it has code for: build it again"):
         library.check_gpus(Path("lib.so"), ["8.9"])
+
+
+def test_what_is_no_library_is_to_be_built_again(tmp_path: Path) -> None:
+    (tmp_path / "lib.so").write_text("text")
+    advice = r"lib.so cannot be loaded: .*; build it again with `python -m plugins.build --tensorrt-include DIR`"
+    with pytest.raises(library.LibraryError, match=advice):
+        library.check_gpus(tmp_path / "lib.so", ["8.9"])

@@ -17,19 +17,20 @@ from engines.base import EngineError, OutOfMemory
 from engines.trt.builder import Builder
 from engines.trt.plan import Context, Plan
 from engines.trt.versions import TensorRT
-from tests.engines.trt.tensorrt_fake import RTX, VERSIONS, Memory, fake_tensorrt, instance, recorded
+from plugins import library
+from tests.engines.trt.tensorrt_fake import LEAN, RTX, VERSIONS, Memory, fake_tensorrt, instance, recorded
 
 HERE = Path(__file__).parent
 BINDINGS = Path(os.environ.get("TENSORRT_BINDINGS") or HERE.parents[2] / ".venv" / "tensorrt")
-"""Folders `10` and `11` with the bindings and stub libraries, and `rtx` with all of it; .ci/tensorrt_bindings makes
-them."""
+"""Folders `10` and `11` with the bindings and stub libraries, `lean10`, `lean11` and `rtx` with all of it;
+.ci/tensorrt_bindings makes them."""
 
 MODERN = [version for version in VERSIONS if not version.startswith("8.")]
 
 
 def of(module: Any) -> TensorRT:
     """TensorRT, of a played module."""
-    return TensorRT(module, rtx=module.__name__ != "tensorrt")
+    return TensorRT(module, rtx=module.__name__ == "tensorrt_rtx_bindings", lean=module.__name__ == "tensorrt_lean")
 
 
 @pytest.fixture(params=[*VERSIONS, RTX])
@@ -38,17 +39,15 @@ def trt(request: pytest.FixtureRequest) -> Any:
     return fake_tensorrt(request.param)
 
 
-@pytest.mark.parametrize("version", [*MODERN, RTX])
+@pytest.mark.parametrize("version", [*MODERN, *(f"lean-{version}" for version in MODERN), RTX])
 def test_records_are_what_the_real_bindings_offer(version):
-    folder = BINDINGS / re.split("[.-]", version)[0]
+    kind = next((kind for kind in ("lean", "rtx") if version.startswith(kind)), "")
+    folder = BINDINGS / (kind if kind == "rtx" else kind + version.removeprefix("lean-").split(".")[0])
     if not folder.is_dir():
         pytest.skip(f"no bindings in {folder}: make bindings")
+    module = "_".join(filter(None, ("tensorrt", kind, "bindings")))
     done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "tensorrt_surface.py"),
-            "tensorrt_rtx_bindings" if version == RTX else "tensorrt_bindings",
-        ],
+        [sys.executable, str(HERE / "tensorrt_surface.py"), module],
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder / "site")},
         capture_output=True,
         text=True,
@@ -59,6 +58,66 @@ def test_records_are_what_the_real_bindings_offer(version):
 
 def test_the_three_generations_are_recorded():
     assert [version.split(".")[0] for version in VERSIONS] == ["8", "10", "11"]
+
+
+@pytest.mark.parametrize(("version", "lean"), [*zip(VERSIONS, LEAN, strict=True)])
+def test_lean_runtimes_run_as_the_whole_of_their_version_and_build_nothing(version, lean):
+    whole, part = recorded(version), recorded(lean)
+    assert part["version"] == whole["version"]
+    for name in ("Runtime", "ICudaEngine", "IExecutionContext", "IPluginRegistry", "ILogger", "IProfiler"):
+        assert part["classes"][name] == whole["classes"][name]
+    assert not {"Builder", "OnnxParser", "INetworkDefinition", "EngineInspector"} & part["classes"].keys()
+    plan = opened(fake_tensorrt(lean))
+    assert plan.trt.lean
+    assert plan.layers() == []
+
+
+@pytest.mark.parametrize("major", [10, 11])
+def test_the_real_lean_runtime_registers_our_plugins(major):
+    folder, file = BINDINGS / f"lean{major}", library.tensorrt_path(major)
+    if not folder.is_dir() or not file.is_file():
+        pytest.skip(f"needs {folder} (make bindings) and {file}")
+    code = (
+        "import sys, tensorrt_lean_bindings as trt; from pathlib import Path; from plugins import library; "
+        "library.load_tensorrt(trt, Path(sys.argv[1])); print(len(trt.get_plugin_registry().all_creators))"
+    )
+    paths = os.pathsep.join((str(folder / "site"), str(HERE.parents[2])))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("builder", "compatible", "here", "lean", "runs"),
+    [
+        ("8.6.0", False, "8.6.0", False, True),
+        ("8.6.0", False, "8.6.1", False, False),
+        ("8.6.0", False, "8.6.0", True, False),
+        ("8.6.0", True, "8.6.0", False, True),
+        ("8.6.0", True, "8.6.0", True, True),
+        ("10.0.1", True, "10.16.1.11", True, True),
+        ("10.16.1.11", True, "10.0.1", True, False),
+        ("8.6.0", True, "10.16.1.11", True, False),
+        ("10.16.1.11", True, "11.4.0.106", False, False),
+    ],
+)
+def test_which_plans_a_release_runs(builder, compatible, here, lean, runs):
+    assert TensorRT(SimpleNamespace(__version__=here), lean=lean).runs(builder, compatible) == runs
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("asked", [False, True])
+def test_version_compatible_builds_leave_the_lean_runtime_out(version, asked):
+    trt = fake_tensorrt(version)
+    Builder(of(trt)).configure(False, version_compatible=asked)
+    flags = {flag for (flag,) in arguments(trt, "IBuilderConfig.set_flag")}
+    wanted = {trt.BuilderFlag.VERSION_COMPATIBLE, trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME}
+    assert flags & wanted == (wanted if asked else set())
 
 
 def complaining(message: str, result: Any = None, severity: str = "ERROR") -> Any:
@@ -417,6 +476,10 @@ def test_progress_monitor_passes_on_what_tensorrt_reports(version):
         ("raise ModuleNotFoundError(name='tensorrt')", "TensorRT for Python is not installed: pip install"),
         ("raise OSError('libnvinfer.so.8: cannot open')", "cannot be loaded .libnvinfer.so.8: cannot open"),
         ("raise ImportError('undefined symbol')", "cannot be loaded .undefined symbol"),
+        (  # what a wheel for another Python says
+            "raise ModuleNotFoundError('No module named a.b', name='tensorrt_bindings.tensorrt')",
+            "cannot be loaded .No module named a.b.*fit this Python: pip install",
+        ),
         ("__version__ = '8.5.3'", "8.5.3 is too old"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from engines.trt import gpu as cuda
 from plugins import fuse
 from ribsr.base.files import sha256
 from ribsr.base.installation import pip_install
+from tests.engines.trt.tensorrt_fake import RTX, fake_tensorrt
 from tests.export.trt.played import OLDEST, TEN, failed, invoke, make_gpu, written
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -187,3 +189,30 @@ def test_help_needs_nothing_heavy():
         "sys.exit(any(name in sys.modules for name in ('torch', 'onnx', 'tensorrt', 'numpy', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_version_compatible_is_noted_and_asked_of_tensorrt(gpu, here):
+    for options, compatible in (((), False), (("--version-compatible",), True)):
+        gpu.trt.calls.clear()
+        result = invoke("--fp16", *options)
+        assert result.exit_code == 0, result.output
+        assert json.loads(Path("x2.fp16.plan.json").read_text())["version_compatible"] == compatible
+        flags = {args[0] for name, args in gpu.trt.calls if name == "IBuilderConfig.set_flag"}
+        assert (gpu.trt.BuilderFlag.VERSION_COMPATIBLE in flags) == compatible
+
+
+def test_the_lean_runtime_builds_nothing(here, monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", SimpleNamespace(__version__="10.16.1.11"))
+    said = failed(invoke("--fp16"), here)
+    assert said == (
+        "Error: here is the lean runtime of TensorRT 10.16.1.11 alone, which runs plans and builds none: "
+        f"{pip_install('trt')}"
+    )
+
+
+def test_version_compatible_is_not_for_tensorrt_rtx(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(RTX))
+    said = failed(invoke("--rtx", "--version-compatible"), here)
+    assert "--version-compatible is for TensorRT itself" in said

@@ -51,7 +51,7 @@ def plays(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str
     (here / "lib").mkdir()
     (here / "lib" / "plugins.so").write_bytes(b"machine code")
     monkeypatch.setenv(library.TENSORRT_VARIABLE, str(here / "lib" / "plugins.so"))
-    monkeypatch.setattr(library, "gpu_code", lambda file: ("sm_80", "compute_80", "sm_90a"))
+    monkeypatch.setattr(library, "gpu_code", lambda *_: ("sm_80", "compute_80", "sm_90a"))
     monkeypatch.setattr(apart, "loaded", lambda trt: here / "lib" / "libtensorrt_rtx.so.1")
 
     def no_driver() -> str:
