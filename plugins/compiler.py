@@ -241,14 +241,14 @@ class _Compiler:
     def nvcc(cls, given: str | None, jobs: int | None) -> _Compiler:
         """That of `find_nvcc`, for `jobs` files at a time. Raises BuildError."""
         path = find_nvcc(given)
-        version = _asked(path, "a CUDA compiler")
+        version = _asked(path, "--version", "a CUDA compiler")
         return cls(path, version, jobs or os.cpu_count() or 1, NVCC_OPTIONS, NVCC_LINK, "-Xlinker=--version-script=")
 
     @classmethod
     def cxx(cls, given: str | None, jobs: int | None) -> _Compiler:
         """That of `find_cxx`. Raises BuildError."""
         path = find_cxx(given)
-        version = _asked(path, "a C++ compiler")
+        version = _asked(path, "--version", "a C++ compiler")
         return cls(path, version, jobs or os.cpu_count() or 1, CXX_OPTIONS, CXX_LINK, "-Wl,--version-script=")
 
     def compile(self, sources: Sequence[_Source], folder: Path, headers: Sequence[Path] = ()) -> list[_Object]:
@@ -282,11 +282,11 @@ class _Compiler:
         return _made_to(output, digest, command) or any(one.made for one in objects)
 
 
-def _asked(path: Path, what: str) -> bytes:
-    """What a compiler says of its version. Raises BuildError if it is none."""
-    asked = subprocess.run([path, "--version"], capture_output=True, check=False)
+def _asked(path: Path, option: str, what: str) -> bytes:
+    """What a compiler says of itself. Raises BuildError if it is none."""
+    asked = subprocess.run([path, option], capture_output=True, check=False)
     if asked.returncode != 0:
-        raise BuildError(f"{path} --version failed with exit code {asked.returncode}: is it {what}?")
+        raise BuildError(f"{path} {option} failed with exit code {asked.returncode}: is it {what}?")
     return asked.stdout
 
 
@@ -321,10 +321,8 @@ def choose_gpus(given: Sequence[str] = (), nvcc: str | None = None) -> tuple[str
     if unknown := [gpu for gpu in given if gpu not in GPUS]:
         raise BuildError(f"--gpu {unknown[0]}: there is machine code for {', '.join(GPUS)}; what is newer runs the PTX")
     path = find_nvcc(nvcc)
-    asked = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=False)
-    if asked.returncode != 0:
-        raise BuildError(f"{path} --list-gpu-code failed with exit code {asked.returncode}: is it a CUDA compiler?")
-    known = {gpu for gpu in GPUS if _code_for(gpu).removesuffix("a") in asked.stdout.split()}
+    listed = _asked(path, "--list-gpu-code", "a CUDA compiler").decode().split()
+    known = {gpu for gpu in GPUS if _code_for(gpu).removesuffix("a") in listed}
     if missing := [gpu for gpu in given if gpu not in known]:
         raise BuildError(f"--gpu {missing[0]}: {path} is too old for it, and knows {', '.join(sorted(known))} of ours")
     return tuple(gpu for gpu in GPUS if gpu in (given or known))

@@ -8,6 +8,8 @@
 //     operands in registers, so that meanwhile the next tile's n can take its place. While one group stores, others
 //     multiply.
 #include "attention_inputs/hopper.h"
+
+#include "attention_inputs/wide.h"
 #include "shared/hopper_tiles.cuh"
 #include "shared/tile_launch.h"
 
@@ -58,19 +60,8 @@ static_assert(kBytes <= 227 * 1024);
 constexpr int kMatrices = kChunks * kChunkBytes;
 constexpr int kWorkspace = kMatrices + kTableBytes;
 
-struct Weights {
-  const uint16_t *norm_weight, *norm_bias, *project_weight, *project_bias, *depthwise_weight, *depthwise_bias;
-  const uint16_t *mix_weight, *mix_bias;
-  uint8_t *workspace;
-};
-
-struct Problem {
-  Map in, qkv, gate;
-  const uint8_t *workspace;
-  int height, width;
-  int tiles_x, tiles_y, tiles;
-  float epsilon;
-};
+using Weights = InputsWeights;
+using Problem = InputsProblem;
 
 // A thread has 8 weights of one output, and perhaps an output's bias and all else of a channel.
 constexpr int kArrangers = 256, kPieces = kChannels / 8;
@@ -512,19 +503,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_attention_inputs(const __g
 int64_t hopper_attention_inputs_workspace() { return kWorkspace; }
 
 int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, const Device &device, cudaStream_t stream) {
-  const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
-  auto *workspace = static_cast<uint8_t *>(p.workspace);
-  const Weights given = {weights(p.norm_weight),  weights(p.norm_bias),        weights(p.project_weight),
-                         weights(p.project_bias), weights(p.depthwise_weight), weights(p.depthwise_bias),
-                         weights(p.mix_weight),   weights(p.mix_bias),         workspace};
-  Problem problem{};
-  problem.in = map_of(p.in);
-  problem.qkv = map_of(p.qkv);
-  problem.gate = map_of(p.gate);
-  problem.workspace = workspace;
-  problem.height = p.height;
-  problem.width = p.width;
-  problem.epsilon = p.epsilon;
+  Problem problem = problem_of(p);
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
   const auto kernel = bf16 ? hopper_attention_inputs<true> : hopper_attention_inputs<false>;
   int blocks = 0;
@@ -533,7 +512,7 @@ int32_t launch_hopper_attention_inputs(const RibsrAttentionInputsParams &p, cons
   constexpr int kItems = kChunks * kChunk * kPieces;
   static_assert(kItems % kArrangers == 0);
   const auto first = bf16 ? arrange_attention_inputs<true> : arrange_attention_inputs<false>;
-  first<<<kItems / kArrangers, kArrangers, 0, stream>>>(given);
+  first<<<kItems / kArrangers, kArrangers, 0, stream>>>(weights_of(p));
   kernel<<<blocks, kThreads, kBytes, stream>>>(problem);
   return launched(cudaGetLastError());
 }

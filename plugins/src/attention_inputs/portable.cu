@@ -69,13 +69,7 @@ struct Layout {
 // in its first row, of the next two in its second.
 constexpr int kBehindTaps = 4 * kTaps;
 
-__device__ __forceinline__ Tile locate(const Input &input, int index, int height) {
-  const int line = index / input.tiles_x;
-  const int image = line / input.tiles_y;
-  return {image, (line - image * input.tiles_y) * height, (index - line * input.tiles_x) * kColumns, index};
-}
-
-// The block's next tile: as `locate`, without a division. The index may be one beyond the last.
+// The block's next tile: as tile_of, without a division. The index may be one beyond the last.
 __device__ __forceinline__ Tile advance(const Input &input, Tile tile, int height) {
   tile.index += input.step.index;
   tile.left += input.step.left;
@@ -476,7 +470,7 @@ __global__ void __launch_bounds__(kThreads, kResident) attention_inputs(const __
   extern __shared__ __align__(16) uint8_t memory[];
   const uint32_t shared = shared_address(memory);
   uint32_t pixels = shared + L::kFirst;
-  fetch<L>(problem, locate(problem, blockIdx.x, L::kHeight), shared, pixels);
+  fetch<L>(problem, tile_of(problem, blockIdx.x, L::kHeight), shared, pixels);
   load_weights<L, BF16>(problem, shared);
   copy_wait<0>();
   __syncthreads();

@@ -7,6 +7,7 @@
 // them: as lanes hold them in operands.
 #include "attention_inputs/portable_wide.h"
 
+#include "attention_inputs/wide.h"
 #include "shared/fragments.cuh"
 #include "shared/tile.cuh"
 #include "shared/tile_launch.h"
@@ -48,19 +49,8 @@ struct Layout {
   static_assert(kBytes <= 99 * 1024, "some devices give a block no more: compute capability 8.6, 8.9, 12.0");
 };
 
-struct Weights {
-  const uint16_t *norm_weight, *norm_bias, *project_weight, *project_bias, *depthwise_weight, *depthwise_bias;
-  const uint16_t *mix_weight, *mix_bias;
-  uint8_t *workspace;
-};
-
-struct Problem {
-  Map in, qkv, gate;
-  const uint8_t *workspace;
-  int height, width;
-  int tiles_x, tiles_y, tiles;
-  float epsilon;
-};
+using Weights = InputsWeights;
+using Problem = InputsProblem;
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 
@@ -365,26 +355,14 @@ int32_t launch_wide_attention_inputs(const RibsrAttentionInputsParams &p, const 
   int32_t code = shared_memory(&available, device);
   if (code != RIBSR_OK) return code;
   if (chosen.bytes > available) return too_little_memory(device, available);
-  const auto weights = [](const void *data) { return static_cast<const uint16_t *>(data); };
-  auto *workspace = static_cast<uint8_t *>(p.workspace);
-  const Weights given = {weights(p.norm_weight),  weights(p.norm_bias),        weights(p.project_weight),
-                         weights(p.project_bias), weights(p.depthwise_weight), weights(p.depthwise_bias),
-                         weights(p.mix_weight),   weights(p.mix_bias),         workspace};
-  Problem problem{};
-  problem.in = map_of(p.in);
-  problem.qkv = map_of(p.qkv);
-  problem.gate = map_of(p.gate);
-  problem.workspace = workspace;
-  problem.height = p.height;
-  problem.width = p.width;
-  problem.epsilon = p.epsilon;
+  Problem problem = problem_of(p);
   const bool bf16 = p.dtype == RIBSR_BFLOAT16;
   const auto kernel = bf16 ? chosen.bf16 : chosen.fp16;
   int blocks = 0;
   code = prepare_tiles(&blocks, kernel, problem, p.batch, chosen.height, chosen.bytes, chosen.bytes, kResident, device);
   if (code != RIBSR_OK) return code;
   const auto first = bf16 ? chosen.arrange_bf16 : chosen.arrange_fp16;
-  first<<<chosen.arrangers, kArrangers, 0, stream>>>(given);
+  first<<<chosen.arrangers, kArrangers, 0, stream>>>(weights_of(p));
   kernel<<<blocks, chosen.threads, chosen.bytes, stream>>>(problem);
   return launched(cudaGetLastError());
 }

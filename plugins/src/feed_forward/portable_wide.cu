@@ -87,8 +87,8 @@ struct Problem {
 
 constexpr int kArrangers = 256, kArrangerWarps = kArrangers / 32;
 
-// A warp has a hidden channel. What gelu is taken of comes as its half: see gelu_of_half. The weights of `expand` have the norm's weight and bias in them, and sum to zero: what is
-// added to all channels is nothing to them.
+// A warp has a hidden channel. What gelu is taken of comes as its half: see gelu_of_half. The weights of `expand` have the
+// norm's weight and bias in them, and sum to zero: what is added to all channels is nothing to them.
 template <class L, bool BF16>
 __device__ __forceinline__ void arrange_expand(const Weights &weights, uint8_t *chunk, int row, int lane) {
   constexpr int kFours = (L::kChannels / 4 + 31) / 32;  // of a lane
